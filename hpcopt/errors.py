@@ -1,0 +1,38 @@
+"""The errors a user can cause or meet, each with the exit status that ``hpcopt run`` ends with."""
+
+from __future__ import annotations
+
+
+class HpcoptError(Exception):
+    """Base of all errors that end in one paragraph instead of a trace.
+
+    The message says what is wrong, which value, the rule, and what to do.
+    """
+
+    exit_status = 1
+
+
+class UsageError(HpcoptError):
+    """The job file, the data, the command line or the launch cannot work as given."""
+
+    exit_status = 2
+
+
+class DivergedError(HpcoptError):
+    """The run left the finite numbers and could not come back."""
+
+    exit_status = 3
+
+
+class CheckpointError(HpcoptError):
+    """No valid checkpoint could be found."""
+
+    exit_status = 4
+
+
+def nearest(word: str, known: list[str] | tuple[str, ...]) -> str:
+    """Return ``"; did you mean 'x'?"`` for the known word closest to ``word``, or an empty string."""
+    from difflib import get_close_matches
+
+    close = get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,104 @@
+"""What a solver sees of the problem: values, gradients and curvature products, already reduced over the ranks.
+
+Shapes: n parameters (of this rank: all of w when replicated, its block when partitioned), N training samples,
+B samples in a batch, k and l numbers of stacked vectors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+
+Vector = torch.Tensor
+"""One contiguous float32 or float64 buffer of n numbers on the objective's device."""
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """The samples of one iteration, as this rank holds them.
+
+    Attributes:
+        indices: positions in this rank's shard, int64, ascending; None for the whole shard.
+        count: number of this rank's samples in the batch (0 is allowed).
+        total: number of samples in the batch over all ranks.
+        key: (epoch, number of the batch in its epoch), which seeds what is random within the iteration.
+        position: epochs done before this batch, a fraction within an epoch.
+    """
+
+    indices: torch.Tensor | None
+    count: int
+    total: int
+    key: tuple[int, int] = (0, 0)
+    position: float = 0.0
+
+
+@dataclass
+class Work:
+    """Evaluations counted in passes over the training set: 1.0 is one evaluation of all N samples."""
+
+    values: float = 0.0
+    gradients: float = 0.0
+    curvature_products: float = 0.0
+    curvature_cost: float = field(default=2.0)
+
+    @property
+    def gradient_equivalents(self) -> float:
+        """Weighted sum: a value costs 1/3, a gradient 1, a curvature product its measured cost in gradients."""
+        return self.values / 3 + self.gradients + self.curvature_products * self.curvature_cost
+
+
+class Linearization(Protocol):
+    """The model linearised at one point on one batch: J is the (B*C, n) Jacobian of the outputs."""
+
+    def jvp(self, v: Vector) -> torch.Tensor:
+        """J v for this rank's samples, shape (count, C)."""
+        ...
+
+    def vjp(self, u: torch.Tensor) -> Vector:
+        """J^T u summed over all ranks; u has shape (count, C). *Collective.*"""
+        ...
+
+    def gauss_newton(self, v: Vector) -> Vector:
+        """(1/B) J^T H J v, with H the Hessian of the loss in output space, plus weight decay. *Collective.*"""
+        ...
+
+
+class Objective(Protocol):
+    """f(w) = mean over the batch of loss(model(w, x), y) + weight_decay/2 |w|^2."""
+
+    size: int
+    work: Work
+
+    def initial_vector(self) -> Vector:
+        """A fresh copy of the model's parameters as they are at the start."""
+        ...
+
+    def value(self, w: Vector, batch: Batch) -> float:
+        """f(w) on the batch. *Collective*, one reduction."""
+        ...
+
+    def value_and_gradient(self, w: Vector, batch: Batch) -> tuple[float, Vector]:
+        """f(w) and its gradient, a new vector the caller owns. *Collective*, one reduction."""
+        ...
+
+    def linearize(self, w: Vector, batch: Batch) -> Linearization:
+        """The linearisation at w. *Collective* in its products."""
+        ...
+
+    def dot(self, x: Vector, y: Vector) -> float:
+        """x^T y. Local when w is replicated, one reduction when it is partitioned."""
+        ...
+
+    def inner(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """X Y^T for stacked vectors (k, n) and (l, n): shape (k, l), float64, on the CPU. As ``dot`` otherwise."""
+        ...
+
+    def agree(self, *values: float) -> tuple[float, ...]:
+        """The same numbers on all ranks, so that a branch taken on them is the same everywhere. *Collective.*"""
+        ...
+
+    def parameter_slices(self) -> list[slice]:
+        """The slice of w that each parameter tensor of the model occupies on this rank, for layer-wise rules."""
+        ...
