@@ -1,0 +1,77 @@
+"""Ranks arranged in a two-dimensional grid, row by row, as pure arithmetic."""
+
+from __future__ import annotations
+
+from math import isqrt
+from typing import NamedTuple
+
+
+class ProcessGrid(NamedTuple):
+    """A grid of ``rows`` times ``columns`` ranks; rank = row * columns + column.
+
+    Attributes:
+        rows: number of rows, at least 1.
+        columns: number of columns, at least 1.
+    """
+
+    rows: int
+    columns: int
+
+    @property
+    def size(self) -> int:
+        """Number of ranks in the grid."""
+        return self.rows * self.columns
+
+    def coordinates(self, rank: int) -> tuple[int, int]:
+        """Return (row, column) of a rank.
+
+        Raises:
+            ValueError: the rank is not in the grid.
+        """
+        if not 0 <= rank < self.size:
+            raise ValueError(f"rank {rank} is not in a grid of {self.rows} x {self.columns} ranks")
+        return divmod(rank, self.columns)
+
+    def rank(self, row: int, column: int) -> int:
+        """Return the rank at (row, column).
+
+        Raises:
+            ValueError: there is no such row or column.
+        """
+        if not (0 <= row < self.rows and 0 <= column < self.columns):
+            raise ValueError(f"({row}, {column}) is not in a grid of {self.rows} x {self.columns} ranks")
+        return row * self.columns + column
+
+    def row_members(self, row: int) -> list[int]:
+        """Return the ranks of one row, by ascending column."""
+        return [self.rank(row, column) for column in range(self.columns)]
+
+    def column_members(self, column: int) -> list[int]:
+        """Return the ranks of one column, by ascending row."""
+        return [self.rank(row, column) for row in range(self.rows)]
+
+
+def process_grid(size: int, rows: int | None = None, columns: int | None = None) -> ProcessGrid:
+    """Arrange ``size`` ranks in a grid; what is not given is chosen, near-square with rows <= columns.
+
+    >>> process_grid(12)
+    ProcessGrid(rows=3, columns=4)
+    >>> process_grid(12, columns=2)
+    ProcessGrid(rows=6, columns=2)
+
+    Raises:
+        ValueError: rows times columns cannot be ``size``.
+    """
+    if size < 1:
+        raise ValueError(f"a process grid needs at least one rank, got size = {size}")
+    if rows is None and columns is None:
+        rows = next(r for r in range(isqrt(size), 0, -1) if size % r == 0)
+    if rows is None:
+        rows = size // columns if columns else 0
+    if columns is None:
+        columns = size // rows if rows else 0
+    if rows < 1 or columns < 1 or rows * columns != size:
+        raise ValueError(
+            f"{size} ranks do not fill a grid of {rows} x {columns}: rows times columns must be the number of ranks"
+        )
+    return ProcessGrid(rows, columns)
