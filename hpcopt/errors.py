@@ -7,9 +7,17 @@ class HpcoptError(Exception):
     """Base of all errors that end in one paragraph instead of a trace.
 
     The message says what is wrong, which value, the rule, and what to do.
+
+    Args:
+        message: the paragraph.
+        collective: True when every rank raises this same error, so that none is left waiting in a collective call.
     """
 
     exit_status = 1
+
+    def __init__(self, message: str, *, collective: bool = False) -> None:
+        super().__init__(message)
+        self.collective = collective
 
 
 class UsageError(HpcoptError):

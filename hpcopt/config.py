@@ -1,0 +1,275 @@
+"""The job file: typed tables, every key checked before anything starts.
+
+A job file is TOML. Unknown tables and keys are refused with the nearest known one, ``--set table.key=value`` overrides,
+and the resolved job is saved with the run. The keys of ``[model]`` and ``[solver]`` beyond those here belong to the
+model and the method named there, and are checked by them.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_type_hints
+
+from hpcopt.data.options import DataOptions
+from hpcopt.errors import UsageError, nearest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+@dataclass(frozen=True)
+class StopOptions:
+    """``[run] stop``: ends the run early, as soon as one of them is reached."""
+
+    train_loss: float | None = None
+    """Mean loss over the training set."""
+    test_accuracy: float | None = None
+    """Fraction of the test set classified right, 0 to 1."""
+    seconds: float | None = None
+    """Wall time of the whole run."""
+
+    def __post_init__(self) -> None:
+        if self.test_accuracy is not None and not 0 < self.test_accuracy <= 1:
+            _refuse("run.stop.test_accuracy", self.test_accuracy, "a fraction above 0 and at most 1")
+        if self.seconds is not None and self.seconds <= 0:
+            _refuse("run.stop.seconds", self.seconds, "a positive number of seconds")
+        if self.train_loss is not None and self.train_loss < 0:
+            _refuse("run.stop.train_loss", self.train_loss, "not negative, since no loss here goes below zero")
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """``[run]``: how long, in which precision, on which device."""
+
+    name: str = ""
+    """Name of the run and of its directory under runs/; the job file's name when empty."""
+    seed: int = 0
+    """Of initialisation, data order, splits and dropout."""
+    epochs: float | None = None
+    """Passes over the training set; 10 when neither epochs nor iterations is given."""
+    iterations: int | None = None
+    """Number of steps, instead of epochs."""
+    precision: Literal["float32", "float64"] = "float32"
+    """Of parameters and arithmetic; scalars that steer are float64 in either case."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where each rank computes; auto takes a GPU when there is one."""
+    stop: StopOptions = field(default_factory=StopOptions)
+    """Early ends."""
+    evaluate_every: float = 1.0
+    """Epochs between evaluations on training and test set."""
+    give_up_after: int = 20
+    """Iterations in a row with a number that is not finite before the run ends as diverged."""
+
+    def __post_init__(self) -> None:
+        if self.epochs is not None and self.iterations is not None:
+            raise UsageError(
+                f"run.epochs = {self.epochs} and run.iterations = {self.iterations} are both given; they say the same "
+                "thing in two units, so keep one of them"
+            )
+        for key, value in (("epochs", self.epochs), ("iterations", self.iterations)):
+            if value is not None and value <= 0:
+                _refuse(f"run.{key}", value, "a positive number")
+        if self.evaluate_every <= 0:
+            _refuse("run.evaluate_every", self.evaluate_every, "a positive number of epochs")
+        if self.give_up_after < 1:
+            _refuse("run.give_up_after", self.give_up_after, "at least 1")
+        if self.seed < 0:
+            _refuse("run.seed", self.seed, "not negative")
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """``[model]``: the network. All other keys go to the model's builder."""
+
+    name: str = "mlp"
+    """mlp, cnn, resnet32, or 'package.module:function'."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """The builder's own keys."""
+
+
+@dataclass(frozen=True)
+class LossOptions:
+    """``[loss]``: what is minimised."""
+
+    name: Literal["auto", "cross_entropy", "squared"] = "auto"
+    """auto: cross_entropy for classification, squared for regression."""
+    weight_decay: float = 0.0
+    """Adds weight_decay/2 |w|^2."""
+    micro_batch: int | None = None
+    """Most samples in one forward pass on a rank; larger batches are accumulated."""
+
+    def __post_init__(self) -> None:
+        if self.weight_decay < 0:
+            _refuse("loss.weight_decay", self.weight_decay, "not negative")
+        if self.micro_batch is not None and self.micro_batch < 1:
+            _refuse("loss.micro_batch", self.micro_batch, "at least 1")
+
+
+@dataclass(frozen=True)
+class SolverTable:
+    """``[solver]``: the method. All other keys are its own."""
+
+    name: str = "trust_region"
+    """trust_region, lbfgs, sgd, adam, lars."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """The method's own keys."""
+
+
+@dataclass(frozen=True)
+class ParallelOptions:
+    """``[parallel]``: how the work is spread over the ranks."""
+
+    layout: Literal["data"] = "data"
+    """data: every rank holds all variables and a shard of the samples."""
+    gpu_aware: bool = False
+    """Hand device buffers to MPI directly; only for an MPI built for it. Off: staged through the host."""
+
+
+@dataclass(frozen=True)
+class DebugOptions:
+    """``[debug]``: checks that cost time."""
+
+    check_agreement: bool = False
+    """Prove after every step, by a reduction of a hash of w, that all ranks hold the same variables."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A whole job file, checked."""
+
+    run: RunOptions = field(default_factory=RunOptions)
+    data: DataOptions = field(default_factory=DataOptions)
+    model: ModelOptions = field(default_factory=ModelOptions)
+    loss: LossOptions = field(default_factory=LossOptions)
+    solver: SolverTable = field(default_factory=SolverTable)
+    parallel: ParallelOptions = field(default_factory=ParallelOptions)
+    debug: DebugOptions = field(default_factory=DebugOptions)
+
+    def to_toml(self) -> str:
+        """The resolved job as a job file that says the same thing."""
+        import tomli_w
+
+        tables = {name: _without_none(table) for name, table in asdict(self).items()}
+        for name in ("model", "solver"):
+            tables[name] |= tables[name].pop("options")
+        return tomli_w.dumps(tables)
+
+
+Table = TypeVar("Table")
+
+
+def read_job(path: Path) -> str:
+    """The text of a job file.
+
+    Raises:
+        UsageError: it is not there or is not text.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"the job file {path} cannot be read: {error}. Give the path of a TOML file") from error
+
+
+def parse_job(text: str, settings: list[str] | None = None, name: str = "job") -> Job:
+    """Parse and check a job file's ``text`` with ``settings`` of the form ``table.key=value`` on top.
+
+    Args:
+        text: TOML.
+        settings: overrides; the value is TOML, or a string when it is no TOML value.
+        name: the run's name when the job gives none.
+
+    Raises:
+        UsageError: no TOML, or a table, key or value that is not allowed.
+    """
+    try:
+        tables: dict[str, Any] = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"the job file is not valid TOML: {error}. Strings need quotes, tables [brackets]") from error
+    for setting in settings or []:
+        _override(tables, setting)
+    known = {f.name: f for f in fields(Job)}
+    types = get_type_hints(Job)
+    for table, values in tables.items():
+        if table not in known:
+            raise UsageError(
+                f"[{table}] is not a table of a job file{nearest(table, list(known))} Known: {', '.join(known)}"
+            )
+        if not isinstance(values, dict):
+            raise UsageError(f"{table} = {values!r} stands alone; it must be a table, [{table}] with keys below it")
+    job = {table: _build(types[table], values, table) for table, values in tables.items()}
+    job.setdefault("run", RunOptions())
+    if not job["run"].name:
+        job["run"] = _build(RunOptions, {**tables.get("run", {}), "name": name}, "run")
+    return Job(**job)
+
+
+def _build(kind: type[Table], values: dict[str, Any], where: str) -> Table:
+    """An options table from plain values; unknown keys and wrong types are refused by name."""
+    from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+    known = [f.name for f in fields(kind) if f.name != "options"]  # type: ignore[arg-type]
+    unknown = [key for key in values if key not in known]
+    if "options" in [f.name for f in fields(kind)]:  # type: ignore[arg-type]
+        values = {**{k: v for k, v in values.items() if k in known}, "options": {k: values[k] for k in unknown}}
+    elif unknown:
+        raise UsageError(
+            f"{where}.{unknown[0]} is not a key of [{where}]{nearest(unknown[0], known)} Known: {', '.join(known)}"
+        )
+    hints = get_type_hints(kind)
+    for key, value in values.items():
+        if is_dataclass(hints.get(key)):
+            if not isinstance(value, dict):
+                raise UsageError(f"{where}.{key} = {value!r} must be a table such as {{ key = value }}")
+            values = {**values, key: _build(hints[key], value, f"{where}.{key}")}
+    try:
+        config = ConfigDict(strict=True, arbitrary_types_allowed=True)
+        checked = {k: TypeAdapter(hints[k], config=None if is_dataclass(hints[k]) else config) for k in values}
+        return kind(**{k: checked[k].validate_python(v) for k, v in values.items()})
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = next(k for k in values if _fails(checked[k], values[k]))
+        message = first["msg"].replace("Input", "it")
+        raise UsageError(f"{where}.{key} = {values[key]!r} is not allowed: {message}") from error
+
+
+def _fails(adapter: Any, value: Any) -> bool:
+    from pydantic import ValidationError
+
+    try:
+        adapter.validate_python(value)
+    except ValidationError:
+        return True
+    return False
+
+
+def _override(tables: dict[str, Any], setting: str) -> None:
+    """Apply one ``table.key=value``."""
+    path, equals, value = setting.partition("=")
+    keys = path.strip().split(".")
+    if not equals or len(keys) < 2 or not all(keys):
+        raise UsageError(f"--set {setting} is not of the form table.key=value, such as --set run.epochs=5")
+    try:
+        parsed = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value
+    table = tables
+    for key in keys[:-1]:
+        table = table.setdefault(key, {})
+        if not isinstance(table, dict):
+            raise UsageError(f"--set {setting}: {key} is not a table")
+    table[keys[-1]] = parsed
+
+
+def _without_none(value: Any) -> Any:
+    """TOML has no null: what is not given is left out."""
+    if isinstance(value, dict):
+        return {k: _without_none(v) for k, v in value.items() if v is not None}
+    return [_without_none(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def _refuse(key: str, value: object, rule: str) -> None:
+    raise UsageError(f"{key} = {value} is not allowed; it must be {rule}")

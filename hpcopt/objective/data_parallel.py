@@ -1,0 +1,209 @@
+"""f(w) with w replicated on all ranks and the samples sharded: one reduction an evaluation.
+
+Shapes: n parameters, N training samples of all ranks, B samples in a batch, C outputs, R ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from hpcopt.comm.communicator import Communicator
+from hpcopt.errors import UsageError
+from hpcopt.objective import exact_sum, vectors
+from hpcopt.objective.buckets import BucketedGradient
+from hpcopt.objective.linearization import ImplicitLinearization
+from hpcopt.objective.local import LocalObjective
+from hpcopt.objective.losses import Loss, make_loss
+from hpcopt.objective.parameters import FlatParameters
+from hpcopt.objective.protocol import Batch, Vector, Work
+from hpcopt.objective.shard import Shard
+from hpcopt.objective.stochastic import StochasticState
+
+BUCKET_BYTES = 32 * 2**20
+"""Gradients longer than two of these are reduced in pieces that overlap with the backward pass."""
+
+
+class DataParallelObjective:
+    """The mean loss over a batch whose samples are spread over the ranks, plus weight decay. *Collective.*
+
+    Args:
+        model: any torch module; the same on all ranks (its parameters are broadcast from rank 0).
+        loss: "cross_entropy", "squared", or a torch callable that returns the mean over samples.
+        inputs: this rank's samples, (samples, ...).
+        targets: their labels (samples,) or values (samples, C).
+        comm: the ranks that share the samples.
+        weight_decay: coefficient of |w|^2 / 2.
+        micro_batch: most samples in one forward pass on a rank; larger batches are accumulated.
+        bucket_bytes: size of the pieces in which a long gradient is reduced during the backward pass.
+        seed: of dropout masks.
+
+    Raises:
+        UsageError: shapes of inputs, targets and outputs do not fit together, or no rank has a sample.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        loss: str | Loss | Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+        inputs: torch.Tensor | np.ndarray,
+        targets: torch.Tensor | np.ndarray,
+        comm: Communicator,
+        *,
+        weight_decay: float = 0.0,
+        micro_batch: int | None = None,
+        bucket_bytes: int = BUCKET_BYTES,
+        seed: int = 0,
+    ) -> None:
+        first = next(model.parameters(), None)
+        dtype, device = (torch.float32, torch.device("cpu")) if first is None else (first.dtype, first.device)
+        parameters = FlatParameters(model, dtype, device)
+        inputs, targets = _on(inputs, dtype, device), _on(targets, dtype, device)
+        stochastic = StochasticState(model, seed, comm.rank)
+        self.comm, self.weight_decay, self.size = comm, weight_decay, parameters.size
+        self.shard = Shard(model, make_loss(loss), inputs, targets, parameters, stochastic, micro_batch)
+        with comm.together("checking the data against the model"):
+            self.outputs = _check_fit(self.shard)
+        self.samples = int(comm.reduce_scalars([float(len(inputs))], label="samples")[0])
+        if self.samples == 0:
+            raise UsageError("no rank has a training sample; the mean loss of nothing is not defined", collective=True)
+        self.work = Work()
+        self.local = LocalObjective(self.shard, weight_decay, self.samples)
+        self.flag, self.flags_seen = 0.0, 0.0
+        self._buckets = BucketedGradient(self.shard, comm, bucket_bytes)
+        parameters.bind(comm.bcast(parameters.copy(), label="parameters"))
+
+    @property
+    def full_batch(self) -> Batch:
+        """All samples of all ranks."""
+        return Batch(None, len(self.shard.inputs), self.samples)
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether two evaluations of one point on one batch must agree: no dropout and no batch statistics."""
+        return self.shard.stochastic.deterministic
+
+    def initial_vector(self) -> Vector:
+        """A fresh copy of the model's parameters as they are now."""
+        return self.shard.parameters.copy()
+
+    def parameter_slices(self) -> list[slice]:
+        """The slice of w that each parameter tensor of the model occupies."""
+        return self.shard.parameters.slices()
+
+    def value(self, w: Vector, batch: Batch) -> float:
+        """f(w) on the batch. *Collective*, one reduction of float64 scalars."""
+        loss = self.shard.loss_sum(w, batch) / batch.total
+        self.work.values += batch.total / self.samples
+        reduced = self.comm.reduce_scalars([loss, self.flag], label="value")
+        self.flags_seen += reduced[1]
+        return reduced[0] + self._decay(w)
+
+    def value_and_gradient(self, w: Vector, batch: Batch) -> tuple[float, Vector]:
+        """f(w) and its gradient, a new vector the caller owns. *Collective*, one reduction of n + 20 numbers.
+
+        The loss rides at the end of the gradient's buffer, exact to float64 (see ``exact_sum``).
+        """
+        buffer = torch.empty(self.size + self._tail, dtype=w.dtype, device=w.device)
+        gradient = buffer[: self.size]
+        scale = 1.0 / batch.total
+        if self._buckets.wanted(batch):
+            loss = self._buckets.reduce(w, batch, scale, buffer, self._write_scalars)
+        else:
+            loss = self.shard.gradient_sum(w, batch, scale, gradient)
+            self._write_scalars(buffer, loss * scale)
+            self.comm.allreduce(buffer, label="gradient")
+        value, flags = self._read_scalars(buffer)
+        self.flags_seen += flags
+        self.work.gradients += batch.total / self.samples
+        if self.weight_decay:
+            gradient.add_(w, alpha=self.weight_decay)
+        return value + self._decay(w), gradient
+
+    def linearize(self, w: Vector, batch: Batch) -> ImplicitLinearization:
+        """The model linearised at w on the batch, by forward and backward mode. *Collective* in its products."""
+        return ImplicitLinearization(self, w, batch)
+
+    def dot(self, x: Vector, y: Vector) -> float:
+        """x^T y, accumulated in float64; local, since w is replicated."""
+        return vectors.dot(x, y)
+
+    def inner(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """X Y^T for stacked vectors (k, n) and (l, n), float64 on the CPU; local."""
+        return vectors.inner(x, y)
+
+    def agree(self, *values: float) -> tuple[float, ...]:
+        """Rank 0's numbers on all ranks. *Collective.*"""
+        if self.comm.size == 1:
+            return values
+        return tuple(self.comm.broadcast_scalars(values))
+
+    def reduce(self, vector: Vector) -> Vector:
+        """Sum of ``vector`` over the ranks, in place. *Collective.*"""
+        reduced: Vector = self.comm.allreduce(vector, label="product")
+        return reduced
+
+    def count_products(self, batch: Batch) -> None:
+        """Count one curvature product on ``batch``."""
+        self.work.curvature_products += batch.total / self.samples
+
+    def synchronize_buffers(self) -> None:
+        """Average the module's running statistics over the ranks. *Collective.*"""
+        buffers = [b for b in self.shard.module.buffers() if b.is_floating_point() and b.numel()]
+        if not buffers or self.comm.size == 1:
+            return
+        flat = torch.cat([b.reshape(-1).to(torch.float64) for b in buffers])
+        self.comm.allreduce(flat, label="statistics").div_(self.comm.size)
+        for buffer, part in zip(buffers, flat.split([b.numel() for b in buffers]), strict=True):
+            buffer.copy_(part.view(buffer.shape))
+
+    def _decay(self, w: Vector) -> float:
+        return 0.5 * self.weight_decay * vectors.dot(w, w) if self.weight_decay else 0.0
+
+    @property
+    def _tail(self) -> int:
+        return 2 if self.shard.parameters.dtype == torch.float64 else 2 * exact_sum.DIGITS
+
+    def _write_scalars(self, buffer: Vector, loss: float) -> None:
+        scalars: Sequence[float] = (loss, self.flag)
+        if buffer.dtype != torch.float64:
+            scalars = exact_sum.split_all(scalars)
+        buffer[self.size :] = torch.tensor(scalars, dtype=buffer.dtype, device=buffer.device)
+
+    def _read_scalars(self, buffer: Vector) -> tuple[float, float]:
+        scalars = buffer[self.size :].tolist()
+        if buffer.dtype != torch.float64:
+            scalars = exact_sum.join_all(scalars)
+        return scalars[0], scalars[1]
+
+
+def _on(array: torch.Tensor | np.ndarray, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """``array`` as a tensor on ``device``, floating point numbers in ``dtype``, integers as int64."""
+    tensor = torch.as_tensor(array)
+    kind = dtype if tensor.is_floating_point() else torch.int64
+    return tensor.to(device=device, dtype=kind).contiguous()
+
+
+def _check_fit(shard: Shard) -> int:
+    """Number of outputs C, after one sample went through the model and the loss accepted all targets."""
+    if len(shard.inputs) != len(shard.targets):
+        raise UsageError(
+            f"there are {len(shard.inputs)} inputs but {len(shard.targets)} targets; every sample needs one of each"
+        )
+    if not len(shard.inputs):
+        return 0
+    was_training = shard.module.training
+    try:
+        with torch.no_grad():
+            outputs = shard.module.eval()(shard.inputs[:1])
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        raise UsageError(
+            f"the model {type(shard.module).__name__} does not take a sample of shape {tuple(shard.inputs.shape[1:])}: "
+            f"{error}. The first layer must fit the data"
+        ) from error
+    finally:
+        shard.module.train(was_training)
+    shard.loss.check(outputs.expand(1, *outputs.shape[1:]), shard.targets)
+    return int(outputs.shape[-1])

@@ -1,0 +1,42 @@
+"""Float64 scalars that travel in a float32 buffer and are summed exactly there.
+
+A loss rides at the end of the gradient's buffer so that one reduction moves both. When that buffer is float32 the loss
+would lose half its digits, and with it every ratio test near convergence. So each scalar is cut into digits of 12 bits
+on a fixed grid; a float32 has 24 bits, which leaves room to add up to 4,096 ranks without a rounding error. The sum is
+therefore exact to 2**-80, and the same whatever the order of the reduction.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+DIGITS = 10
+_BITS = 12
+_TOP = 40  # exponent of the first digit's upper end: values must be below 2**40
+_SCALES = tuple(2.0 ** (_TOP - _BITS * (i + 1)) for i in range(DIGITS))
+
+
+def split(value: float) -> list[float]:
+    """Cut a float64 into ``DIGITS`` numbers that are exact in float32 and whose sum is ``value`` to 2**-80.
+
+    A value that is not finite or not below 2**40 in magnitude becomes NaN digits, and with them a NaN sum.
+    """
+    if not abs(value) < 2.0**_TOP:
+        return [math.nan] * DIGITS
+    digits = []
+    for scale in _SCALES:
+        digit = math.trunc(value / scale) * scale
+        digits.append(digit)
+        value -= digit
+    return digits
+
+
+def split_all(values: Sequence[float]) -> list[float]:
+    """The digits of several scalars, one scalar after the other."""
+    return [digit for value in values for digit in split(value)]
+
+
+def join_all(digits: Sequence[float]) -> list[float]:
+    """The scalars whose digits, possibly summed over ranks, are given."""
+    return [math.fsum(digits[i : i + DIGITS]) for i in range(0, len(digits), DIGITS)]

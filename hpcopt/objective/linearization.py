@@ -1,0 +1,76 @@
+"""Products with the Jacobian of the outputs and with the Gauss-Newton matrix, by forward and backward mode.
+
+Shapes: n parameters, b samples of this rank in the batch, B of all ranks, C outputs; J is (b*C, n) on a rank.
+The Gauss-Newton matrix is (1/B) sum_i J_i^T H_i J_i + weight_decay I (Schraudolph 2002, doi:10.1162/08997660260028683).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch.func import functional_call, jvp, vjp
+
+from hpcopt.objective.protocol import Batch, Vector
+
+if TYPE_CHECKING:
+    from hpcopt.objective.data_parallel import DataParallelObjective
+
+
+class ImplicitLinearization:
+    """J, J^T and Gauss-Newton products of any torch model at one point, on one batch. J is never formed."""
+
+    def __init__(self, objective: DataParallelObjective, w: Vector, batch: Batch) -> None:
+        self._objective, self._batch = objective, batch
+        self._w = w.detach().clone()
+        self._pieces = list(objective.shard.chunks(batch))
+
+    def jvp(self, v: Vector) -> torch.Tensor:
+        """J v for this rank's samples, shape (b, C)."""
+        with self._frozen():
+            tangents = [jvp(self._outputs(inputs), (self._w,), (v,))[1] for inputs, _ in self._pieces]
+        return torch.cat(tangents) if tangents else self._w.new_zeros(0, self._objective.outputs)
+
+    def vjp(self, u: torch.Tensor) -> Vector:
+        """J^T u summed over the samples of all ranks, for u of shape (b, C). *Collective.*"""
+        total = torch.zeros_like(self._w)
+        with self._frozen():
+            for (inputs, _), part in zip(self._pieces, self._split(u), strict=True):
+                pull_back = vjp(self._outputs(inputs), self._w)[1]
+                total += pull_back(part)[0]
+        return self._objective.reduce(total)
+
+    def gauss_newton(self, v: Vector) -> Vector:
+        """(1/B) J^T H J v + weight_decay v. *Collective*, one reduction."""
+        loss, total = self._objective.shard.loss, torch.zeros_like(self._w)
+        with self._frozen():
+            for inputs, targets in self._pieces:
+                function = self._outputs(inputs)
+                tangents = jvp(function, (self._w,), (v,))[1]
+                outputs, pull_back = vjp(function, self._w)
+                total += pull_back(loss.hessian_product(outputs, targets, tangents))[0]
+        self._objective.count_products(self._batch)
+        product = self._objective.reduce(total.div_(max(self._batch.total, 1)))
+        return product.add_(v, alpha=self._objective.weight_decay)
+
+    def _outputs(self, inputs: torch.Tensor) -> Callable[[Vector], torch.Tensor]:
+        """The outputs on ``inputs`` as a function of the flat vector."""
+        shard = self._objective.shard
+        names, views = shard.parameters.names, shard.parameters.views
+
+        def outputs(w: Vector) -> torch.Tensor:
+            result: torch.Tensor = functional_call(
+                shard.module, dict(zip(names, views(w), strict=True)), (inputs,), tie_weights=True
+            )
+            return result
+
+        return outputs
+
+    def _frozen(self):  # type: ignore[no-untyped-def]
+        shard = self._objective.shard
+        shard.module.train()
+        return shard.stochastic.frozen(self._batch.key, self._w.device, may_update=False)
+
+    def _split(self, u: torch.Tensor) -> list[torch.Tensor]:
+        return list(u.split([len(inputs) for inputs, _ in self._pieces])) if self._pieces else []

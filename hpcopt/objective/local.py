@@ -1,0 +1,36 @@
+"""The part of f that this rank can evaluate alone, for methods whose ranks work on their own between reductions."""
+
+from __future__ import annotations
+
+import torch
+
+from hpcopt.objective import vectors
+from hpcopt.objective.protocol import Batch, Vector, Work
+from hpcopt.objective.shard import Shard
+
+
+class LocalObjective:
+    """f_d(w): the mean loss over this rank's samples in a batch, plus weight decay. Never communicates.
+
+    ``work`` counts this rank's samples only, in passes over the N samples of all ranks, so that the sum over ranks
+    is the work of all.
+    """
+
+    def __init__(self, shard: Shard, weight_decay: float, samples: int) -> None:
+        self._shard, self._decay, self._samples = shard, weight_decay, samples
+        self.work = Work()
+
+    def value(self, w: Vector, batch: Batch) -> float:
+        """f_d(w); 0 loss when this rank has no sample in the batch."""
+        self.work.values += batch.count / self._samples
+        loss = self._shard.loss_sum(w, batch) / max(batch.count, 1)
+        return loss + 0.5 * self._decay * vectors.dot(w, w)
+
+    def value_and_gradient(self, w: Vector, batch: Batch) -> tuple[float, Vector]:
+        """f_d(w) and its gradient, a new vector."""
+        self.work.gradients += batch.count / self._samples
+        gradient, scale = torch.empty_like(w), 1.0 / max(batch.count, 1)
+        loss = self._shard.gradient_sum(w, batch, scale, gradient) * scale
+        if self._decay:
+            gradient.add_(w, alpha=self._decay)
+        return loss + 0.5 * self._decay * vectors.dot(w, w), gradient
