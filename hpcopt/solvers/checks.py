@@ -1,0 +1,90 @@
+"""Checks of solver options: one paragraph that says which key, which value, the rule and what to do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from numbers import Integral, Real
+
+from hpcopt.errors import UsageError, nearest
+
+
+def fail(solver: object, key: str, rule: str, advice: str = "") -> None:
+    """Raise the UsageError for one option.
+
+    Args:
+        solver: the dataclass that holds the option.
+        key: name of the field.
+        rule: what the value must be, as in "must be a number above 0".
+        advice: what to do, a sentence.
+
+    Raises:
+        UsageError: always.
+    """
+    value = getattr(solver, key)
+    owner = type(solver).__name__
+    raise UsageError(f"{owner}: {key} = {value!r} {rule}. {advice or 'Change solver.' + key + ' in the job file.'}")
+
+
+def check_number(
+    solver: object,
+    key: str,
+    low: float = -math.inf,
+    high: float = math.inf,
+    *,
+    open_low: bool = False,
+    open_high: bool = False,
+) -> None:
+    """Check that ``solver.key`` is a finite number between ``low`` and ``high``; ``open_*`` excludes the end itself.
+
+    Raises:
+        UsageError: it is not.
+    """
+    value = getattr(solver, key)
+    inside = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    inside = inside and (low < value if open_low else low <= value)
+    inside = inside and (value < high if open_high else value <= high)
+    if not inside:
+        fail(solver, key, f"must be a number{_range_words(low, high, open_low, open_high)}")
+
+
+def _range_words(low: float, high: float, open_low: bool, open_high: bool) -> str:
+    words = []
+    if low > -math.inf:
+        words.append(f"{'above' if open_low else 'of at least'} {low:g}")
+    if high < math.inf:
+        words.append(f"{'below' if open_high else 'at most'} {high:g}")
+    return " " + " and ".join(words) if words else ""
+
+
+def check_count(solver: object, key: str, low: int = 1) -> None:
+    """Check that ``solver.key`` is a whole number of at least ``low``.
+
+    Raises:
+        UsageError: it is not.
+    """
+    value = getattr(solver, key)
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < low:
+        fail(solver, key, f"must be a whole number of at least {low}")
+
+
+def check_flag(solver: object, key: str) -> None:
+    """Check that ``solver.key`` is true or false.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if not isinstance(getattr(solver, key), bool):
+        fail(solver, key, "must be true or false")
+
+
+def check_choice(solver: object, key: str, choices: Sequence[str]) -> None:
+    """Check that ``solver.key`` is one of ``choices``.
+
+    Raises:
+        UsageError: it is not; the message names the nearest choice.
+    """
+    value = getattr(solver, key)
+    if value not in choices:
+        listing = ", ".join(repr(choice) for choice in choices)
+        fail(solver, key, f"must be one of {listing}{nearest(str(value), tuple(choices))}")

@@ -1,0 +1,89 @@
+"""The methods by the name they have in a job file. Imports a method's module only when it is asked for."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+from hpcopt.errors import UsageError, nearest
+
+if TYPE_CHECKING:
+    from hpcopt.solvers.solver import Solver
+
+SOLVERS: dict[str, str] = {
+    "adam": "hpcopt.solvers.adam:Adam",
+    "lars": "hpcopt.solvers.lars:LARS",
+    "lbfgs": "hpcopt.solvers.lbfgs:LBFGS",
+    "sgd": "hpcopt.solvers.sgd:SGD",
+    "trust_region": "hpcopt.solvers.trust_region:TrustRegion",
+}
+"""Name in the job file -> "module:Class"."""
+
+HORIZON = "horizon_epochs"
+"""The one field that the run fills in."""
+
+
+def solver_class(name: str) -> type:
+    """The class of the method called ``name``.
+
+    Raises:
+        UsageError: there is no such method.
+    """
+    if name not in SOLVERS:
+        known = ", ".join(sorted(SOLVERS))
+        raise UsageError(
+            f"solver.name = {name!r} is not a method of hpcopt{_hint(name, SOLVERS)} "
+            f"Known methods: {known}. Change solver.name in the job file."
+        )
+    module, _, attribute = SOLVERS[name].partition(":")
+    found: type = getattr(importlib.import_module(module), attribute)
+    return found
+
+
+def option_names(name: str) -> list[str]:
+    """The keys that the ``[solver]`` table may have for the method ``name``, without ``name`` and ``preset``."""
+    return [field.name for field in fields(solver_class(name)) if field.name != HORIZON]
+
+
+def make_solver(name: str, options: Mapping[str, Any], horizon_epochs: float | None = None) -> Solver:
+    """Build the method ``name`` from the keys of a ``[solver]`` table.
+
+    Args:
+        name: a key of ``SOLVERS``.
+        options: the method's own keys; ``preset`` names a set of values that the other keys override; ``name`` is
+            ignored.
+        horizon_epochs: length of the run, where schedules end.
+
+    Raises:
+        UsageError: unknown method, key or preset, or a value that breaks its rule.
+    """
+    cls: Any = solver_class(name)
+    given = {key: value for key, value in options.items() if key not in ("name", "preset")}
+    known = option_names(name)
+    for key in given:
+        if key not in known:
+            raise UsageError(
+                f"solver.{key} is not an option of the method {name!r}{_hint(key, known)} "
+                f"Known options: {', '.join(known)}. Correct or remove the key."
+            )
+    values = _preset(cls, name, options.get("preset", "default")) | given
+    if horizon_epochs is not None and HORIZON in {field.name for field in fields(cls)}:
+        values[HORIZON] = horizon_epochs
+    solver: Solver = cls(**values)
+    return solver
+
+
+def _hint(word: object, known: Iterable[str]) -> str:
+    return nearest(str(word), tuple(known)) or "."
+
+
+def _preset(cls: Any, name: str, preset: str) -> dict[str, Any]:
+    presets: dict[str, dict[str, Any]] = {"default": {}} | getattr(cls, "PRESETS", {})
+    if preset not in presets:
+        raise UsageError(
+            f"solver.preset = {preset!r} is not a preset of the method {name!r}{_hint(preset, presets)} "
+            f"Known presets: {', '.join(sorted(presets))}. Change solver.preset."
+        )
+    return dict(presets[preset])

@@ -1,0 +1,100 @@
+"""Learning-rate schedules as a pure function of the epochs done, so that a resumed run needs no counter for them.
+
+The rate is piecewise: a linear warm-up (Goyal et al. 2017, arXiv 1706.02677, section 2.2), then constant, cosine
+(Loshchilov and Hutter 2017, arXiv 1608.03983, eq. 5 without restarts), linear to zero, or steps.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from hpcopt.errors import UsageError
+from hpcopt.solvers.checks import check_choice, check_number, fail
+
+SCHEDULES = ("constant", "cosine", "linear", "step")
+
+WARMUP_START = 0.1
+"""The warm-up begins at this fraction of the learning rate: from 0 the first full-batch step would be no step."""
+
+STEP_MILESTONES = (0.5, 0.75)
+"""Drops of "step" as fractions of the run (He et al. 2016, arXiv 1512.03385, section 4.2: at 32k and 48k of 64k)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduledRate:
+    """The options of a learning rate that changes over the epochs; base of the first-order methods."""
+
+    learning_rate: float = 0.1
+    """The rate after the warm-up."""
+    schedule: str = "constant"
+    """How it changes: "constant", "cosine", "linear" or "step" (all at once at some epochs)."""
+    warmup_epochs: float = 0.0
+    """Epochs of linear growth from a tenth of the rate to the rate."""
+    decay_epochs: float | tuple[float, ...] | None = None
+    """cosine, linear: the epoch at which the rate is 0 (default: end of the run). step: the epochs at which it drops,
+    or one number for a drop every so many epochs (default: at half and three quarters of the run)."""
+    decay_factor: float = 0.1
+    """What the rate is multiplied by at each drop of "step"."""
+    horizon_epochs: float | None = None
+    """Length of the run in epochs; filled in by the run, needed where ``decay_epochs`` is not given."""
+
+    def __post_init__(self) -> None:
+        """Check every option.
+
+        Raises:
+            UsageError: an option breaks its rule.
+        """
+        check_number(self, "learning_rate", 0.0, open_low=True)
+        check_choice(self, "schedule", SCHEDULES)
+        check_number(self, "warmup_epochs", 0.0)
+        check_number(self, "decay_factor", 0.0, 1.0, open_low=True)
+        if self.horizon_epochs is not None:
+            check_number(self, "horizon_epochs", 0.0, open_low=True)
+        self._check_decay_epochs()
+
+    def _check_decay_epochs(self) -> None:
+        if isinstance(self.decay_epochs, (list, tuple)):
+            object.__setattr__(self, "decay_epochs", tuple(self.decay_epochs))
+            ascending = all(isinstance(epoch, (int, float)) and epoch > 0 for epoch in self.decay_epochs)
+            if not ascending or list(self.decay_epochs) != sorted(self.decay_epochs) or not self.decay_epochs:
+                fail(self, "decay_epochs", "must be a list of ascending epochs above 0, as in [80, 120]")
+            if self.schedule != "step":
+                fail(self, "decay_epochs", f'must be one number for "{self.schedule}": where the rate is 0')
+        elif self.decay_epochs is not None:
+            check_number(self, "decay_epochs", 0.0, open_low=True)
+            if self.schedule in ("cosine", "linear") and self.decay_epochs <= self.warmup_epochs:
+                fail(self, "decay_epochs", f"must be above warmup_epochs = {self.warmup_epochs:g}")
+
+    def rate(self, position: float) -> float:
+        """The learning rate after ``position`` epochs (a fraction within an epoch).
+
+        Raises:
+            UsageError: the schedule needs the length of the run and neither it nor ``decay_epochs`` is known.
+        """
+        if position < self.warmup_epochs:
+            return self.learning_rate * (WARMUP_START + (1 - WARMUP_START) * position / self.warmup_epochs)
+        if self.schedule == "constant":
+            return self.learning_rate
+        if self.schedule == "step":
+            return self.learning_rate * self.decay_factor ** self._drops(position)
+        end = self._end()
+        done = 1.0 if end <= self.warmup_epochs else (position - self.warmup_epochs) / (end - self.warmup_epochs)
+        done = min(done, 1.0)
+        return self.learning_rate * ((1 + math.cos(math.pi * done)) / 2 if self.schedule == "cosine" else 1 - done)
+
+    def _drops(self, position: float) -> int:
+        if isinstance(self.decay_epochs, tuple):
+            return sum(position >= epoch for epoch in self.decay_epochs)
+        if self.decay_epochs is not None:
+            return int(position / self.decay_epochs)
+        return sum(position >= fraction * self._end() for fraction in STEP_MILESTONES)
+
+    def _end(self) -> float:
+        end = self.decay_epochs if isinstance(self.decay_epochs, (int, float)) else self.horizon_epochs
+        if end is None:
+            raise UsageError(
+                f'{type(self).__name__}: the schedule "{self.schedule}" has no end: the length of the run in epochs is '
+                "not known here. Give decay_epochs."
+            )
+        return float(end)

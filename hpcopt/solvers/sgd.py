@@ -1,0 +1,68 @@
+"""Stochastic gradient descent with momentum: the baseline whose cost per step every other method is measured against.
+
+    v <- momentum v + g;   w <- w - rate v            (Polyak; Sutskever et al. 2013 in the form of torch.optim.SGD)
+    v <- momentum v + g;   w <- w - rate (g + momentum v)                                          (nesterov = true)
+
+Weight decay belongs to the objective. Passes over the n numbers of w: one for the gradient norm, which doubles as the
+check for numbers that are not finite, and one (plain), two (momentum) or three (Nesterov) for the update.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from hpcopt.objective.protocol import Batch, Objective
+from hpcopt.solvers.checks import check_flag, check_number, fail
+from hpcopt.solvers.schedules import ScheduledRate
+from hpcopt.solvers.solver import State, StepReport
+
+
+@dataclass(frozen=True, kw_only=True)
+class SGD(ScheduledRate):
+    """w <- w - rate * gradient, with momentum; the same numbers as ``torch.optim.SGD`` with dampening 0."""
+
+    momentum: float = 0.0
+    """Share of the last update that is kept, from 0 to below 1."""
+    nesterov: bool = False
+    """Look ahead by the momentum; needs momentum above 0."""
+
+    def __post_init__(self) -> None:
+        """Check every option.
+
+        Raises:
+            UsageError: an option breaks its rule.
+        """
+        super().__post_init__()
+        check_number(self, "momentum", 0.0, 1.0, open_high=True)
+        check_flag(self, "nesterov")
+        if self.nesterov and self.momentum == 0:
+            fail(self, "nesterov", "needs momentum above 0", "Set solver.momentum, for example to 0.9.")
+
+    def init(self, objective: Objective) -> State:
+        """Parameters, and the velocity (n,) of zeros where there is momentum."""
+        parameters = objective.initial_vector()
+        return {"parameters": parameters} | ({"velocity": torch.zeros_like(parameters)} if self.momentum else {})
+
+    def step(self, objective: Objective, state: State, batch: Batch) -> tuple[State, StepReport]:
+        """One update. *Collective*, one reduction. A loss or gradient that is not finite leaves the state untouched."""
+        parameters: torch.Tensor = state["parameters"]  # type: ignore[assignment]
+        loss, gradient = objective.value_and_gradient(parameters, batch)
+        norm = math.sqrt(objective.dot(gradient, gradient))
+        rate = self.rate(batch.position)
+        report = StepReport(loss=loss, gradient_norm=norm, step_size=rate)
+        if not math.isfinite(loss + norm):
+            report.accepted = report.finite = False
+            return state, report
+        report.step_norm = math.nan if self.momentum else rate * norm  # with momentum it would cost one more pass
+        parameters.add_(self._direction(state, gradient), alpha=-rate)
+        return state, report
+
+    def _direction(self, state: State, gradient: torch.Tensor) -> torch.Tensor:
+        if not self.momentum:
+            return gradient
+        velocity: torch.Tensor = state["velocity"]  # type: ignore[assignment]
+        torch.add(gradient, velocity, alpha=self.momentum, out=velocity)
+        return gradient.add_(velocity, alpha=self.momentum) if self.nesterov else velocity

@@ -1,0 +1,171 @@
+"""Small objectives in one process with known minimisers, for the tests of solvers. n is the number of variables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from hpcopt.objective.protocol import Batch, Linearization, Work
+
+FULL = Batch(indices=None, count=1, total=1)
+"""The whole training set."""
+
+
+class SerialObjective:
+    """What every objective here shares: one process, one tensor, no communication."""
+
+    def __init__(self, start: torch.Tensor, slices: list[slice] | None = None) -> None:
+        self.start = start
+        self.size = start.numel()
+        self.work = Work()
+        self.slices = slices or [slice(0, self.size)]
+
+    def function(self, w: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """f(w), a scalar tensor that autograd can follow."""
+        raise NotImplementedError
+
+    def initial_vector(self) -> torch.Tensor:
+        """A copy of the start."""
+        return self.start.clone()
+
+    def value(self, w: torch.Tensor, batch: Batch) -> float:
+        """f(w)."""
+        self.work.values += 1
+        return float(self.function(w.detach(), batch))
+
+    def value_and_gradient(self, w: torch.Tensor, batch: Batch) -> tuple[float, torch.Tensor]:
+        """f(w) and its gradient by autograd."""
+        self.work.gradients += 1
+        point = w.detach().clone().requires_grad_()
+        loss = self.function(point, batch)
+        (gradient,) = torch.autograd.grad(loss, point)
+        return float(loss.detach()), gradient
+
+    def linearize(self, w: torch.Tensor, batch: Batch) -> Linearization:
+        """Not offered here."""
+        raise NotImplementedError
+
+    def dot(self, x: torch.Tensor, y: torch.Tensor) -> float:
+        """x^T y in float64."""
+        return float(x.double() @ y.double())
+
+    def inner(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """X Y^T in float64."""
+        return (x.double() @ y.double().T).cpu()
+
+    def agree(self, *values: float) -> tuple[float, ...]:
+        """The values: there is one process."""
+        return tuple(float(value) for value in values)
+
+    def parameter_slices(self) -> list[slice]:
+        """The slices given at construction, or one."""
+        return self.slices
+
+
+class QuadraticObjective(SerialObjective):
+    """f(w) = 1/2 sum_i c_i (w_i - 1)^2 with curvatures c from 1 to ``condition``; the minimum is 0 at (1, ..., 1)."""
+
+    def __init__(self, size: int = 12, condition: float = 1e3, dtype: torch.dtype = torch.float64) -> None:
+        super().__init__(torch.linspace(-2, 3, size, dtype=dtype))
+        self.curvatures = torch.logspace(0, torch.log10(torch.tensor(condition)), size, dtype=dtype)
+
+    def function(self, w: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """The quadratic."""
+        return 0.5 * (self.curvatures * (w - 1) ** 2).sum()
+
+
+class RosenbrockObjective(SerialObjective):
+    """f(w) = sum_i 100 (w_{i+1} - w_i^2)^2 + (1 - w_i)^2; the minimum is 0 at (1, ..., 1)."""
+
+    def __init__(self, size: int = 2, dtype: torch.dtype = torch.float64) -> None:
+        super().__init__(torch.tensor([-1.2, 1.0] * (size // 2), dtype=dtype))
+
+    def function(self, w: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """The chained Rosenbrock function."""
+        return (100 * (w[1:] - w[:-1] ** 2) ** 2 + (1 - w[:-1]) ** 2).sum()
+
+
+class FunctionObjective(SerialObjective):
+    """f(w) = any function of w and the batch."""
+
+    def __init__(
+        self,
+        function: Callable[[torch.Tensor, Batch], torch.Tensor],
+        start: torch.Tensor,
+        slices: list[slice] | None = None,
+    ) -> None:
+        super().__init__(start, slices)
+        self.given = function
+
+    def function(self, w: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """The given function."""
+        return self.given(w, batch)
+
+
+class MlpObjective(SerialObjective):
+    """Mean cross entropy of a tanh network with one hidden layer on given samples: (N, d) inputs, (N,) labels."""
+
+    def __init__(
+        self, inputs: torch.Tensor, labels: torch.Tensor, hidden: int = 16, classes: int = 10, seed: int = 0
+    ) -> None:
+        self.inputs, self.labels = inputs, labels
+        self.shapes = [(hidden, inputs.shape[1]), (hidden,), (classes, hidden), (classes,)]
+        generator = torch.Generator().manual_seed(seed)
+        parts = [
+            torch.randn(shape, generator=generator, dtype=torch.float64).div_(shape[-1] ** 0.5) * (len(shape) > 1)
+            for shape in self.shapes
+        ]
+        sizes = [part.numel() for part in parts]
+        slices = [slice(sum(sizes[:k]), sum(sizes[: k + 1])) for k in range(len(sizes))]
+        super().__init__(torch.cat([part.reshape(-1) for part in parts]).to(inputs.dtype), slices)
+
+    def parameter_shapes(self) -> list[tuple[int, ...]]:
+        """The shapes of the parameter tensors, in the order of their slices."""
+        return self.shapes
+
+    def outputs(self, w: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
+        """The logits (N, classes)."""
+        w1, b1, w2, b2 = (w[part].view(shape) for part, shape in zip(self.slices, self.shapes, strict=True))
+        return torch.tanh(inputs @ w1.T + b1) @ w2.T + b2
+
+    def function(self, w: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """The mean loss over the batch."""
+        chosen = slice(None) if batch.indices is None else batch.indices
+        return torch.nn.functional.cross_entropy(self.outputs(w, self.inputs[chosen]), self.labels[chosen])
+
+
+class FaultyObjective:
+    """Another objective whose evaluation number ``at`` (from 0) gives NaN: in the loss, the gradient, or both.
+
+    ``injected`` counts how often that happened, so that a test can prove that it did.
+    """
+
+    def __init__(self, inner: SerialObjective, at: int, where: str = "both", value: float = float("nan")) -> None:
+        self.wrapped, self.at, self.where, self.fault = inner, at, where, value
+        self.evaluations = 0
+        self.injected = 0
+
+    def __getattr__(self, name: str) -> object:
+        """Everything else is the other objective's."""
+        return getattr(self.wrapped, name)
+
+    def value(self, w: torch.Tensor, batch: Batch) -> float:
+        """f(w), or the fault."""
+        loss = self.wrapped.value(w, batch)
+        return self.fault if self._strikes() else loss
+
+    def value_and_gradient(self, w: torch.Tensor, batch: Batch) -> tuple[float, torch.Tensor]:
+        """f(w) and its gradient, or the fault in one entry."""
+        loss, gradient = self.wrapped.value_and_gradient(w, batch)
+        if self._strikes():
+            loss = self.fault if self.where in ("both", "loss") else loss
+            if self.where in ("both", "gradient"):
+                gradient[0] = self.fault
+        return loss, gradient
+
+    def _strikes(self) -> bool:
+        self.evaluations += 1
+        strikes = self.evaluations == self.at + 1
+        self.injected += strikes
+        return strikes
