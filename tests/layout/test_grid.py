@@ -60,11 +60,9 @@ def test_a_grid_that_the_ranks_do_not_fill_is_refused(arguments):
 
 def test_what_is_outside_the_grid_is_refused():
     grid = ProcessGrid(2, 3)
-    for call in (
-        lambda: grid.coordinates(6),
-        lambda: grid.coordinates(-1),
-        lambda: grid.rank(2, 0),
-        lambda: grid.rank(0, 3),
-    ):
+    for outside in (6, -1):
         with pytest.raises(ValueError, match="2 x 3"):
-            call()
+            grid.coordinates(outside)
+    for row, column in ((2, 0), (0, 3), (-1, 0)):
+        with pytest.raises(ValueError, match="2 x 3"):
+            grid.rank(row, column)
