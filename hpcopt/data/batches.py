@@ -1,0 +1,133 @@
+"""Which samples make up each batch: counter-based sampling that is the same for every number of ranks.
+
+The samples 0 .. N-1 are cut into cells of nb consecutive samples, nb being the number of batches in an epoch. In each
+cell a permutation drawn from (seed, "batches", epoch, sample) gives every batch exactly one sample; the last cell may
+be shorter and gives some batches none. So
+
+- every sample comes exactly once an epoch, and the batches of an epoch differ in size by one at most,
+- a batch takes its share of every contiguous shard: a rank that owns count samples gets count/nb of them, give or
+  take fewer than two, whatever the shard,
+- no rank needs to know anything about the others, and a resumed run needs (seed, epoch, number) only.
+
+With overlap p, batch b also takes the sample of batch b+1 (the last batch: of batch 0 of the same epoch) in exactly
+round(p * number of complete cells) of the complete cells, drawn anew for each batch.
+
+Letters: N samples of the set, nb batches in an epoch, K complete cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from hpcopt.errors import UsageError
+from hpcopt.random import uniform_keys
+
+
+class BatchPlan:
+    """The batches of one rank's shard. Pure arithmetic; the order of one epoch is kept, so ``local`` is O(batch).
+
+    Args:
+        total: N, samples of the whole set.
+        start: position of the shard's first sample in the whole set.
+        count: samples of the shard.
+        batch: largest number of samples in a batch over all ranks (without overlap); None takes all of them.
+        seed: the run's seed.
+        overlap: fraction of a batch, in [0, 1), that it shares with the next one.
+
+    Raises:
+        UsageError: the batch is larger than the set or smaller than 1, the overlap is not in [0, 1).
+    """
+
+    def __init__(self, total: int, start: int, count: int, batch: int | None, seed: int, overlap: float = 0.0) -> None:
+        check_batch(batch, total)
+        if not 0.0 <= overlap < 1.0:
+            raise UsageError(f"data.overlap is {overlap}; it must be at least 0 and less than 1 (0.3 lets each batch"
+                             " take 30 % of the next one). Set it to 0 for batches that share nothing.")
+        if start < 0 or count < 0 or start + count > total:
+            raise ValueError(f"shard {start}..{start + count} does not lie within 0..{total}")
+        self.total, self.start, self.count, self.seed, self.overlap = total, start, count, seed, overlap
+        self.per_epoch = 1 if batch is None else -(-total // batch)
+        self._cells = total // self.per_epoch
+        self._shared = round(overlap * self._cells) if self.per_epoch > 1 else 0
+        self._epoch: int | None = None
+        self._first_cell = 0
+        self._picks = np.empty((0, 0), np.int64)
+        self._last_picks = np.empty(0, np.int64)
+
+    def local(self, epoch: int, number: int) -> np.ndarray:
+        """Positions in this shard of the samples of batch ``number`` of an epoch: int64, ascending, maybe empty."""
+        self._check(number)
+        if self.per_epoch == 1:
+            return np.arange(self.count)
+        self._prepare(epoch)
+        picks = self._picks[number]
+        if self._shared:
+            shared = self._shared_cells(epoch, number)
+            picks = np.concatenate([picks, self._picks[(number + 1) % self.per_epoch][shared]])
+            picks.sort()
+        return picks[(picks >= self.start) & (picks < self.start + self.count)] - self.start
+
+    def size(self, number: int, epoch: int) -> int:
+        """Samples of batch ``number`` of an epoch over all ranks."""
+        self._check(number)
+        if self.per_epoch == 1:
+            return self.total
+        self._prepare(epoch)
+        return self._cells + int(self._last_picks[number] < self.total) + self._shared
+
+    def steps(self, epoch: int) -> Iterator[tuple[int, np.ndarray, int]]:
+        """The batches of an epoch in order: (number, positions in this shard, size over all ranks)."""
+        for number in range(self.per_epoch):
+            yield number, self.local(epoch, number), self.size(number=number, epoch=epoch)
+
+    def _check(self, number: int) -> None:
+        if not 0 <= number < self.per_epoch:
+            raise IndexError(f"batch {number} of an epoch of {self.per_epoch}")
+
+    def _prepare(self, epoch: int) -> None:
+        """Draw the permutations of the cells that overlap this shard, and of the last, shorter cell."""
+        if epoch == self._epoch:
+            return
+        nb = self.per_epoch
+        first = self.start // nb
+        stop = -(-(self.start + self.count) // nb) if self.count else first
+        self._first_cell = first
+        self._picks = np.ascontiguousarray(self._permuted(epoch, first, stop).T)
+        self._last_picks = self._permuted(epoch, self._cells, self._cells + 1)[0]
+        self._epoch = epoch
+
+    def _permuted(self, epoch: int, first: int, stop: int) -> np.ndarray:
+        """Samples of the cells first..stop-1, shape (cells, nb): column b holds what batch b gets.
+
+        The last cell is filled up with samples that do not exist (>= N), so that it is drawn like the others.
+        """
+        nb = self.per_epoch
+        samples = np.arange(first * nb, stop * nb).reshape(stop - first, nb)
+        order = np.argsort(uniform_keys(self.seed, "batches", epoch, samples), axis=1)
+        order += samples[:, :1]
+        return order
+
+    def _shared_cells(self, epoch: int, number: int) -> np.ndarray:
+        """Which rows of ``_picks`` batch ``number`` shares with the next one: all ranks draw the same cells."""
+        counters = np.arange(number * self._cells, (number + 1) * self._cells)
+        keys = uniform_keys(self.seed, "overlap", epoch, counters)
+        cells = np.argpartition(keys, self._shared - 1)[: self._shared] - self._first_cell
+        return cells[(cells >= 0) & (cells < self._picks.shape[1])]
+
+
+def check_batch(batch: int | None, total: int) -> None:
+    """Refuse a batch size that the set cannot fill.
+
+    Raises:
+        UsageError: the batch is smaller than 1 or larger than the set.
+    """
+    if batch is None:
+        return
+    if batch < 1:
+        raise UsageError(f"data.batch is {batch}; a batch needs at least one sample. Set it to a positive number, or to"
+                         ' "full" for all samples.')
+    if batch > total:
+        raise UsageError(f"data.batch is {batch}, but the training set has only {total} samples; a batch cannot be"
+                         ' larger than the set. Set it to "full" (all samples in each step) or to a smaller number.')
