@@ -1,0 +1,65 @@
+"""What communication cost: per label the calls, the bytes handed to MPI and the seconds this rank stood waiting."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class LedgerTotals(NamedTuple):
+    """Sums over all labels of this rank."""
+
+    calls: int
+    bytes: int
+    seconds_waited: float
+
+
+class LedgerRow(NamedTuple):
+    """One label's account on this rank."""
+
+    label: str
+    calls: int
+    bytes: int
+    seconds_waited: float
+
+
+class Ledger:
+    """Account of one rank, shared by a communicator and all those split from it.
+
+    ``bytes`` is the size of this rank's buffer in each call (the whole vector for reductions and for gathered
+    results), not what the network moved, which only the MPI library knows. ``seconds_waited`` is the time in which
+    this rank could do nothing else: all of a blocking call (with staging), and of a non-blocking one the start and
+    the wait.
+    """
+
+    __slots__ = ("_accounts",)
+
+    def __init__(self) -> None:
+        """Start with no labels."""
+        self._accounts: dict[str, list[float]] = {}
+
+    def add(self, label: str, nbytes: int, seconds: float, calls: int = 1) -> None:
+        """Book ``calls`` calls under ``label``; well under a microsecond."""
+        account = self._accounts.get(label)
+        if account is None:
+            account = self._accounts[label] = [0, 0, 0.0]
+        account[0] += calls
+        account[1] += nbytes
+        account[2] += seconds
+
+    def rows(self) -> list[LedgerRow]:
+        """One row a label, the most expensive first."""
+        rows = [LedgerRow(name, int(a[0]), int(a[1]), a[2]) for name, a in self._accounts.items()]
+        return sorted(rows, key=lambda row: (-row.seconds_waited, row.label))
+
+    def totals(self) -> LedgerTotals:
+        """Sums over all labels."""
+        calls, nbytes, seconds = 0.0, 0.0, 0.0
+        for account in self._accounts.values():
+            calls += account[0]
+            nbytes += account[1]
+            seconds += account[2]
+        return LedgerTotals(int(calls), int(nbytes), seconds)
+
+    def clear(self) -> None:
+        """Forget everything booked so far."""
+        self._accounts.clear()

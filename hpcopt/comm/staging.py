@@ -1,0 +1,292 @@
+"""From a torch, CuPy or NumPy buffer to memory that MPI may read and write, and back.
+
+Host memory is used where it lies. Memory of a device is copied to a host buffer (pinned for CUDA, kept for the next
+call) with the stream synchronised, unless the MPI library is known to read device memory itself (``gpu_aware``).
+Every check of type, order and precision is made here, before any message is sent.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from hpcopt.comm.library import load_mpi
+from hpcopt.errors import UsageError
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+else:
+    MPI = load_mpi()
+
+_TORCH_TYPES: dict[torch.dtype, tuple[MPI.Datatype, int]] = {
+    torch.float32: (MPI.FLOAT, 4),
+    torch.float64: (MPI.DOUBLE, 8),
+    torch.int32: (MPI.INT32_T, 4),
+    torch.int64: (MPI.INT64_T, 8),
+    torch.uint8: (MPI.UINT8_T, 1),
+    torch.uint64: (MPI.UINT64_T, 8),
+}
+_NUMPY_TYPES: dict[np.dtype[Any], tuple[MPI.Datatype, int]] = {
+    np.dtype(str(dtype).removeprefix("torch.")): entry for dtype, entry in _TORCH_TYPES.items()
+}
+_KNOWN = "float32, float64, int32, int64, uint8 and uint64"
+
+
+class Staged:
+    """A buffer as MPI sees it.
+
+    Attributes:
+        memory: bytes for MPI, on the host (on the device when MPI is GPU-aware).
+        count: number of elements.
+        datatype: the MPI datatype of one element.
+        itemsize: bytes of one element.
+        nbytes: ``count * itemsize``.
+        copy: the host copy of a device buffer, None when the buffer is used in place.
+    """
+
+    __slots__ = ("copy", "count", "datatype", "itemsize", "memory", "nbytes")
+
+    def __init__(
+        self, memory: MPI.buffer, count: int, datatype: MPI.Datatype, itemsize: int, copy: HostCopy | None = None
+    ) -> None:
+        """Bundle what the collectives need."""
+        self.memory = memory
+        self.count = count
+        self.datatype = datatype
+        self.itemsize = itemsize
+        self.nbytes = count * itemsize
+        self.copy = copy
+
+    def finish(self, store: bool = True) -> None:
+        """Copy the result back to the device (``store``) and give the host buffer back. Local."""
+        if self.copy is not None:
+            if store:
+                self.copy.store()
+            self.copy.release()
+            self.copy = None
+
+
+class HostCopy:
+    """A host buffer standing in for the memory of a device: the base of the torch and the CuPy case."""
+
+    def __init__(self, pool: HostPool, raw: Any, key: str, nbytes: int) -> None:
+        """Take ``raw`` (a uint8 array or tensor of at least ``nbytes``) from ``pool``."""
+        self._pool, self._raw, self._key, self._nbytes = pool, raw, key, nbytes
+
+    def load(self) -> None:
+        """Device to host, complete on return."""
+        raise NotImplementedError
+
+    def store(self) -> None:
+        """Host to device, complete on return (so that the host buffer may be used again)."""
+        raise NotImplementedError
+
+    def release(self) -> None:
+        """Give the host buffer back to the pool."""
+        self._pool.give(self._key, self._raw)
+
+    def memory(self) -> MPI.buffer:
+        """The host bytes for MPI."""
+        return MPI.buffer.frombuffer(np.asarray(self._raw)[: self._nbytes])
+
+
+class TorchCopy(HostCopy):
+    """Stands in for a torch tensor on a device; pinned memory when that is a CUDA device."""
+
+    def __init__(self, pool: HostPool, tensor: torch.Tensor) -> None:
+        """Reserve host memory for ``tensor``; nothing is copied yet."""
+        nbytes = tensor.numel() * tensor.element_size()
+        key = "pinned" if tensor.is_cuda else "pageable"
+        raw = pool.take(key, nbytes)
+        if raw is None:
+            raw = torch.empty(max(nbytes, 1), dtype=torch.uint8, pin_memory=tensor.is_cuda)
+        super().__init__(pool, raw, key, nbytes)
+        self._tensor = tensor.detach().view(-1)
+        self._host = raw[:nbytes].view(tensor.dtype)
+
+    def load(self) -> None:
+        """Device to host; waits for the current stream, and so for the kernels that fill the tensor."""
+        self._host.copy_(self._tensor, non_blocking=True)
+        synchronize(self._tensor)
+
+    def store(self) -> None:
+        """Host to device on the current stream; waits, as the host buffer goes back to the pool."""
+        self._tensor.copy_(self._host, non_blocking=True)
+        synchronize(self._tensor)
+
+
+class CupyCopy(HostCopy):
+    """Stands in for a CuPy array, in pinned memory."""
+
+    def __init__(self, pool: HostPool, array: Any) -> None:
+        """Reserve host memory for ``array``; nothing is copied yet."""
+        nbytes = int(array.nbytes)
+        raw = pool.take("cupy", nbytes)
+        if raw is None:
+            pinned = sys.modules["cupy"].cuda.alloc_pinned_memory(max(nbytes, 1))
+            raw = np.frombuffer(pinned, dtype=np.uint8, count=max(nbytes, 1))
+        super().__init__(pool, raw, "cupy", nbytes)
+        self._array = array.reshape(-1)
+        self._host = raw[:nbytes].view(array.dtype)
+
+    def load(self) -> None:
+        """Device to host on the current stream, then wait for it."""
+        self._array.get(out=self._host)
+        synchronize(self._array)
+
+    def store(self) -> None:
+        """Host to device on the current stream, then wait for it."""
+        self._array.set(self._host)
+        synchronize(self._array)
+
+
+class HostPool:
+    """Host buffers kept between calls: pinning memory costs far more than a small copy.
+
+    At most ``limit`` buffers a kind are kept; buffers in flight are not in the pool, so that several non-blocking
+    calls never share one.
+    """
+
+    def __init__(self, limit: int = 4) -> None:
+        """Start empty."""
+        self._limit = limit
+        self._free: dict[str, list[Any]] = {}
+
+    def take(self, key: str, nbytes: int) -> Any | None:
+        """The smallest kept buffer of at least ``nbytes``, or None."""
+        free = self._free.get(key, [])
+        fitting = [i for i, raw in enumerate(free) if len(raw) >= nbytes]
+        return free.pop(min(fitting, key=lambda i: len(free[i]))) if fitting else None
+
+    def give(self, key: str, raw: Any) -> None:
+        """Keep ``raw`` for later; beyond the limit the smallest one is dropped."""
+        free = self._free.setdefault(key, [])
+        free.append(raw)
+        if len(free) > self._limit:
+            free.remove(min(free, key=len)) if key != "cupy" else free.pop(0)
+
+
+def stage(buffer: Any, pool: HostPool, gpu_aware: bool = False, load: bool = True, write: bool = True) -> Staged:
+    """Make ``buffer`` ready for MPI. Local.
+
+    Args:
+        buffer: torch tensor, NumPy array or CuPy array, row-major contiguous, any shape.
+        pool: where host copies of device buffers come from.
+        gpu_aware: hand device addresses to MPI.
+        load: copy the contents of a device buffer to the host (False when MPI only writes to it).
+        write: MPI will write to the buffer, which must not be read-only.
+
+    Raises:
+        UsageError: not a buffer, not row-major contiguous, read-only, or of a type that is not reduced exactly.
+    """
+    if isinstance(buffer, torch.Tensor):
+        entry = _TORCH_TYPES.get(buffer.dtype)
+        if entry is None or buffer.layout is not torch.strided or not buffer.is_contiguous():
+            raise UsageError(_refusal_torch(buffer))
+        count = buffer.numel()
+        if buffer.is_cpu:
+            datatype, itemsize = entry
+            return Staged(MPI.buffer.fromaddress(buffer.data_ptr(), count * itemsize), count, datatype, itemsize)
+        return _stage_device(buffer, entry, count, buffer.data_ptr(), pool, gpu_aware and buffer.is_cuda, load)
+    if isinstance(buffer, np.ndarray):
+        entry = _NUMPY_TYPES.get(buffer.dtype)
+        flags = buffer.flags
+        if entry is None or not flags.c_contiguous or (write and not flags.writeable):
+            raise UsageError(_refusal_array(buffer, write))
+        return Staged(MPI.buffer.frombuffer(buffer, readonly=not write), buffer.size, *entry)
+    if is_cupy(buffer):
+        entry = _NUMPY_TYPES.get(np.dtype(buffer.dtype))
+        if entry is None or not buffer.flags.c_contiguous:
+            raise UsageError(_refusal_array(buffer, False))
+        return _stage_device(buffer, entry, int(buffer.size), int(buffer.data.ptr), pool, gpu_aware, load)
+    raise UsageError(
+        f"a buffer for communication must be a torch tensor, a NumPy array or a CuPy array, but a "
+        f"{type(buffer).__name__} was given; pass Python numbers to reduce_scalars or broadcast_scalars."
+    )
+
+
+def _stage_device(
+    buffer: Any,
+    entry: tuple[MPI.Datatype, int],
+    count: int,
+    address: int,
+    pool: HostPool,
+    gpu_aware: bool,
+    load: bool,
+) -> Staged:
+    datatype, itemsize = entry
+    if gpu_aware:
+        # MPI knows nothing of streams: what fills the buffer must be complete before the call.
+        synchronize(buffer)
+        return Staged(MPI.buffer.fromaddress(address, count * itemsize), count, datatype, itemsize)
+    copy = TorchCopy(pool, buffer) if isinstance(buffer, torch.Tensor) else CupyCopy(pool, buffer)
+    if load:
+        copy.load()
+    return Staged(copy.memory(), count, datatype, itemsize, copy)
+
+
+def synchronize(buffer: Any) -> None:
+    """Wait until the current stream of the buffer's device is done. Nothing to do for host memory."""
+    if isinstance(buffer, torch.Tensor):
+        if buffer.is_cuda:
+            torch.cuda.current_stream(buffer.device).synchronize()
+        elif not buffer.is_cpu:
+            torch.accelerator.synchronize(buffer.device)
+    elif is_cupy(buffer):
+        with buffer.device:
+            sys.modules["cupy"].cuda.get_current_stream().synchronize()
+
+
+def is_cupy(buffer: Any) -> bool:
+    """Whether ``buffer`` is a CuPy array, without importing CuPy."""
+    cupy = sys.modules.get("cupy")
+    return cupy is not None and isinstance(buffer, cupy.ndarray)
+
+
+def empty_like(buffer: Any, count: int) -> Any:
+    """An uninitialised 1-D buffer of ``count`` elements of the same kind, type and device."""
+    if isinstance(buffer, torch.Tensor):
+        return torch.empty(count, dtype=buffer.dtype, device=buffer.device)
+    if isinstance(buffer, np.ndarray):
+        return np.empty(count, dtype=buffer.dtype)
+    with buffer.device:
+        return sys.modules["cupy"].empty(count, dtype=buffer.dtype)
+
+
+def _refusal_torch(tensor: torch.Tensor) -> str:
+    if tensor.dtype not in _TORCH_TYPES:
+        return _refusal_type(tensor.dtype)
+    if tensor.layout is not torch.strided:
+        return f"a tensor with layout {tensor.layout} cannot be communicated, only dense ones; call .to_dense() first."
+    return (
+        f"a tensor of shape {tuple(tensor.shape)} with strides {tensor.stride()} is not row-major contiguous, and MPI "
+        "would send the wrong numbers; pass tensor.contiguous() and copy the result back, or keep the buffer contiguous."
+    )
+
+
+def _refusal_array(array: Any, write: bool) -> str:
+    if np.dtype(array.dtype) not in _NUMPY_TYPES:
+        return _refusal_type(array.dtype)
+    if not array.flags.c_contiguous:
+        order = "column-major (Fortran order)" if array.flags.f_contiguous else "strided"
+        return (
+            f"an array of shape {tuple(array.shape)} with strides {tuple(array.strides)} is {order}, but buffers for "
+            "communication must be row-major contiguous; pass numpy.ascontiguousarray(array) and copy the result back."
+        )
+    return (
+        "a read-only array cannot take the result of a collective"
+        if write
+        else "an array that cannot be communicated was given"
+    ) + "; pass array.copy()."
+
+
+def _refusal_type(dtype: Any) -> str:
+    name = str(dtype).removeprefix("torch.")
+    hint = "convert it with .float() first" if name in ("float16", "bfloat16") else "convert it first"
+    return (
+        f"a buffer of type {name} cannot be communicated, only {_KNOWN}: MPI has no exact reduction for other types, "
+        f"and half precision would lose digits in every sum; {hint}."
+    )
