@@ -1,0 +1,251 @@
+import logging
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from hpcopt.errors import UsageError
+from hpcopt.train import record
+from hpcopt.train.record import EVALUATION_COLUMNS, ITERATION_COLUMNS, RANK_COLUMNS, Recorder
+
+ROOT = Path(record.__file__).parents[2]
+
+
+def iteration_row(number: int) -> dict[str, float]:
+    return {column.name: 1000.0 * number for column in ITERATION_COLUMNS} | {"iteration": number, "accepted": 1}
+
+
+def evaluation_row(number: int) -> dict[str, float]:
+    return {column.name: 1000.0 * number for column in EVALUATION_COLUMNS} | {"iteration": number}
+
+
+@pytest.fixture
+def recorder(tmp_path: Path) -> Iterator[Recorder]:
+    recorder = Recorder(tmp_path, ranks=3)
+    yield recorder
+    recorder.close()
+
+
+def open_reader(directory: Path) -> h5py.File:
+    return h5py.File(directory / "metrics.h5", "r", swmr=True, libver="latest")
+
+
+def test_the_file_names_its_schema_and_every_column_its_unit_and_meaning(tmp_path: Path, recorder: Recorder) -> None:
+    with open_reader(tmp_path) as file:
+        assert (file.attrs["schema"], file.attrs["format"]) == (1, "hpcopt metrics")
+        tables = {"iterations": ITERATION_COLUMNS, "evaluations": EVALUATION_COLUMNS, "ranks": RANK_COLUMNS}
+        assert set(file) == set(tables)
+        for name, columns in tables.items():
+            assert set(file[name]) == {column.name for column in columns}
+            for column in columns:
+                assert file[name][column.name].attrs["unit"] == column.unit
+                assert file[name][column.name].attrs["meaning"] == column.meaning
+                assert file[name][column.name].fletcher32
+
+
+def test_what_was_recorded_is_read_back(tmp_path: Path, recorder: Recorder) -> None:
+    for number in range(1, 200):
+        recorder.iteration(**iteration_row(number))
+    recorder.evaluation(**evaluation_row(199))
+    recorder.rank_times(199, [1.0, 2.0, 3.0], [0.1, 0.2, 0.3])
+    recorder.close()
+    with open_reader(tmp_path) as file:
+        assert file["iterations/iteration"][:].tolist() == list(range(1, 200))
+        assert file["iterations/loss"][:].tolist() == [1000.0 * number for number in range(1, 200)]
+        assert file["evaluations/test_loss"][:].tolist() == [199000.0]
+        assert file["ranks/seconds_step"][:].tolist() == [[1.0, 2.0, 3.0]]
+        assert file["ranks/iteration"][:].tolist() == [199]
+
+
+def test_a_reader_that_has_the_file_open_sees_new_rows(tmp_path: Path, recorder: Recorder) -> None:
+    with open_reader(tmp_path) as file:
+        for number in range(2000):
+            recorder.iteration(**iteration_row(number))
+        recorder.flush(force=True)
+        for name in ("iteration", "loss"):
+            file["iterations"][name].refresh()
+            assert file["iterations"][name].shape == (2000,)
+
+
+def test_rows_wait_for_64_of_them_or_2_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recorder: Recorder
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(record.time, "monotonic", lambda: now)
+
+    def rows() -> int:
+        with open_reader(tmp_path) as file:
+            return int(file["iterations/iteration"].shape[0])
+
+    recorder.iteration(**iteration_row(1))
+    assert rows() == 1, "the first row shows at once that the run is going"
+    for number in range(63):
+        recorder.iteration(**iteration_row(number))
+    assert rows() == 1
+    recorder.iteration(**iteration_row(64))
+    assert rows() == 65
+    recorder.iteration(**iteration_row(65))
+    now += 1.9
+    recorder.flush()
+    assert rows() == 65
+    now += 0.1
+    recorder.evaluation(**evaluation_row(65))
+    assert rows() == 66
+
+
+@pytest.mark.parametrize("method", ["iteration", "evaluation"])
+def test_an_unknown_or_a_missing_column_is_a_type_error(recorder: Recorder, method: str) -> None:
+    row = iteration_row(1) if method == "iteration" else evaluation_row(1)
+    with pytest.raises(TypeError, match="unknown: lss"):
+        getattr(recorder, method)(**row, lss=1.0)
+    del row["epoch"]
+    with pytest.raises(TypeError, match="missing: epoch"):
+        getattr(recorder, method)(**row)
+
+
+def test_times_of_another_number_of_ranks_are_a_type_error(recorder: Recorder) -> None:
+    with pytest.raises(TypeError, match="3 ranks"):
+        recorder.rank_times(1, [1.0, 2.0], [1.0, 2.0])
+
+
+def test_a_row_costs_microseconds(recorder: Recorder) -> None:
+    row = iteration_row(1)
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        for _ in range(1280):
+            recorder.iteration(**row)
+        times.append((time.perf_counter() - start) / 1280)
+    # 9 us on a laptop core; a library call for every value of a row would take more than 200.
+    assert min(times) < 60e-6
+
+
+def test_a_directory_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="could not be created"):
+        Recorder(tmp_path / "missing", ranks=1)
+
+
+def test_a_write_that_fails_warns_once_and_the_run_goes_on(
+    tmp_path: Path, recorder: Recorder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    recorder.iteration(**iteration_row(1))
+
+    def full(self: record.Table) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(record.Table, "write", full)
+    for number in range(2, 500):
+        recorder.iteration(**iteration_row(number))
+        recorder.evaluation(**evaluation_row(number))
+    recorder.close()
+    assert [entry.levelno for entry in caplog.records] == [logging.WARNING]
+    assert "No space left on device" in caplog.text
+    assert not recorder.active
+    with open_reader(tmp_path) as file:
+        assert file["iterations/iteration"][:].tolist() == [1]
+
+
+FULL_DISK = """
+import logging, resource, sys
+from pathlib import Path
+from hpcopt.train import record
+sys.path.insert(0, sys.argv[3])
+from tests.train.test_record import iteration_row, evaluation_row
+logging.basicConfig(format="%(message)s")
+how, directory = sys.argv[1], Path(sys.argv[2])
+limit = lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+if how == "limit":
+    limit(1_200_000)
+recorder = record.Recorder(directory, 2)
+if how == "device":
+    # The disk is full, memory is not.
+    close = record._close_into_memory
+    def close_with_memory(file):
+        limit(resource.RLIM_INFINITY)
+        close(file)
+    record._close_into_memory = close_with_memory
+    limit(120_000)
+for number in range(5000):
+    recorder.iteration(**iteration_row(number))
+    if number % 100 == 0:
+        recorder.evaluation(**evaluation_row(number))
+        recorder.rank_times(number, [1, 2], [1, 2])
+print("active", recorder.active)
+recorder.close()
+print("the run went on")
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="the limit of file sizes also holds for the copy")
+@pytest.mark.parametrize("how", ["limit", "device"])
+def test_a_full_disk_does_not_end_the_process(tmp_path: Path, how: str) -> None:
+    if resource.getrlimit(resource.RLIMIT_FSIZE)[1] != resource.RLIM_INFINITY:
+        pytest.skip("file sizes are limited here already")
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, how, str(tmp_path), str(ROOT)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["active False", "the run went on"]
+    assert len(done.stderr.splitlines()) == 1
+    assert ("File too large" if how == "device" else "ulimit -f") in done.stderr
+    with open_reader(tmp_path) as file:
+        numbers = file["iterations/iteration"][:]
+    assert np.array_equal(numbers, np.arange(numbers.size))
+
+
+WRITER = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from hpcopt.train.record import Recorder
+from tests.train.test_record import iteration_row, evaluation_row
+recorder = Recorder(Path(sys.argv[1]), 2)
+number = 0
+print("go", flush=True)
+while True:
+    number += 1
+    recorder.iteration(**iteration_row(number))
+    if number % 7 == 0:
+        recorder.evaluation(**evaluation_row(number))
+        recorder.rank_times(number, [number, number], [number, number])
+"""
+
+
+def test_after_kill_9_at_any_moment_the_rows_are_whole(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    for trial in range(10):
+        directory = tmp_path / str(trial)
+        directory.mkdir()
+        command = [sys.executable, "-c", WRITER, str(directory), str(ROOT)]
+        child = subprocess.Popen(
+            command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+        )
+        assert child.stdout is not None
+        assert child.stdout.readline() == "go\n"
+        time.sleep(generator.uniform(0.0, 0.3))
+        child.send_signal(signal.SIGKILL)
+        child.wait(10)
+        child.stdout.close()
+        with open_reader(directory) as file:
+            for table in file.values():
+                count = table["iteration"].shape[0]
+                numbers = table["iteration"][:]
+                for name, dataset in table.items():
+                    if name not in ("iteration", "accepted"):
+                        assert dataset.shape[0] >= count
+                factor = 1 if table.name == "/ranks" else 1000
+                column = table["seconds_waited" if "seconds_waited" in table else "seconds"][:count]
+                assert np.array_equal(column.reshape(count, -1)[:, 0], factor * numbers)

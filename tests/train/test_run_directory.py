@@ -1,0 +1,239 @@
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from hpcopt.errors import UsageError
+from hpcopt.train import run_lock
+from hpcopt.train.environment import environment
+from hpcopt.train.run_directory import RunDirectory, write_json
+
+
+def write_lock(directory: Path, **changes: object) -> Path:
+    directory.mkdir(parents=True, exist_ok=True)
+    owner = {**vars(run_lock.this_process()), **changes}
+    lock = directory / "lock"
+    lock.write_text(json.dumps(owner))
+    return lock
+
+
+@pytest.fixture
+def dead_pid() -> int:
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    return child.pid
+
+
+def finished_run(path: Path) -> None:
+    with RunDirectory.create(path, fresh=False) as run:
+        run.write_status(status="finished")
+
+
+def test_creates_the_directory_its_parents_and_the_log_folder(tmp_path: Path) -> None:
+    with RunDirectory.create(tmp_path / "runs" / "a", fresh=False) as run:
+        assert run.path == tmp_path / "runs" / "a"
+        assert run.log_path.parent.is_dir()
+        assert (run.path / "lock").exists()
+    assert not (run.path / "lock").exists()
+
+
+def test_refuses_a_directory_that_holds_a_run(tmp_path: Path) -> None:
+    finished_run(tmp_path / "a")
+    with pytest.raises(UsageError, match="already holds a run"):
+        RunDirectory.create(tmp_path / "a", fresh=False)
+
+
+def test_accepts_a_directory_that_holds_a_run_when_it_can_be_resumed(tmp_path: Path) -> None:
+    finished_run(tmp_path / "a")
+    with RunDirectory.create(tmp_path / "a", fresh=False, resumable=True) as run:
+        assert (run.path / "status.json").exists()
+
+
+def test_accepts_an_existing_directory_without_a_run(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with RunDirectory.create(tmp_path, fresh=False) as run:
+        assert (run.path / "notes.txt").read_text() == "mine"
+
+
+def test_fresh_moves_the_old_run_aside_and_deletes_nothing(tmp_path: Path) -> None:
+    for number in range(3):
+        with RunDirectory.create(tmp_path / "a", fresh=True) as run:
+            run.write_job(f"number = {number}\n")
+    kept = sorted(tmp_path.glob("a.before-*-*/job.toml"))
+    assert {path.read_text() for path in kept} == {"number = 0\n", "number = 1\n"}
+    assert (tmp_path / "a" / "job.toml").read_text() == "number = 2\n"
+    assert not list(tmp_path.glob("a.before-*/lock"))
+
+
+def test_fresh_does_not_touch_a_run_that_is_going_on(tmp_path: Path) -> None:
+    with RunDirectory.create(tmp_path / "a", fresh=False) as run:
+        run.write_status()
+        with pytest.raises(UsageError, match=f"process {os.getpid()}"):
+            RunDirectory.create(tmp_path / "a", fresh=True)
+    assert list(tmp_path.iterdir()) == [tmp_path / "a"]
+
+
+def test_refuses_a_path_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("")
+    with pytest.raises(UsageError, match="is a file"):
+        RunDirectory.create(tmp_path / "a", fresh=False)
+
+
+def test_refuses_a_parent_that_cannot_be_written_to(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="cannot be written"):
+        RunDirectory.create(tmp_path / "file" / "x" / "a", fresh=False)
+
+
+def test_leaves_nothing_behind_when_the_lock_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    finished_run(tmp_path / "old")
+    real = os.open
+
+    def full(path: object, flags: int, *rest: int) -> int:
+        if str(path) == str(tmp_path / "old" / "lock") and not (tmp_path / "old" / "status.json").exists():
+            raise OSError(28, "No space left on device", str(path))
+        if "new" in str(path):
+            raise OSError(28, "No space left on device", str(path))
+        return real(path, flags, *rest)  # type: ignore[call-overload, no-any-return]
+
+    monkeypatch.setattr(os, "open", full)
+    with pytest.raises(UsageError, match="No space left"):
+        RunDirectory.create(tmp_path / "some" / "new", fresh=False)
+    with pytest.raises(UsageError, match="No space left"):
+        RunDirectory.create(tmp_path / "old", fresh=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["old"]
+    assert (tmp_path / "old" / "status.json").exists()
+
+
+def test_abandoning_a_start_restores_what_was_there(tmp_path: Path) -> None:
+    finished_run(tmp_path / "a")
+    run = RunDirectory.create(tmp_path / "a", fresh=True)
+    run.write_job("x = 1\n")
+    run.write_status()
+    run.log_path.write_text("line")
+    run.abandon()
+    assert list(tmp_path.iterdir()) == [tmp_path / "a"]
+    assert json.loads((tmp_path / "a" / "status.json").read_text())["status"] == "finished"
+    assert not (tmp_path / "a" / "job.toml").exists()
+
+
+def test_abandoning_a_resumed_run_keeps_its_files(tmp_path: Path) -> None:
+    finished_run(tmp_path / "a")
+    RunDirectory.create(tmp_path / "a", fresh=False, resumable=True).abandon()
+    assert (tmp_path / "a" / "status.json").exists()
+    assert (tmp_path / "a" / "log").exists()
+
+
+def test_a_lock_of_a_dead_process_is_taken_over_with_a_note(
+    tmp_path: Path, dead_pid: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_lock(tmp_path / "a", pid=dead_pid)
+    with RunDirectory.create(tmp_path / "a", fresh=False):
+        assert "Taking over" in caplog.text
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["log"]
+
+
+def test_a_lock_of_an_earlier_process_with_the_same_number_is_taken_over(tmp_path: Path) -> None:
+    if run_lock.this_process().started is None:
+        pytest.skip("this system does not tell when a process started")
+    write_lock(tmp_path / "a", started=1)
+    RunDirectory.create(tmp_path / "a", fresh=False).close()
+
+
+def test_a_lock_of_a_living_process_is_refused_with_its_host_pid_and_job(tmp_path: Path) -> None:
+    write_lock(tmp_path / "a", job="4711")
+    with pytest.raises(UsageError, match=rf"process {os.getpid()} on {run_lock.this_process().host} \(job 4711\)"):
+        RunDirectory.create(tmp_path / "a", fresh=False)
+
+
+@pytest.mark.parametrize("elsewhere", [{"host": "node17"}, {"namespace": "pid:[7]"}])
+def test_a_lock_from_elsewhere_is_refused_until_it_has_not_been_touched_for_long(
+    tmp_path: Path, elsewhere: dict[str, str]
+) -> None:
+    lock = write_lock(tmp_path / "a", **elsewhere)
+    with pytest.raises(UsageError, match="in use"):
+        RunDirectory.create(tmp_path / "a", fresh=False)
+    old = time.time() - run_lock.STALE_SECONDS - 1
+    os.utime(lock, (old, old))
+    RunDirectory.create(tmp_path / "a", fresh=False).close()
+
+
+def test_a_lock_that_is_being_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "lock").write_text("")
+    with pytest.raises(UsageError, match="unknown process"):
+        RunDirectory.create(tmp_path, fresh=False)
+
+
+def test_writing_the_status_touches_the_lock(tmp_path: Path) -> None:
+    with RunDirectory.create(tmp_path, fresh=False) as run:
+        os.utime(run.path / "lock", (1, 1))
+        run.write_status(ranks=2)
+        assert time.time() - (run.path / "lock").stat().st_mtime < 60
+
+
+def test_closing_leaves_a_lock_that_another_process_took_over(tmp_path: Path) -> None:
+    run = RunDirectory.create(tmp_path, fresh=False)
+    write_lock(tmp_path, pid=1)
+    run.close()
+    run.abandon()
+    assert (tmp_path / "lock").exists()
+
+
+def test_of_many_processes_one_gets_a_dead_lock(tmp_path: Path, dead_pid: int) -> None:
+    write_lock(tmp_path / "a", pid=dead_pid)
+    program = (
+        "import sys, time; from pathlib import Path; from hpcopt.train.run_directory import RunDirectory\n"
+        "from hpcopt.errors import UsageError\n"
+        "while time.time() < float(sys.argv[2]): pass\n"
+        "try: RunDirectory.create(Path(sys.argv[1]), fresh=False)\n"
+        "except UsageError: sys.exit(2)\n"
+        "time.sleep(1.5)\n"
+    )
+    start = str(time.time() + 1.0)
+    command = [sys.executable, "-c", program, str(tmp_path / "a"), start]
+    environ = {**os.environ, "PYTHONPATH": str(Path(run_lock.__file__).parents[2])}
+    children = [subprocess.Popen(command, env=environ, stderr=subprocess.DEVNULL) for _ in range(4)]
+    assert sorted(child.wait(30) for child in children) == [0, 2, 2, 2]
+
+
+def test_the_status_keeps_its_fields_and_is_valid_json(tmp_path: Path) -> None:
+    with RunDirectory.create(tmp_path, fresh=False) as run:
+        run.write_status(solver="sgd", summary={"loss": float("nan")})
+        run.write_status(ranks=3)
+        status = json.loads((tmp_path / "status.json").read_text(), parse_constant=pytest.fail)
+    assert status["status"] == "running"
+    assert (status["solver"], status["ranks"], status["summary"]) == ("sgd", 3, {"loss": None})
+    assert status["pid"] == os.getpid()
+    assert status["started"] <= status["updated"]
+
+
+def test_a_status_that_cannot_be_written_does_not_stop_the_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with RunDirectory.create(tmp_path, fresh=False) as run:
+        run.write_status(ranks=1)
+
+        def full(*_: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(os, "replace", full)
+        run.write_status(ranks=2)
+        assert "No space left on device" in caplog.text
+        assert json.loads((tmp_path / "status.json").read_text())["ranks"] == 1
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["lock", "log", "status.json"]
+        with pytest.raises(UsageError, match="No space left"):
+            run.write_environment({})
+
+
+def test_the_environment_names_versions_machine_and_launch(tmp_path: Path) -> None:
+    facts = environment(mpi_library="Some MPI 1.0\0", hosts=["a", "b"])
+    write_json(tmp_path / "environment.json", facts)
+    assert json.loads((tmp_path / "environment.json").read_text()) == facts
+    assert facts["mpi_library"] == "Some MPI 1.0"
+    assert facts["packages"]["numpy"]
+    assert facts["cpus_allowed"] >= 1
+    assert facts["command"]
