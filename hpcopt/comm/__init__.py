@@ -1,0 +1,1 @@
+"""Everything between the ranks: the only package that imports mpi4py."""

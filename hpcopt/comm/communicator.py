@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from hpcopt.comm.ledger import Ledger
 from hpcopt.comm.library import load_mpi
-from hpcopt.comm.staging import HostPool, Staged, empty_like, stage, synchronize
+from hpcopt.comm.staging import HostPool, Staged, empty_like, stage
 from hpcopt.comm.together import Together
 from hpcopt.errors import UsageError, nearest
 
@@ -38,9 +38,7 @@ class Request:
 
     __slots__ = ("_buffer", "_label", "_ledger", "_requests", "_staged")
 
-    def __init__(
-        self, buffer: Any, staged: Staged, requests: list[MPI.Request], ledger: Ledger, label: str
-    ) -> None:
+    def __init__(self, buffer: Any, staged: Staged, requests: list[MPI.Request], ledger: Ledger, label: str) -> None:
         """Hold the buffer and its memory alive until the reduction is complete."""
         self._buffer = buffer
         self._staged: Staged | None = staged
@@ -120,7 +118,7 @@ class Communicator:
     # Reductions and transfers of buffers
 
     def allreduce(self, buffer: Buffer, op: str = "sum", label: str = "allreduce") -> Buffer:
-        """Reduce ``buffer`` over all ranks in place and return it. *Collective.*
+        """Reduce ``buffer`` over all ranks in place and return it. *Collective*.
 
         Args:
             buffer: torch, NumPy or CuPy buffer of any shape, row-major contiguous, the same count on every rank.
@@ -159,7 +157,7 @@ class Communicator:
         return Request(buffer, staged, requests, self.ledger, label)
 
     def bcast(self, buffer: Buffer, root: int = 0, label: str = "bcast") -> Buffer:
-        """Copy ``buffer`` of rank ``root`` over the buffer of every rank, in place. *Collective.*
+        """Copy ``buffer`` of rank ``root`` over the buffer of every rank, in place. *Collective*.
 
         Raises:
             UsageError: the buffer or the root cannot be used; nothing was sent.
@@ -175,7 +173,7 @@ class Communicator:
         return buffer
 
     def reduce_scatter(self, buffer: Buffer, counts: Sequence[int], label: str = "reduce_scatter") -> Buffer:
-        """Sum ``buffer`` over all ranks and return this rank's block of it. *Collective.*
+        """Sum ``buffer`` over all ranks and return this rank's block of it. *Collective*.
 
         Args:
             buffer: sum(counts) elements, the same on every rank; it is left as it is.
@@ -208,7 +206,7 @@ class Communicator:
         return result  # type: ignore[no-any-return]
 
     def allgatherv(self, part: Buffer, counts: Sequence[int], label: str = "allgatherv") -> Buffer:
-        """Put the parts of all ranks one after the other, on every rank. *Collective.*
+        """Put the parts of all ranks one after the other, on every rank. *Collective*.
 
         Args:
             part: this rank's ``counts[rank]`` elements, row-major contiguous.
@@ -240,14 +238,14 @@ class Communicator:
         return result  # type: ignore[no-any-return]
 
     def _reduce_blocks(self, staged: Staged, target: Staged, counts: Sequence[int]) -> None:
-        """Reduce_scatter in pieces: each block is reduced to its owner. *Collective.*"""
+        """Reduce_scatter in pieces: each block is reduced to its owner. *Collective*."""
         for owner, (offset, count) in enumerate(zip(_offsets(counts), counts, strict=True)):
             pieces = list(_chunks(target, 0, count, self.chunk)) if owner == self.rank else None
             for i, piece in enumerate(_chunks(staged, offset, count, self.chunk)):
                 self.mpi.Reduce(piece, pieces[i] if pieces else None, MPI.SUM, owner)
 
     def _gather_blocks(self, staged: Staged, target: Staged, counts: Sequence[int]) -> None:
-        """Allgatherv in pieces: each rank broadcasts its block. *Collective.*"""
+        """Allgatherv in pieces: each rank broadcasts its block. *Collective*."""
         mine = _offsets(counts)[self.rank] * target.itemsize
         target.memory[mine : mine + staged.nbytes] = staged.memory
         for owner, (offset, count) in enumerate(zip(_offsets(counts), counts, strict=True)):
@@ -275,22 +273,22 @@ class Communicator:
         return pack.tolist()
 
     def broadcast_object(self, obj: Any = None, root: int = 0, label: str = "objects") -> Any:
-        """The picklable object of rank ``root`` on every rank; the others' is ignored. *Collective.*"""
+        """The picklable object of rank ``root`` on every rank; the others' is ignored. *Collective*."""
         self._check_root(root)
         return self._objects(lambda pack: [self.mpi.bcast(pack, root)], obj, label, self.rank == root)[0]
 
     def gather_objects(self, obj: Any, root: int = 0, label: str = "objects") -> list[Any] | None:
-        """The picklable objects of all ranks, by rank, on rank ``root``; None elsewhere. *Collective.*"""
+        """The picklable objects of all ranks, by rank, on rank ``root``; None elsewhere. *Collective*."""
         self._check_root(root)
         found = self._objects(lambda pack: self.mpi.gather(pack, root) or [], obj, label)
         return found if self.rank == root else None
 
     def allgather_objects(self, obj: Any, label: str = "objects") -> list[Any]:
-        """The picklable objects of all ranks, by rank, on every rank. *Collective.*"""
+        """The picklable objects of all ranks, by rank, on every rank. *Collective*."""
         return self._objects(self.mpi.allgather, obj, label)
 
     def barrier(self, label: str = "barrier") -> None:
-        """Wait for all ranks. *Collective.*"""
+        """Wait for all ranks. *Collective*."""
         start = perf_counter()
         self.mpi.Barrier()
         self.ledger.add(label, 0, perf_counter() - start)
@@ -305,7 +303,7 @@ class Communicator:
     # Groups and failures
 
     def split(self, color: int, key: int = 0) -> Communicator:
-        """The communicator of all ranks with the same ``color`` (>= 0), ordered by ``key``, then rank. *Collective.*
+        """The communicator of all ranks with the same ``color`` (>= 0), ordered by ``key``, then rank. *Collective*.
 
         It shares this one's ledger. ``free`` it when done.
         """
@@ -314,7 +312,7 @@ class Communicator:
         return self._derived(self.mpi.Split(color, key))
 
     def split_shared(self) -> Communicator:
-        """The communicator of the ranks that share this rank's host, in their order here. *Collective.*"""
+        """The communicator of the ranks that share this rank's host, in their order here. *Collective*."""
         return self._derived(self.mpi.Split_type(MPI.COMM_TYPE_SHARED, self.rank))
 
     def _derived(self, comm: MPI.Comm) -> Communicator:
@@ -324,7 +322,7 @@ class Communicator:
         return child
 
     def free(self) -> None:
-        """Give back a communicator made by ``split``; does nothing to one that was passed in. *Collective.*"""
+        """Give back a communicator made by ``split``; does nothing to one that was passed in. *Collective*."""
         if self._owned and not MPI.Is_finalized():
             self._owned = False
             self.mpi.Free()

@@ -7,6 +7,7 @@ from types import ModuleType
 
 from hpcopt.errors import UsageError
 
+
 def load_mpi() -> ModuleType:
     """Return ``mpi4py.MPI``; the first call initialises MPI.
 

@@ -263,7 +263,7 @@ def _refusal_torch(tensor: torch.Tensor) -> str:
         return f"a tensor with layout {tensor.layout} cannot be communicated, only dense ones; call .to_dense() first."
     return (
         f"a tensor of shape {tuple(tensor.shape)} with strides {tensor.stride()} is not row-major contiguous, and MPI "
-        "would send the wrong numbers; pass tensor.contiguous() and copy the result back, or keep the buffer contiguous."
+        "would send the wrong numbers; pass tensor.contiguous() and copy the result back."
     )
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import traceback
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import hpcopt.errors as known_errors
+from hpcopt.comm.faults import mark_collective
 from hpcopt.errors import HpcoptError
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Together:
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool:
+    ) -> Literal[False]:
         """Agree on the outcome. *Collective*, except for SystemExit and KeyboardInterrupt, which pass at once."""
         if error is not None and not isinstance(error, Exception):
             return False
@@ -71,13 +71,6 @@ def agreed_error(reports: list[Report], what: str) -> Exception:
         error = _rebuild(worst, f"{where}: {worst.message}{more}")
     mark_collective(error, worst.rank)
     return error
-
-
-def mark_collective(error: BaseException, rank: int) -> None:
-    """Note on ``error`` that all ranks raise it, and which rank failed first."""
-    with contextlib.suppress(AttributeError):
-        error.collective = True  # type: ignore[attr-defined]
-        error.failed_rank = rank  # type: ignore[attr-defined]
 
 
 def _report(comm: Communicator, error: Exception) -> Report:
