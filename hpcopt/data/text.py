@@ -1,0 +1,232 @@
+"""Tables in text: csv (any delimiter, with or without a header) and libsvm, plain or compressed.
+
+A compressed text has no random access, so every rank decompresses the file, but parses its own lines only (csv).
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+
+import numpy as np
+
+from hpcopt.data.files import read_bytes
+from hpcopt.errors import UsageError, nearest
+
+Target = str | int | list[str] | list[int] | None
+
+LABEL_NAMES = ("label", "class", "target")
+"""Headers that mark the target column when the user does not say which it is."""
+
+_PAIRS = re.compile(rb"[^\s:]+(?:\s+[1-9]\d*:[^\s:]+)*")
+
+MAX_DENSE_BYTES = 2**36
+"""A sparse file that would take more memory than this as a dense table is refused instead of killing the machine."""
+
+
+class CsvReader:
+    """Rows of numbers separated by commas, semicolons, tabs or blanks; lines that begin with # are comments.
+
+    A first line that is a comment or holds text is the header. Inputs are float64, (n, features).
+
+    Raises:
+        UsageError: the file is missing or damaged, has no rows, or no such target column.
+    """
+
+    def __init__(self, path: Path, target: Target) -> None:
+        self.path = path
+        self.name = str(path)
+        self._text = read_bytes(path)
+        lines = _line_ranges(self._text)
+        header: list[str] | None = None
+        first = lines[0] if len(lines) else None
+        if first is not None:
+            line = self._line(first)
+            self._delimiter = _delimiter(self._line(lines[-1]))
+            if line.startswith("#") or not _all_numbers(_split(line, self._delimiter)):
+                header = [name.strip().strip('"') for name in _split(line.lstrip("#").strip(), self._delimiter)]
+                lines = lines[1:]
+        bytes_of_text = np.frombuffer(self._text, np.uint8)
+        self._lines = lines[bytes_of_text[lines[:, 0]] != ord("#")] if len(lines) else lines
+        if not len(self._lines):
+            raise UsageError(f"The data file {self.name!r} has no rows. A csv file holds one sample a line.")
+        width = len(_split(self._line(self._lines[0]), self._delimiter))
+        self.header = header if header and len(header) == width else None
+        self.targets = target_columns(target, self.header, width, self.name)
+        self.features = [column for column in range(width) if column not in self.targets]
+        if not self.features:
+            raise UsageError(f"All {width} columns of {self.name!r} are targets, so nothing is left as input. Is the"
+                             " delimiter a comma, semicolon, tab or blank, and data.target right?")
+        self.rows = len(self._lines)
+        self.shape: tuple[int, ...] = (len(self.features),)
+
+    @property
+    def named_label(self) -> bool:
+        """Whether the header calls the target column a label or class."""
+        return (self.header is not None and len(self.targets) == 1
+                and self.header[self.targets[0]].lower() in LABEL_NAMES[:2])
+
+    def column(self, feature: int) -> str:
+        """The header's name of a feature, else its column number."""
+        column = self.features[feature]
+        return f"column {self.header[column]!r}" if self.header else f"column {column}"
+
+    def read(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Parse the given lines."""
+        if not len(rows):
+            table = np.empty((0, len(self.features) + len(self.targets)))
+        else:
+            text = b"\n".join([self._text[a:b] for a, b in self._lines[rows].tolist()]).decode("utf-8", "replace")
+            table = self._parse(text, rows)
+        targets = table[:, self.targets]
+        return table[:, self.features], targets[:, 0] if len(self.targets) == 1 else targets
+
+    def _parse(self, text: str, rows: np.ndarray) -> np.ndarray:
+        width = len(self.features) + len(self.targets)
+        try:
+            table = np.loadtxt(io.StringIO(text), delimiter=self._delimiter, comments=None, quotechar='"', ndmin=2)
+            if table.shape == (len(rows), width):
+                return table
+        except ValueError:
+            pass
+        raise self._bad_line(text, rows, width)
+
+    def _bad_line(self, text: str, rows: np.ndarray, width: int) -> UsageError:
+        """The error for the first line that is not ``width`` numbers."""
+        for line, row in zip(text.split("\n"), rows, strict=True):
+            number = self._text.count(b"\n", 0, int(self._lines[row, 0])) + 1
+            cells = _split(line, self._delimiter)
+            if len(cells) != width:
+                return UsageError(f"Line {number} of {self.name!r} has {len(cells)} columns, the first row has {width}."
+                                  " Every row needs the same number of columns.")
+            for column, cell in enumerate(cells):
+                if not _all_numbers([cell]):
+                    return UsageError(f"Line {number}, column {column} of {self.name!r} is {cell.strip()!r}, which is"
+                                      " not a number. Missing values and text must be filled in or coded as numbers.")
+        return UsageError(f"The data file {self.name!r} cannot be read as a table of numbers.")
+
+    def _line(self, span: np.ndarray) -> str:
+        return self._text[span[0] : span[1]].decode("utf-8", "replace").strip()
+
+
+class LibsvmReader:
+    """Rows of ``label index:value index:value ...`` with indices from 1, made dense: inputs float32, (n, features).
+
+    Raises:
+        UsageError: the file is missing, damaged, or not of this form.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.name = str(path)
+        text = read_bytes(path)
+        lines = [line for line in (raw.split(b"#")[0].strip() for raw in text.split(b"\n")) if line]
+        if not lines:
+            raise UsageError(f"The data file {self.name!r} has no rows. A libsvm file holds one sample a line.")
+        self._check(lines)
+        entries = [line.count(b":") for line in lines]
+        numbers = self._numbers(lines)
+        starts = np.concatenate([[0], np.cumsum(2 * np.array(entries) + 1)])
+        is_label = np.zeros(len(numbers), bool)
+        is_label[starts[:-1]] = True
+        pairs = numbers[~is_label].reshape(-1, 2)
+        self._labels, self._values = numbers[is_label], pairs[:, 1].astype(np.float32)
+        self._indices = pairs[:, 0].astype(np.int64) - 1
+        self._pointers = np.concatenate([[0], np.cumsum(entries)])
+        self.rows = len(lines)
+        self.shape: tuple[int, ...] = (int(self._indices.max(initial=-1)) + 1,)
+
+    def widen(self, features: int) -> None:
+        """Give every row this many features: the training and the test file may end at different indices."""
+        self.shape = (features,)
+
+    def column(self, feature: int) -> str:
+        """The file's own index of a feature."""
+        return f"index {feature + 1}"
+
+    def read(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The given rows as a dense table."""
+        if len(rows) * self.shape[0] * 4 > MAX_DENSE_BYTES:
+            raise UsageError(f"{len(rows)} rows of {self.name!r} with {self.shape[0]} features each take more than"
+                             f" {MAX_DENSE_BYTES >> 30} GiB as a dense table. Use more ranks or data.limit.")
+        inputs = np.zeros((len(rows), self.shape[0]), np.float32)
+        for place, row in enumerate(rows.tolist()):
+            entries = slice(self._pointers[row], self._pointers[row + 1])
+            inputs[place, self._indices[entries]] = self._values[entries]
+        return inputs, self._labels[rows]
+
+    def _check(self, lines: list[bytes]) -> None:
+        for row, line in enumerate(lines):
+            if not _PAIRS.fullmatch(line):
+                shown = line.decode("utf-8", "replace")
+                raise UsageError(f"Row {row} of the libsvm file {self.name!r} is {shown[:60]!r}; a row must be"
+                                 " 'label index:value index:value ...', with indices from 1, all of them numbers.")
+
+    def _numbers(self, lines: list[bytes]) -> np.ndarray:
+        """All numbers of the file in order."""
+        words = b" ".join(lines).replace(b":", b" ").split()
+        try:
+            return np.array(words).astype(np.float64)
+        except ValueError as error:
+            raise UsageError(f"The libsvm file {self.name!r} holds something that is not a number: {error}.") from error
+
+
+def target_columns(target: Target, header: list[str] | None, width: int, name: str) -> list[int]:
+    """The numbers of the target columns of a table of ``width`` columns.
+
+    Raises:
+        UsageError: there is no such column.
+    """
+    if target is None:
+        named = [i for i, column in enumerate(header or []) if column.lower() in LABEL_NAMES]
+        return named[:1] or [width - 1]
+    entries = target if isinstance(target, list) else [target]
+    columns = [_column(entry, header, width, name) for entry in entries]
+    if len(set(columns)) != len(columns):
+        raise UsageError(f"data.target is {target!r}, which names a column of {name!r} twice.")
+    return columns
+
+
+def _column(entry: str | int, header: list[str] | None, width: int, name: str) -> int:
+    if isinstance(entry, int):
+        if not -width <= entry < width:
+            raise UsageError(f"data.target is {entry}, but {name!r} has {width} columns; the first is number 0, the"
+                             f" last {width - 1} or -1.")
+        return entry % width
+    if header and entry in header:
+        return header.index(entry)
+    if entry in ("first", "last"):
+        return 0 if entry == "first" else width - 1
+    if not header:
+        raise UsageError(f"data.target is {entry!r}, but {name!r} has no header line with names. Use \"first\", "
+                         '"last" or the number of the column.')
+    raise UsageError(f"data.target is {entry!r}, which is no column of {name!r}{nearest(entry, header)}. The columns"
+                     f" are {', '.join(header[:20])}{', ...' if len(header) > 20 else ''}.")
+
+
+def _line_ranges(text: bytes) -> np.ndarray:
+    """Start and stop of every line that is not empty, shape (lines, 2)."""
+    ends = np.flatnonzero(np.frombuffer(text, np.uint8) == ord("\n"))
+    starts = np.concatenate([[0], ends + 1])
+    ranges = np.stack([starts, np.concatenate([ends, [len(text)]])], axis=1)
+    lengths = ranges[:, 1] - ranges[:, 0]
+    keep = lengths > 0
+    for line in np.flatnonzero(keep & (lengths < 8)):
+        keep[line] = bool(text[ranges[line, 0] : ranges[line, 1]].strip())
+    return np.asarray(ranges[keep])
+
+
+def _delimiter(line: str) -> str | None:
+    return next((mark for mark in (",", ";", "\t") if mark in line), None)
+
+
+def _split(line: str, delimiter: str | None) -> list[str]:
+    return line.split(delimiter)
+
+
+def _all_numbers(cells: list[str]) -> bool:
+    try:
+        [float(cell.strip().strip('"')) for cell in cells]
+    except ValueError:
+        return False
+    return True
