@@ -8,7 +8,7 @@ model and the method named there, and are checked by them.
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_type_hints
 
@@ -137,12 +137,12 @@ class DebugOptions:
     """Prove after every step, by a reduction of a hash of w, that all ranks hold the same variables."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Job:
     """A whole job file, checked."""
 
     run: RunOptions = field(default_factory=RunOptions)
-    data: DataOptions = field(default_factory=DataOptions)
+    data: DataOptions
     model: ModelOptions = field(default_factory=ModelOptions)
     loss: LossOptions = field(default_factory=LossOptions)
     solver: SolverTable = field(default_factory=SolverTable)
@@ -200,7 +200,7 @@ def parse_job(text: str, settings: list[str] | None = None, name: str = "job") -
             )
         if not isinstance(values, dict):
             raise UsageError(f"{table} = {values!r} stands alone; it must be a table, [{table}] with keys below it")
-    job = {table: _build(types[table], values, table) for table, values in tables.items()}
+    job = {table: _build(types[table], values, table) for table, values in ({"data": {}} | tables).items()}
     job.setdefault("run", RunOptions())
     if not job["run"].name:
         job["run"] = _build(RunOptions, {**tables.get("run", {}), "name": name}, "run")
@@ -219,6 +219,10 @@ def _build(kind: type[Table], values: dict[str, Any], where: str) -> Table:
         raise UsageError(
             f"{where}.{unknown[0]} is not a key of [{where}]{nearest(unknown[0], known)} Known: {', '.join(known)}"
         )
+    needed = [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING]  # type: ignore[arg-type]
+    for key in needed:
+        if key not in values:
+            raise UsageError(f"{where}.{key} is missing; [{where}] cannot do without it. See docs/jobs.md for its values")
     hints = get_type_hints(kind)
     for key, value in values.items():
         if is_dataclass(hints.get(key)):

@@ -1,0 +1,170 @@
+"""From a checked job file to a finished run. *Collective*: all ranks call the same function with the same job."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from hpcopt import models
+from hpcopt.comm.communicator import Communicator
+from hpcopt.config import Job, SolverTable
+from hpcopt.data.dataset import DataSet, Part
+from hpcopt.data.load import load
+from hpcopt.errors import UsageError
+from hpcopt.objective.data_parallel import DataParallelObjective
+from hpcopt.solvers.registry import make_solver
+from hpcopt.solvers.solver import Solver
+from hpcopt.train.loop import Criteria, Listener, Result
+from hpcopt.train.minimize import plan_batches, run_facts, train
+from hpcopt.train.output import RunOutput
+from hpcopt.train.sampler import Sampler
+
+DEFAULT_EPOCHS = 10
+
+
+class PreparedJob:
+    """A job whose data are loaded and whose model is built, ready to train. *Collective.*
+
+    Everything a user can have got wrong in the job file is refused here, before the run directory is made.
+
+    Args:
+        job: the checked job file.
+        comm: the ranks of the run.
+
+    Raises:
+        UsageError: on all ranks.
+    """
+
+    def __init__(self, job: Job, comm: Communicator) -> None:
+        self.job, self.comm = job, comm
+        with comm.together("checking the method's options"):
+            make_solver(job.solver.name, job.solver.options, 1.0)  # refuses wrong keys before the data are read
+        device = choose_device(job.run.device, comm)
+        self.data = load(job.data, comm, job.run.seed)
+        with comm.together("checking the job"):
+            check_job(job, self.data)
+        self.objective = self._build_objective(device)
+        plan = plan_batches(self.objective, job.data.batch, job.data.overlap, job.run.seed)
+        self.sampler = Sampler(plan, device)
+        self.criteria = self._criteria()
+        horizon = self.criteria.iterations / self.sampler.per_epoch
+        self.solver = make_solver(job.solver.name, job.solver.options, horizon)
+        self.test = self._on_device(self.data.test, device) if self.data.test else None
+
+    def run(self, path: Path | None, *, fresh: bool = False, listeners: Sequence[Listener] = ()) -> Result:
+        """Train, leaving record and status in the directory ``path``. *Collective.*"""
+        about_rank = {
+            "threads": torch.get_num_threads(),
+            "device": str(self.objective.shard.inputs.device),
+            "samples": len(self.objective.shard.inputs),
+        }
+        output = RunOutput(
+            self.comm, path, fresh=fresh, job=self.resolved().to_toml(), facts=self._facts(), rank_facts=about_rank
+        )
+        return train(self.objective, self.solver, self.sampler, self.test, self.criteria, output, listeners)
+
+    def resolved(self) -> Job:
+        """The job with the method's defaults filled in."""
+        return replace(self.job, solver=SolverTable(self.job.solver.name, solver_options(self.solver)))
+
+    def _build_objective(self, device: torch.device) -> DataParallelObjective:
+        job, data = self.job, self.data
+        with self.comm.together("building the model"):
+            model = models.build(job.model.name, job.model.options, data.input_shape, data.outputs, job.run.seed)
+        model.to(device=device, dtype=getattr(torch, job.run.precision))
+        inputs, targets = self._on_device(data.train, device)
+        return DataParallelObjective(
+            model,
+            loss_name(job, data),
+            inputs,
+            targets,
+            self.comm,
+            weight_decay=job.loss.weight_decay,
+            micro_batch=job.loss.micro_batch,
+            seed=job.run.seed,
+        )
+
+    def _on_device(self, part: Part, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        precision = getattr(torch, self.job.run.precision)
+
+        def move(array: np.ndarray) -> torch.Tensor:
+            tensor = torch.from_numpy(array)
+            return tensor.to(device=device, dtype=precision if tensor.is_floating_point() else tensor.dtype)
+
+        return move(part.inputs), move(part.targets)
+
+    def _criteria(self) -> Criteria:
+        run, per_epoch = self.job.run, self.sampler.per_epoch
+        epochs = run.epochs if run.epochs is not None else DEFAULT_EPOCHS
+        return Criteria(
+            iterations=run.iterations or max(1, round(epochs * per_epoch)),
+            evaluate_every=max(1, round(run.evaluate_every * per_epoch)),
+            train_loss=run.stop.train_loss,
+            test_accuracy=run.stop.test_accuracy,
+            seconds=run.stop.seconds,
+            give_up_after=run.give_up_after,
+            check_agreement=self.job.debug.check_agreement,
+        )
+
+    def _facts(self) -> dict[str, Any]:
+        job, data = self.job, self.data
+        names = {"name": job.run.name, "solver": job.solver.name, "model": job.model.name, "data": data.name}
+        extra = {"task": data.task, "data_facts": data.facts, "loss": loss_name(job, data), "epoch_steps": None}
+        extra["epoch_steps"] = self.sampler.per_epoch
+        return names | extra | dict(run_facts(self.objective, self.solver))
+
+
+def solver_options(solver: Solver) -> dict[str, Any]:
+    """The method's options as they stand in a job file."""
+    options = {f.name: getattr(solver, f.name) for f in fields(solver)}  # type: ignore[arg-type]
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in options.items() if k != "horizon_epochs"}
+
+
+def loss_name(job: Job, data: DataSet) -> str:
+    """The loss of the job; cross-entropy for classes and squared for numbers unless it says otherwise."""
+    if job.loss.name != "auto":
+        return job.loss.name
+    return "cross_entropy" if data.task == "classification" else "squared"
+
+
+def check_job(job: Job, data: DataSet) -> None:
+    """What can only be checked once the data are known.
+
+    Raises:
+        UsageError: a stop criterion that can never be met, or a loss that does not fit the task.
+    """
+    if job.run.stop.test_accuracy is not None:
+        lacks = "there is no test set" if data.test is None else "the task is regression"
+        if data.test is None or data.task != "classification":
+            raise UsageError(
+                f"run.stop.test_accuracy = {job.run.stop.test_accuracy} can never be reached, since {lacks}; "
+                "remove it, or give the data a test set (data.test) and classes"
+            )
+    if job.loss.name == "cross_entropy" and data.task == "regression":
+        raise UsageError(
+            'loss.name = "cross_entropy" needs classes, but the targets of '
+            f'{data.name} are numbers; use loss.name = "squared", or data.task = "classification" if they are labels'
+        )
+
+
+def choose_device(name: str, comm: Communicator) -> torch.device:
+    """The device of this rank: its GPU by position on the host, or the CPU. *Collective.*
+
+    Raises:
+        UsageError: on all ranks, when "cuda" is asked for and a rank has none.
+    """
+    with comm.together("choosing the device"):
+        if name == "cuda" and not torch.cuda.is_available():
+            raise UsageError('run.device = "cuda" but torch sees no GPU here; use run.device = "auto" or "cpu"')
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    neighbours = comm.split_shared()
+    index = neighbours.rank % torch.cuda.device_count()
+    neighbours.free()
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)

@@ -1,0 +1,29 @@
+"""A log file a rank in the run directory, with rank and size in every line."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+
+class RankLog:
+    """Writes the package's log to ``log/rankNNNN.log``: all of it on rank 0, warnings only on the others.
+
+    The others' files appear with their first line, so a quiet run on many ranks leaves one file.
+    """
+
+    def __init__(self, run_dir: Path, rank: int, size: int) -> None:
+        path = run_dir / "log" / f"rank{rank:04d}.log"
+        path.parent.mkdir(exist_ok=True)
+        self._handler = logging.FileHandler(path, delay=rank != 0, encoding="utf-8")
+        self._handler.setLevel(logging.INFO if rank == 0 else logging.WARNING)
+        form = f"%(asctime)s [rank {rank}/{size}] %(levelname)s %(name)s: %(message)s"
+        self._handler.setFormatter(logging.Formatter(form))
+        logger = logging.getLogger("hpcopt")
+        logger.addHandler(self._handler)
+        logger.setLevel(logging.INFO)
+
+    def close(self) -> None:
+        """Stop writing to the file."""
+        logging.getLogger("hpcopt").removeHandler(self._handler)
+        self._handler.close()

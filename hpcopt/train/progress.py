@@ -1,0 +1,115 @@
+"""What a person sees while a run is going, and the table at its end. Rank 0 only."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from hpcopt.train.loop import Result
+
+SECONDS_BETWEEN_LINES = 3.0
+
+
+class TerminalProgress:
+    """A bar with the latest figures, for a terminal."""
+
+    def __init__(self, console: Console, iterations: int) -> None:
+        self._figures = ""
+        self._progress = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[figures]}"),
+            console=console,
+        )
+        self._task = self._progress.add_task("training", total=iterations, figures="")
+        self._progress.start()
+
+    def iteration(self, **columns: Any) -> None:
+        """Move the bar."""
+        self._progress.update(self._task, completed=columns["iteration"])
+
+    def evaluation(self, **columns: Any) -> None:
+        """Show the figures of the evaluation."""
+        self._progress.update(self._task, figures=figures(columns))
+
+    def rank_times(self, iteration: int, step: Sequence[float], waited: Sequence[float]) -> None:
+        """Not shown."""
+
+    def close(self) -> None:
+        """Leave the last state of the bar on the screen."""
+        self._progress.stop()
+
+
+class PlainProgress:
+    """A line every few seconds, without control characters, for batch logs and pipes."""
+
+    def __init__(self, console: Console, iterations: int) -> None:
+        self._console, self._iterations = console, iterations
+        self._latest: dict[str, Any] = {}
+        self._printed = -math.inf
+
+    def iteration(self, **columns: Any) -> None:
+        """Print a line when the last one is a few seconds old."""
+        if time.monotonic() - self._printed >= SECONDS_BETWEEN_LINES:
+            self._line(columns["iteration"], columns["epoch"], columns["seconds"], f"loss {columns['loss']:.6g}")
+
+    def evaluation(self, **columns: Any) -> None:
+        """Print the figures of the evaluation when the last line is a few seconds old, and always the first."""
+        self._latest = columns
+        if columns["iteration"] == 0 or time.monotonic() - self._printed >= SECONDS_BETWEEN_LINES:
+            self._line(columns["iteration"], columns["epoch"], columns["seconds"], figures(columns))
+
+    def rank_times(self, iteration: int, step: Sequence[float], waited: Sequence[float]) -> None:
+        """Not shown."""
+
+    def close(self) -> None:
+        """Print the figures of the last evaluation."""
+        columns = self._latest
+        if columns:
+            self._line(columns["iteration"], columns["epoch"], columns["seconds"], figures(columns))
+
+    def _line(self, iteration: int, epoch: float, seconds: float, text: str) -> None:
+        self._printed = time.monotonic()
+        done = f"iteration {iteration:>6}/{self._iterations}  epoch {epoch:8.2f}  {seconds:8.1f} s"
+        self._console.print(f"{done}  {text}", highlight=False, soft_wrap=True)
+
+
+def figures(columns: dict[str, Any]) -> str:
+    """The figures of one evaluation in a line; those that do not apply are left out."""
+    known = (
+        ("train loss", columns["train_loss"], "{:.4g}"),
+        ("test loss", columns["test_loss"], "{:.4g}"),
+        ("test accuracy", columns["test_accuracy"], "{:.2%}"),
+        ("explained variance", columns["test_explained_variance"], "{:.4f}"),
+    )
+    return "  ".join(f"{name} {form.format(value)}" for name, value, form in known if not math.isnan(value))
+
+
+def final_table(result: Result, title: str) -> Table:
+    """Start, end and best point of a run side by side."""
+    table = Table(title=title, caption=result.stop.sentence, title_justify="left", caption_justify="left")
+    table.add_column("")
+    points = (("start", result.initial, 0.0), ("end", result.final, result.epochs))
+    for name, _, epoch in (*points, ("best", result.best, result.best_epoch)):
+        table.add_column(f"{name} (epoch {epoch:.4g})", justify="right")
+    rows = (
+        ("train loss", "train_loss", "{:.5g}"),
+        ("test loss", "test_loss", "{:.5g}"),
+        ("train accuracy", "train_accuracy", "{:.2%}"),
+        ("test accuracy", "test_accuracy", "{:.2%}"),
+        ("explained variance", "test_explained_variance", "{:.4f}"),
+    )
+    for label, field, form in rows:
+        values = [getattr(metrics, field) for metrics in (result.initial, result.final, result.best)]
+        if not all(math.isnan(value) for value in values):
+            table.add_row(label, *(form.format(value) for value in values))
+    return table

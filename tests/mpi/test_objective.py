@@ -1,0 +1,171 @@
+"""The objective over R ranks equals that of one rank with all samples."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from mpi4py import MPI
+
+from hpcopt.comm.communicator import Communicator
+from hpcopt.data.batches import BatchPlan
+from hpcopt.errors import UsageError
+from hpcopt.layout.block import block
+from hpcopt.objective.data_parallel import DataParallelObjective
+from hpcopt.objective.protocol import Batch
+from hpcopt.train.sampler import Sampler
+from tests.support.problems import FEATURES, samples, sharded, small_network
+
+pytestmark = pytest.mark.mpi
+
+
+@pytest.fixture
+def alone() -> Communicator:
+    return Communicator(MPI.COMM_SELF)
+
+
+def assert_same(ours: tuple[float, torch.Tensor], theirs: tuple[float, torch.Tensor]) -> None:
+    assert ours[0] == pytest.approx(theirs[0], rel=1e-13)
+    torch.testing.assert_close(ours[1], theirs[1], rtol=1e-11, atol=1e-14)
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "squared"])
+@pytest.mark.parametrize("count", [37, 4, 64])
+def test_full_batch_values_gradients_and_products_do_not_depend_on_the_ranks(
+    comm: Communicator, alone: Communicator, loss: str, count: int
+) -> None:
+    ours, theirs = (sharded(c, loss, count=count, weight_decay=0.1) for c in (comm, alone))
+    w = theirs.initial_vector() + 0.1
+    assert_same(ours.value_and_gradient(w, ours.full_batch), theirs.value_and_gradient(w, theirs.full_batch))
+    assert ours.value(w, ours.full_batch) == pytest.approx(theirs.value(w, theirs.full_batch), rel=1e-13)
+    products = [o.linearize(w, o.full_batch).gauss_newton(w) for o in (ours, theirs)]
+    torch.testing.assert_close(*products, rtol=1e-11, atol=1e-14)
+
+
+def test_mini_batches_do_not_depend_on_the_ranks(comm: Communicator, alone: Communicator) -> None:
+    ours, theirs = sharded(comm), sharded(alone)
+    w = theirs.initial_vector()
+    pairs = []
+    for objective, group in ((ours, comm), (theirs, alone)):
+        start, count = block(37, group.size, group.rank)[:2]
+        sampler = Sampler(BatchPlan(37, start, count, 10, seed=3, overlap=0.25), torch.device("cpu"))
+        pairs.append([objective.value_and_gradient(w, sampler(i)) for i in range(9)])
+    for one, other in zip(*pairs, strict=True):
+        assert_same(one, other)
+
+
+def test_a_rank_without_samples_takes_part(comm: Communicator, alone: Communicator) -> None:
+    inputs, targets = samples()
+    mine = slice(None) if comm.rank == comm.size - 1 else slice(0, 0)
+    ours = DataParallelObjective(small_network(), "cross_entropy", inputs[mine], targets[mine], comm)
+    theirs = sharded(alone)
+    w = theirs.initial_vector()
+    assert_same(ours.value_and_gradient(w, ours.full_batch), theirs.value_and_gradient(w, theirs.full_batch))
+    product = ours.linearize(w, ours.full_batch).gauss_newton(w)
+    torch.testing.assert_close(product, theirs.linearize(w, theirs.full_batch).gauss_newton(w), rtol=1e-11, atol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("bucket_bytes", [1, 100, 10**9])
+def test_buckets_that_overlap_with_the_backward_pass_give_the_same_gradient(
+    comm: Communicator, dtype: torch.dtype, bucket_bytes: int
+) -> None:
+    inputs, targets = samples()
+    start, count = block(37, comm.size, comm.rank)[:2]
+    mine = slice(start, start + count)
+
+    def build(size: int) -> DataParallelObjective:
+        model = small_network().to(dtype)
+        model.register_parameter("unused", torch.nn.Parameter(torch.ones(5, dtype=dtype)))
+        return DataParallelObjective(model, "cross_entropy", inputs[mine], targets[mine], comm, bucket_bytes=size)
+
+    bucketed, whole = build(bucket_bytes), build(10**9)
+    w = whole.initial_vector()
+    for _ in range(2):
+        value, gradient = bucketed.value_and_gradient(w, bucketed.full_batch)
+        expected, expected_gradient = whole.value_and_gradient(w, whole.full_batch)
+        assert value == expected
+        torch.testing.assert_close(gradient, expected_gradient)
+
+
+def test_a_gradient_costs_one_reduction_and_a_value_one_of_scalars(comm: Communicator) -> None:
+    objective = sharded(comm)
+    w = objective.initial_vector()
+    before = objective.comm.ledger.totals()
+    objective.value_and_gradient(w, objective.full_batch)
+    between = objective.comm.ledger.totals()
+    objective.value(w, objective.full_batch)
+    after = objective.comm.ledger.totals()
+    assert (between.calls - before.calls, between.bytes - before.bytes) == (1, 8 * (objective.size + 2))
+    assert (after.calls - between.calls, after.bytes - between.bytes) == (1, 16)
+
+
+def test_the_local_part_never_communicates_and_its_weighted_mean_is_the_whole(comm: Communicator) -> None:
+    objective = sharded(comm)
+    w = objective.initial_vector() + 0.1
+    calls = comm.ledger.totals().calls
+    value, gradient = objective.local.value_and_gradient(w, objective.full_batch)
+    assert objective.local.value(w, objective.full_batch) == pytest.approx(value, rel=1e-14)
+    assert comm.ledger.totals().calls == calls
+    share = objective.full_batch.count / objective.samples
+    mean = comm.allreduce(torch.cat([gradient * share, torch.tensor([value * share], dtype=w.dtype)]))
+    expected, expected_gradient = objective.value_and_gradient(w, objective.full_batch)
+    assert float(mean[-1]) == pytest.approx(expected, rel=1e-13)
+    torch.testing.assert_close(mean[:-1], expected_gradient, rtol=1e-11, atol=1e-14)
+
+
+def test_a_number_that_is_not_finite_on_one_rank_is_seen_by_all(comm: Communicator) -> None:
+    inputs, targets = samples(count=4 * comm.size)
+    mine = slice(4 * comm.rank, 4 * comm.rank + 4)
+    inputs = inputs[mine].clone()
+    if comm.rank == comm.size - 1:
+        inputs[1, 2] = math.nan
+    for dtype in (torch.float32, torch.float64):
+        objective = DataParallelObjective(small_network().to(dtype), "cross_entropy", inputs, targets[mine], comm)
+        w = objective.initial_vector()
+        assert math.isnan(objective.value(w, objective.full_batch))
+        value, gradient = objective.value_and_gradient(w, objective.full_batch)
+        assert math.isnan(value)
+        assert not bool(gradient.isfinite().all())
+
+
+def test_a_model_that_differs_between_ranks_is_made_the_same(comm: Communicator) -> None:
+    objective = sharded(comm, model=small_network(seed=comm.rank))
+    mine = objective.initial_vector()
+    assert torch.equal(mine, comm.bcast(mine.clone()))
+    assert torch.equal(mine, sharded(comm, model=small_network(seed=0)).initial_vector())
+
+
+def test_data_that_do_not_fit_on_one_rank_are_refused_on_all_with_the_rank_named(comm: Communicator) -> None:
+    inputs, targets = samples(count=4 * comm.size)
+    width = FEATURES - 1 if comm.rank == comm.size - 1 else FEATURES
+    mine = slice(4 * comm.rank, 4 * comm.rank + 4)
+    with pytest.raises(UsageError, match=r"does not take a sample of shape \(4,\)"):
+        DataParallelObjective(small_network(), "cross_entropy", inputs[mine, :width], targets[mine], comm)
+
+
+def test_running_statistics_are_averaged_over_the_ranks(comm: Communicator) -> None:
+    model = small_network(batch_norm=True)
+    objective = sharded(comm, model=model)
+    objective.value_and_gradient(objective.initial_vector(), Batch(None, len(objective.shard.inputs), 37))
+    mine = model[2].running_mean.clone()
+    mean = comm.allreduce(mine.clone()) / comm.size
+    objective.synchronize_buffers()
+    torch.testing.assert_close(model[2].running_mean, mean)
+
+
+def test_agree_gives_all_ranks_the_numbers_of_the_first(comm: Communicator) -> None:
+    objective = sharded(comm)
+    assert objective.agree(comm.rank + 0.5, -comm.rank) == (0.5, 0)
+
+
+def test_a_flag_raised_on_one_rank_reaches_all_with_the_next_evaluation(comm: Communicator) -> None:
+    for dtype in (torch.float32, torch.float64):
+        objective = sharded(comm, model=small_network().to(dtype))
+        objective.flag = 1.0 if comm.rank == comm.size - 1 else 0.0
+        w = objective.initial_vector()
+        objective.value_and_gradient(w, objective.full_batch)
+        assert objective.flags_seen == 1
+        objective.value(w, objective.full_batch)
+        assert objective.flags_seen == 2
