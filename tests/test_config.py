@@ -1,0 +1,90 @@
+"""The job file: what is accepted, what is refused and in which words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hpcopt.config import parse_job, read_job
+from hpcopt.errors import UsageError
+
+JOBS = sorted((Path(__file__).parents[1] / "jobs").glob("*.toml"))
+DATA = '[data]\nsource = "digits"\n'
+
+
+@pytest.mark.parametrize("path", JOBS, ids=lambda path: path.name)
+def test_every_job_in_the_repository_is_valid(path: Path) -> None:
+    parse_job(read_job(path), name=path.stem)
+
+
+def test_what_is_not_said_has_a_default_and_the_name_comes_from_the_file() -> None:
+    job = parse_job(DATA, name="mine")
+    assert (job.run.name, job.run.precision, job.solver.name, job.model.name) == ("mine", "float32", "trust_region", "mlp")
+
+
+def test_keys_of_model_and_solver_are_passed_on() -> None:
+    job = parse_job(DATA + '[model]\nwidths = [5]\n[solver]\nname = "sgd"\nmomentum = 0.9\n')
+    assert job.model.options == {"widths": [5]}
+    assert job.solver.options == {"momentum": 0.9}
+
+
+def test_settings_on_the_command_line_win() -> None:
+    settings = ["run.epochs=3", "data.source=mnist", "run.stop.test_accuracy=0.9", "model.widths=[4, 5]", "run.seed=7"]
+    job = parse_job(DATA + "[run]\nseed = 1\n", settings)
+    assert (job.run.epochs, job.run.seed, job.data.source) == (3, 7, "mnist")
+    assert job.run.stop.test_accuracy == 0.9
+    assert job.model.options == {"widths": [4, 5]}
+
+
+def test_the_resolved_job_is_a_job_file_that_says_the_same() -> None:
+    job = parse_job(DATA + '[run]\nepochs = 2.5\nstop = { seconds = 60 }\n[solver]\nname = "sgd"\nnesterov = false\n')
+    assert parse_job(job.to_toml()) == job
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[data", "not valid TOML"),
+        ("[run]\nepochs = 1\n", "data.source is missing"),
+        (DATA + "[solvr]\n", r"\[solvr\] is not a table of a job file; did you mean 'solver'"),
+        (DATA + "[run]\nepoch = 3\n", "run.epoch is not a key of .run.; did you mean 'epochs'"),
+        (DATA + 'bach = 3\n', "data.bach is not a key of .data.; did you mean 'batch'"),
+        (DATA + '[run]\nepochs = "ten"\n', "run.epochs = 'ten' is not allowed"),
+        (DATA + "[run]\nepochs = 0\n", "run.epochs = 0.* positive"),
+        (DATA + "[run]\niterations = 2.5\n", "run.iterations = 2.5 is not allowed"),
+        (DATA + "[run]\nepochs = 1\niterations = 5\n", "both given"),
+        (DATA + '[run]\nprecision = "float16"\n', "run.precision = 'float16' is not allowed.*'float32' or 'float64'"),
+        (DATA + "[run]\nstop = 5\n", "run.stop = 5 must be a table"),
+        (DATA + "[run]\nstop = { test_acuracy = 0.5 }\n", "run.stop.test_acuracy.*did you mean 'test_accuracy'"),
+        (DATA + "[run]\nstop = { test_accuracy = 97 }\n", "test_accuracy = 97.* at most 1"),
+        (DATA + "[run]\nstop = { train_loss = -1 }\n", "train_loss = -1.* not negative"),
+        (DATA + "[run]\nstop = { seconds = 0 }\n", "seconds = 0.* positive"),
+        (DATA + "[run]\nevaluate_every = 0\n", "evaluate_every"),
+        (DATA + "[loss]\nweight_decay = -0.1\n", "weight_decay = -0.1.* not negative"),
+        (DATA + "[loss]\nmicro_batch = 0\n", "micro_batch = 0"),
+        ("data = 5\n", "data = 5 stands alone"),
+    ],
+)
+def test_what_is_wrong_is_named_with_its_value_and_the_rule(text: str, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        parse_job(text)
+
+
+@pytest.mark.parametrize("setting", ["run.epochs", "epochs=5", "=5", "run.=5"])
+def test_a_setting_that_is_no_table_key_and_value_is_refused(setting: str) -> None:
+    with pytest.raises(UsageError, match="not of the form"):
+        parse_job(DATA, [setting])
+
+
+def test_a_setting_below_a_value_is_refused() -> None:
+    with pytest.raises(UsageError, match="is not a table"):
+        parse_job(DATA + "[run]\nseed = 1\n", ["run.seed.x=1"])
+
+
+def test_a_job_file_that_is_not_there_or_not_text_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot be read"):
+        read_job(tmp_path / "none.toml")
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UsageError, match="cannot be read"):
+        read_job(tmp_path / "binary.toml")
