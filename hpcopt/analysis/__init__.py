@@ -1,0 +1,1 @@
+"""Reading, comparing and plotting runs, and a look at the machine: what the commands do, as functions."""

@@ -1,0 +1,7 @@
+"""``python -m hpcopt`` is ``hpcopt``."""
+
+import sys
+
+from hpcopt.cli.main import main
+
+sys.exit(main())

@@ -1,0 +1,103 @@
+"""``hpcopt inspect RUN``: one run, as tables or as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from hpcopt.analysis.history import open_run
+from hpcopt.analysis.summary import summary
+from hpcopt.cli.format import NONE, colour_of, console, grid, in_bytes, number, share, table, whole
+
+POINTS = (
+    ("epoch", "epoch", number),
+    ("train\nloss", "train_loss", number),
+    ("train\naccuracy", "train_accuracy", share),
+    ("test\nloss", "test_loss", number),
+    ("test\naccuracy", "test_accuracy", share),
+    ("explained\nvariance", "test_explained_variance", number),
+)
+
+HISTORY = (
+    ("epoch", "epoch", number),
+    ("iter.", "iteration", whole),
+    ("seconds", "seconds", number),
+    ("train\nloss", "train_loss", number),
+    ("test\nloss", "test_loss", number),
+    ("test\naccuracy", "test_accuracy", share),
+    ("explained\nvariance", "test_explained_variance", number),
+    ("gradient\nnorm", "gradient_norm", number),
+    ("radius", "radius", number),
+    ("gradient\nequiv.", "gradient_equivalents", number),
+)
+
+
+def inspect(run: str, as_json: bool, history: bool) -> None:
+    """Print the summary of a run, as JSON with the keys of ``analysis.summary`` or as tables."""
+    facts = summary(open_run(run))
+    if as_json:
+        print(json.dumps(facts, indent=2, allow_nan=False))
+        return
+    out = console()
+    out.print(_header(facts))
+    out.print(_figures(facts))
+    out.print(_costs(facts))
+    if history:
+        out.print(_history(facts["history"]))
+
+
+def _header(facts: Mapping[str, Any]) -> Table:
+    status, reason = facts["status"], facts["stop_reason"]
+    rows = [
+        ("run", f"[bold]{escape(facts['run'])}[/]"),
+        ("status", f"[{colour_of(status)}]{status}[/]" + (f": {escape(reason)}" if reason else "")),
+        ("solver", _with(facts["solver"], None, "")),
+        ("model", _with(facts["model"], facts["parameters"], "parameters")),
+        ("data", _with(facts["data"], None, "")),
+        ("ranks", _with(facts["ranks"], facts["layout"], "layout", thousands=False)),
+    ]
+    return grid(rows)
+
+
+def _with(name: Any, count: Any, what: str, thousands: bool = True) -> str:
+    shown = NONE if name is None else escape(str(name))
+    if count is None:
+        return shown
+    return f"{shown}  [dim]{whole(count) if thousands else count} {what}[/]"
+
+
+def _figures(facts: Mapping[str, Any]) -> Table:
+    rows = [[which, *(show(facts[which][name]) for _, name, show in POINTS)] for which in ("initial", "final", "best")]
+    return table(["", *(title for title, _, _ in POINTS)], rows, keep=2)
+
+
+def _costs(facts: Mapping[str, Any]) -> Table:
+    spent, sent, steps = facts["work"], facts["communication"], facts["steps"]
+    rows = [
+        (
+            "done",
+            f"{whole(facts['iterations'])} iterations, {number(facts['epochs'])} epochs, "
+            f"{number(facts['seconds'])} s of training",
+        ),
+        ("steps", f"{whole(steps['accepted'])} accepted, {whole(steps['rejected'])} rejected"),
+        (
+            "work",
+            f"{number(spent['gradient_equivalents'])} gradient equivalents  [dim]{number(spent['values'])} values, "
+            f"{number(spent['gradients'])} gradients, {number(spent['curvature_products'])} curvature products, "
+            f"{whole(spent['inner_iterations'])} inner iterations[/]",
+        ),
+        (
+            "communication",
+            f"{whole(sent['calls'])} calls, {in_bytes(sent['bytes'])}, {number(sent['seconds_waited'])} s waited",
+        ),
+    ]
+    return grid(rows)
+
+
+def _history(rows: Sequence[Mapping[str, Any]]) -> Table:
+    cells = [[show(row[name]) for _, name, show in HISTORY] for row in rows]
+    return table([title for title, _, _ in HISTORY], cells)

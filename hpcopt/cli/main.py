@@ -1,0 +1,156 @@
+"""The command line. Each command is imported when it is used, so that ``hpcopt --help`` starts at once."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+COLLECTIVE = ("run", "doctor")
+"""Commands that are meant to be started on several ranks; of the others only the first process does anything."""
+
+RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "MV2_COMM_WORLD_RANK", "SLURM_PROCID")
+
+app = typer.Typer(
+    name="hpcopt",
+    help="Train networks with second-order and trust-region methods over MPI. Start ranks with mpirun or srun: "
+    "mpirun -n 4 hpcopt run JOB.toml",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Runs = Annotated[list[str], typer.Argument(metavar="RUN...", help="Run directories.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status: 2 for usage errors, else what the command says."""
+    from hpcopt.comm.faults import run_guarded
+
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    rank = launcher_rank()
+    if rank > 0 and given[:1] and given[0] not in COLLECTIVE:
+        return 0
+    return run_guarded(lambda: _invoke(given, rank))
+
+
+def launcher_rank() -> int:
+    """The number of this process among those of its launch, 0 outside of one. Known without starting MPI."""
+    values = (os.environ.get(name, "") for name in RANK_VARIABLES)
+    return next((int(value) for value in values if value.isdigit()), 0)
+
+
+def _invoke(arguments: Sequence[str], rank: int) -> int:
+    if rank == 0:
+        try:
+            app(args=arguments, prog_name="hpcopt")
+        except SystemExit as end:
+            return _status(end.code)
+        return 0
+    try:
+        return _status(app(args=arguments, prog_name="hpcopt", standalone_mode=False))
+    except Exception as error:
+        if not hasattr(error, "exit_code"):
+            raise
+        # A mistake on the command line, which rank 0 explains. The launcher ends the job with the first process that
+        # fails, so let it be rank 0.
+        time.sleep(2.0)
+        return int(error.exit_code)
+
+
+def _status(code: object) -> int:
+    return code if isinstance(code, int) else int(code is not None)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib import metadata
+
+        typer.echo(f"hpcopt {metadata.version('hpcopt')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command("run")
+def _run(
+    job: Annotated[Path, typer.Argument(metavar="JOB.toml", help="The job file.", show_default=False)],
+    run_dir: Annotated[
+        Path | None, typer.Option("--run-dir", metavar="DIR", help="Where the run is recorded.", show_default=False)
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Override a key of the job file.", show_default=False),
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Move a run that is there aside and start anew.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress display.")] = False,
+) -> None:
+    """Train as the job file says; on as many ranks as mpirun or srun starts."""
+    from hpcopt.cli.run import run
+
+    raise typer.Exit(run(job, run_dir, settings or [], fresh, quiet))
+
+
+@app.command("inspect")
+def _inspect(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run directory.", show_default=False)],
+    as_json: Json = False,
+    history: Annotated[bool, typer.Option("--history", help="Also show every evaluation.")] = False,
+) -> None:
+    """Show what a run did, also while it is going on."""
+    from hpcopt.cli.inspect import inspect
+
+    inspect(run, as_json, history)
+
+
+@app.command("compare")
+def _compare(runs: Runs, as_json: Json = False) -> None:
+    """Put runs side by side, by epochs, gradient equivalents, seconds and bytes."""
+    from hpcopt.cli.compare import compare
+
+    compare(runs, as_json)
+
+
+@app.command("plot")
+def _plot(
+    runs: Runs,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE.png", help="The figure.", show_default=False)],
+) -> None:
+    """Draw loss, accuracy, radius and waiting of one or more runs."""
+    from hpcopt.cli.plot import plot
+
+    plot(runs, output)
+
+
+@app.command("doctor")
+def _doctor(as_json: Json = False) -> None:
+    """Say what this allocation will do: MPI, ranks, threads, devices, HDF5, disk. Works under mpirun and alone."""
+    from hpcopt.cli.doctor import doctor
+
+    raise typer.Exit(doctor(as_json))
+
+
+@app.command(
+    "data",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+    add_help_option=False,
+)
+def _data(context: typer.Context) -> None:
+    """List, describe and fetch data sets: hpcopt data list | info NAME | fetch NAME."""
+    from hpcopt.cli.data import app as data
+
+    data(args=context.args, prog_name="hpcopt data")
