@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from hpcopt.errors import UsageError, nearest
+from hpcopt.errors import UsageError
+from hpcopt.importing import find_function
 from hpcopt.models import checks
 
 GIVEN = ("input_shape", "outputs", "seed")
@@ -27,7 +25,7 @@ def make_user_model(
     Raises:
         UsageError: module or function cannot be found, an option or the result does not fit.
     """
-    function = find_function(name)
+    function = find_function(name, "model.name")
     given = {"input_shape": input_shape, "outputs": outputs, "seed": seed}
     model = function(**_arguments(name, function, options, given))
     if not isinstance(model, nn.Module):
@@ -39,46 +37,6 @@ def make_user_model(
         raise UsageError(f"the model of model.name = {name!r} has no parameter that requires a gradient to train.")
     _check_output(name, model, input_shape, outputs)
     return model
-
-
-def find_function(name: str) -> Callable[..., Any]:
-    """Import 'package.module:function'; the current directory is searched as well.
-
-    Raises:
-        UsageError: the name has another form, or there is no such module or function.
-    """
-    module_name, colon, attribute = name.partition(":")
-    if not (module_name and colon and attribute):
-        raise UsageError(f"model.name = {name!r} must have the form 'package.module:function'.")
-    module = _import(name, module_name)
-    function = getattr(module, attribute, None)
-    if not callable(function):
-        known = [word for word in vars(module) if callable(getattr(module, word)) and not word.startswith("_")]
-        hint = nearest(attribute, known) or "."
-        raise UsageError(
-            f"model.name = {name!r}: the module {module_name!r} ({getattr(module, '__file__', 'built in')}) has no "
-            f"function {attribute!r}{hint} Define it there or correct the name."
-        )
-    return function  # type: ignore[no-any-return]
-
-
-def _import(name: str, module_name: str) -> Any:
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)  # as `python -m` does, which the command `hpcopt` does not
-    importlib.invalidate_caches()
-    try:
-        return importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise UsageError(f"model.name = {name!r}: importing {module_name!r} failed: {error}.") from error
-        hint = nearest(module_name, [path.stem for path in Path.cwd().glob("*.py")]) or "."
-        raise UsageError(
-            f"model.name = {name!r}: there is no module {module_name!r} in the current directory ({here}) or in "
-            f"Python's path{hint} Start hpcopt where the module is, or put its folder into PYTHONPATH."
-        ) from error
-    except (ImportError, SyntaxError) as error:
-        raise UsageError(f"model.name = {name!r}: importing {module_name!r} failed: {error}.") from error
 
 
 def _arguments(
