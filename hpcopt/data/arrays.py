@@ -68,7 +68,7 @@ def choose(
                          f" {_listing(shapes)}. Set data.inputs, and data.target, to the names of its arrays.")
     as_column = target is not None and wanted_target is None
     targets = None if as_column else _named(shapes, part, wanted_target, TARGET_NAMES)
-    if targets is None and len(shapes[found]) != 2:
+    if targets is None and (len(shapes[found]) != 2 or not (as_column or len(shapes) == 1)):
         raise UsageError(f"The file {name!r} has no array named targets, labels or y to go with {found!r}; it holds"
                          f" {_listing(shapes)}. Set data.target to the name of the array of targets.")
     return Choice(found, targets)

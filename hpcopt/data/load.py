@@ -1,0 +1,217 @@
+"""Loading: open the source, split off the test set, read this rank's shards, scale them alike on all ranks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hpcopt.data.batches import check_batch
+from hpcopt.data.dataset import DataSet, Part
+from hpcopt.data.options import DataOptions
+from hpcopt.data.reader import Reader, Source, read_rows
+from hpcopt.data.sources import open_source
+from hpcopt.data.split import split_rows
+from hpcopt.data.standardize import Scaling, choose_kind, fit
+from hpcopt.data.targets import class_values, distinct_labels, infer_task, to_classes, to_values
+from hpcopt.errors import UsageError
+from hpcopt.layout.block import block
+
+if TYPE_CHECKING:
+    from hpcopt.comm.communicator import Communicator
+
+
+@dataclass(frozen=True, eq=False)
+class Shard:
+    """This rank's rows of a set as they are in the file.
+
+    Attributes:
+        inputs: (n, *shape), the file's type.
+        targets: (n,) or (n, k).
+        rows: the row of each sample in its file.
+        start: position of the first sample in the set.
+        total: samples of the set over all ranks.
+        reader: where they came from.
+    """
+
+    inputs: np.ndarray
+    targets: np.ndarray
+    rows: np.ndarray
+    start: int
+    total: int
+    reader: Reader
+
+
+@dataclass(frozen=True, eq=False)
+class Made:
+    """Targets as a model is trained on them: one array for each shard.
+
+    Attributes:
+        targets: int64 (n,) or float64 (n, outputs), of the training and of the test shard.
+        outputs: classes or target columns.
+        facts: for the record.
+    """
+
+    targets: list[np.ndarray]
+    outputs: int
+    facts: dict[str, Any]
+
+
+def load(options: DataOptions, comm: Communicator, seed: int) -> DataSet:
+    """Load a data set, each rank its contiguous shard. *Collective.*
+
+    Args:
+        options: the [data] table.
+        comm: the ranks that share the set.
+        seed: the run's seed, for splits and orders that are drawn.
+
+    Raises:
+        UsageError: on all ranks, if the source cannot be read on any of them, or does not fit the options or the
+            number of ranks.
+    """
+    with comm.together("opening the data set"):
+        source = open_source(options, seed, comm.rank, comm.size)
+    shards = _read_shards(source, options, comm, seed)
+    check_batch(options.batch_size, shards[0].total)
+    standardize = source.standardize if options.standardize is None else options.standardize
+    with comm.together("checking the data"):
+        kind = choose_kind(standardize, shards[0].inputs.shape[1:])
+        for shard in shards:
+            _refuse_not_finite(shard)
+    task = options.task or source.task
+    labels = distinct_labels(shards[0].targets, comm) if task != "regression" else None
+    facts = {"source": options.source, **source.facts, "task_inferred": task is None}
+    task = task or infer_task(labels)
+    scaling = fit(shards[0].inputs, kind, comm)
+    if task == "classification":
+        made = _classes(shards, labels, options.classes or source.classes, comm)
+    else:
+        scale_targets = options.standardize_targets
+        made = _values(shards, bool(standardize) if scale_targets is None else scale_targets, comm)
+    facts |= {"train_samples": shards[0].total, "test_samples": shards[1].total if len(shards) > 1 else 0}
+    facts |= {"standardize": kind, **_scaling_facts(scaling, shards[0].inputs, "input"), **made.facts}
+    parts = [
+        Part(scaling.apply(shard.inputs), targets, shard.start, shard.total)
+        for shard, targets in zip(shards, made.targets, strict=True)
+    ]
+    return DataSet(parts[0], parts[1] if len(parts) > 1 else None, task,
+                   made.outputs if task == "classification" else 0, made.outputs, shards[0].inputs.shape[1:],
+                   options.source, facts)
+
+
+def _read_shards(source: Source, options: DataOptions, comm: Communicator, seed: int) -> list[Shard]:
+    """This rank's shard of the training set and, if there is one, of the test set. *Collective.*"""
+    if options.test is False:
+        source.test = None
+    _check_agreement(source, comm)
+    if source.sharded:
+        _refuse_cuts(options)
+        readers = [reader for reader in (source.train, source.test) if reader is not None]
+        plans = [_own_rows(reader, comm) for reader in readers]
+        _refuse_empty(comm.allgather_objects(source.train.rows, label="data"), options.source)
+    else:
+        readers, plans = _dealt_rows(source, options, comm, seed)
+    with comm.together("reading the data"):
+        return [Shard(*read_rows(reader, rows), rows, start, total, reader)
+                for reader, (rows, start, total) in zip(readers, plans, strict=True)]
+
+
+Rows = tuple[np.ndarray, int, int]
+"""Rows of a reader that this rank owns, position of the first in the set, samples of the set."""
+
+
+def _dealt_rows(source: Source, options: DataOptions, comm: Communicator, seed: int) -> tuple[list[Reader], list[Rows]]:
+    """Whole sets cut into blocks of rows. Local, and fails on all ranks alike."""
+    split = split_rows(source, options, seed)
+    readers, dealt = [source.train], [split.train]
+    if split.test is not None:
+        readers, dealt = [source.train, source.train], [split.train, split.test]
+    elif source.test is not None:
+        readers, dealt = [source.train, source.test], [split.train, np.arange(source.test.rows)]
+    if len(split.train) < comm.size:
+        limited = f" (data.limit = {options.limit})" if options.limit is not None else ""
+        raise UsageError(f"The training set has {len(split.train)} samples{limited}, which are not enough for"
+                         f" {comm.size} ranks: each rank must own at least one. Start fewer ranks or use more samples.")
+    plans = []
+    for rows in dealt:
+        mine = block(len(rows), comm.size, comm.rank)
+        plans.append((rows[mine.slice], mine.start, len(rows)))
+    return readers, plans
+
+
+def _own_rows(reader: Reader, comm: Communicator) -> Rows:
+    """All rows of a reader that holds this rank's samples only. *Collective.*"""
+    counts = [int(count) for count in comm.allgather_objects(reader.rows, label="data")]
+    return np.arange(reader.rows), sum(counts[: comm.rank]), sum(counts)
+
+
+def _refuse_empty(counts: list[int], name: str) -> None:
+    if min(counts) == 0:
+        raise UsageError(f"The data function {name!r} returned no training samples on rank {counts.index(0)} (of"
+                         f" {len(counts)} ranks, {sum(counts)} samples); each rank must own at least one. Start fewer"
+                         " ranks or deal the samples out evenly.")
+
+
+def _refuse_cuts(options: DataOptions) -> None:
+    for key in ("limit", "shuffle", "test"):
+        value = getattr(options, key)
+        if value not in (None, False):
+            raise UsageError(f"data.{key} is {value!r}, but the data function {options.source!r} takes rank and size"
+                             f" and so decides itself which samples each rank has. Leave data.{key} out, or write the"
+                             " function without rank and size.")
+
+
+def _check_agreement(source: Source, comm: Communicator) -> None:
+    """Refuse ranks that see different files, as happens with folders local to a machine. *Collective.*"""
+    mine = [float(np.prod(source.train.shape)), float(len(source.train.shape))]
+    if not source.sharded:
+        mine += [float(source.train.rows), float(source.test.rows if source.test else -1)]
+    low, high = comm.reduce_scalars(mine, op="min"), comm.reduce_scalars(mine, op="max")
+    if low != high:
+        raise UsageError(f"The ranks see different data: {source.train.name!r} has from {int(low[-2])} to"
+                         f" {int(high[-2])} training samples and from {int(low[0])} to {int(high[0])} features. Put the"
+                         " same files on every machine, or in a folder that all of them see.")
+
+
+def _refuse_not_finite(shard: Shard) -> None:
+    """Refuse NaN and infinity in inputs and targets."""
+    for what, array in (("input", shard.inputs), ("target", shard.targets)):
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            place, *feature = (int(i) for i in np.argwhere(~np.isfinite(array))[0])
+            value = array[(place, *feature)]
+            flat = int(np.ravel_multi_index(feature, array.shape[1:])) if feature else 0
+            where = shard.reader.column(flat) if what == "input" else "the target"
+            raise UsageError(f"Row {shard.rows[place]} of {shard.reader.name!r} (counted from 0) has {value} in {where};"
+                             " training needs finite numbers. Remove the row or fill in the value.")
+
+
+def _classes(shards: list[Shard], labels: np.ndarray | None, known: int | None, comm: Communicator) -> Made:
+    """Labels as classes 0 .. C-1. *Collective.*"""
+    with comm.together("reading the labels"):
+        values = class_values(labels, known) if labels is not None else np.empty(0, np.int64)
+        targets = [to_classes(shard.targets, values, shard.rows, shard.reader.name, known is not None)
+                   for shard in shards]
+    renamed = not np.array_equal(values, np.arange(len(values)))
+    return Made(targets, len(values), {"labels": values.tolist()} if renamed else {})
+
+
+def _values(shards: list[Shard], scale: bool, comm: Communicator) -> Made:
+    """Targets of regression with two axes, scaled if asked for. *Collective.*"""
+    raw = [to_values(shard.targets).astype(np.float64) for shard in shards]
+    widths = {array.shape[1] for array in raw}
+    if len(widths) > 1:
+        raise UsageError(f"The training set has {raw[0].shape[1]} targets a sample, the test set {raw[1].shape[1]}; both"
+                         " need the same. Check data.target and data.test.")
+    scaling = fit(raw[0], "feature" if scale else "none", comm)
+    facts = {"standardize_targets": scale, **_scaling_facts(scaling, raw[0], "target")}
+    return Made([scaling.apply(array) for array in raw], raw[0].shape[1], facts)
+
+
+def _scaling_facts(scaling: Scaling, raw: np.ndarray, what: str) -> dict[str, Any]:
+    """Mean and scale for the record; those of uint8 pixels in units of 0..1, as is usual."""
+    if scaling.kind == "none":
+        return {f"{what}_unit": "0..1 from 0..255"} if raw.dtype == np.uint8 else {}
+    unit = 255.0 if raw.dtype == np.uint8 else 1.0
+    return {f"{what}_mean": (scaling.mean / unit).ravel().tolist(), f"{what}_scale": (scaling.scale / unit).ravel().tolist(),
+            f"{what}_constant": scaling.constant}
