@@ -222,7 +222,9 @@ def _build(kind: type[Table], values: dict[str, Any], where: str) -> Table:
     needed = [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING]  # type: ignore[arg-type]
     for key in needed:
         if key not in values:
-            raise UsageError(f"{where}.{key} is missing; [{where}] cannot do without it. See docs/jobs.md for its values")
+            raise UsageError(
+                f"{where}.{key} is missing; [{where}] cannot do without it. See docs/jobs.md for its values"
+            )
     hints = get_type_hints(kind)
     for key, value in values.items():
         if is_dataclass(hints.get(key)):

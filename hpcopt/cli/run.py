@@ -66,13 +66,16 @@ class _Display:
         from rich.console import Console
 
         from hpcopt.train.progress import PlainProgress, TerminalProgress
+        from hpcopt.train.terminal import terminal_columns
 
-        self._console: Console | None = None if quiet or comm.rank else Console()
+        columns = terminal_columns() if comm.rank == 0 else None
+        console = Console(force_terminal=columns is not None, width=columns)
+        self._console = None if quiet or comm.rank else console
         self._directory, self._prepared = directory, prepared
         self._progress: TerminalProgress | PlainProgress | None = None
         if self._console is not None:
             self._header(self._console, threads, comm)
-            kind = TerminalProgress if self._console.is_terminal else PlainProgress
+            kind = TerminalProgress if columns else PlainProgress
             self._progress = kind(self._console, prepared.criteria.iterations)
 
     @property

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from hpcopt import models
 from hpcopt.comm.communicator import Communicator
 from hpcopt.config import Job, SolverTable
 from hpcopt.data.dataset import DataSet, Part
 from hpcopt.data.load import load
 from hpcopt.errors import UsageError
+from hpcopt.models.registry import build
 from hpcopt.objective.data_parallel import DataParallelObjective
 from hpcopt.solvers.registry import make_solver
 from hpcopt.solvers.solver import Solver
@@ -75,7 +75,7 @@ class PreparedJob:
     def _build_objective(self, device: torch.device) -> DataParallelObjective:
         job, data = self.job, self.data
         with self.comm.together("building the model"):
-            model = models.build(job.model.name, job.model.options, data.input_shape, data.outputs, job.run.seed)
+            model = build(job.model.name, job.model.options, data.input_shape, data.outputs, job.run.seed)
         model.to(device=device, dtype=getattr(torch, job.run.precision))
         inputs, targets = self._on_device(data.train, device)
         return DataParallelObjective(

@@ -1,0 +1,174 @@
+"""The loop: when it evaluates, when it stops, what it keeps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+
+from hpcopt.comm.communicator import Communicator
+from hpcopt.objective.protocol import Batch, Objective
+from hpcopt.solvers.sgd import SGD
+from hpcopt.solvers.solver import State, StepReport, StopReason
+from hpcopt.train.evaluation import Evaluator, Metrics
+from hpcopt.train.loop import Criteria, Result, TrainingLoop
+from hpcopt.train.minimize import plan_batches
+from hpcopt.train.sampler import Sampler
+from tests.support.problems import sharded
+
+
+class Ear:
+    """Remembers all it is told."""
+
+    def __init__(self) -> None:
+        self.iterations: list[dict[str, Any]] = []
+        self.evaluations: list[dict[str, Any]] = []
+        self.times: list[tuple[int, Sequence[float], Sequence[float]]] = []
+
+    def iteration(self, **columns: Any) -> None:
+        self.iterations.append(columns)
+
+    def evaluation(self, **columns: Any) -> None:
+        self.evaluations.append(columns)
+
+    def rank_times(self, iteration: int, step: Sequence[float], waited: Sequence[float]) -> None:
+        self.times.append((iteration, step, waited))
+
+
+@dataclass(frozen=True)
+class Script:
+    """A solver that walks through given points; NaN stands for a step that met a number that is not finite."""
+
+    points: tuple[float, ...]
+    stop_at: int | None = None
+
+    def init(self, objective: Objective) -> State:
+        return {"parameters": objective.initial_vector().fill_(9.0), "step": 0}
+
+    def step(self, objective: Objective, state: State, batch: Batch) -> tuple[State, StepReport]:
+        number = int(state["step"])  # type: ignore[arg-type]
+        state["step"] = number + 1
+        w: torch.Tensor = state["parameters"]  # type: ignore[assignment]
+        objective.value(w, batch)
+        point = self.points[number % len(self.points)]
+        if math.isnan(point):
+            return state, StepReport(loss=point, accepted=False, finite=False)
+        w.fill_(point)
+        stop = StopReason.GRADIENT_SMALL if number + 1 == self.stop_at else StopReason.RUNNING
+        return state, StepReport(loss=point, stop=stop)
+
+
+def loop(
+    comm: Communicator, solver: Any, criteria: Criteria, ear: Ear | None = None, batch: int | str = "full"
+) -> TrainingLoop:
+    objective = sharded(comm)
+    sampler = Sampler(plan_batches(objective, batch, 0.0, 0), torch.device("cpu"))
+
+    def figures(w: torch.Tensor) -> Metrics:
+        """The first parameter is the training loss, so that a script decides what is best."""
+        return Metrics(train_loss=float(w[0]))
+
+    evaluate = figures if isinstance(solver, Script) else Evaluator(objective, None, classification=True)
+    return TrainingLoop(objective, solver, sampler, sampler.per_epoch, evaluate, criteria, [ear] if ear else [])
+
+
+def run(comm: Communicator, points: Sequence[float], **criteria: Any) -> Result:
+    options = replace(Criteria(iterations=len(points)), **criteria)
+    return loop(comm, Script(tuple(points)), options).run()
+
+
+def test_it_runs_the_iterations_and_says_so(comm: Communicator) -> None:
+    ear = Ear()
+    result = loop(comm, SGD(learning_rate=0.1), Criteria(iterations=7, evaluate_every=3), ear, batch=10).run()
+    assert result.stop is StopReason.EPOCHS_DONE
+    assert [row["iteration"] for row in ear.iterations] == list(range(1, 8))
+    assert [row["iteration"] for row in ear.evaluations] == [0, 3, 6, 7]
+    assert ear.iterations[-1]["epoch"] == pytest.approx(7 / 4)
+    assert [t[0] for t in ear.times] == [0, 3, 6, 7]
+    assert result.final.train_loss < result.initial.train_loss
+    assert math.isnan(result.final.test_loss)
+
+
+def test_work_and_communication_only_grow(comm: Communicator) -> None:
+    ear = Ear()
+    loop(comm, SGD(learning_rate=0.1), Criteria(iterations=5), ear, batch=10).run()
+    for column in ("gradients", "calls", "bytes", "seconds", "seconds_waited", "epoch"):
+        values = [row[column] for row in ear.iterations]
+        assert values == sorted(values)
+        assert values[-1] > 0
+    assert ear.iterations[3]["gradients"] == pytest.approx(1.0)
+
+
+def test_the_best_point_is_kept_and_the_last_one_returned(comm: Communicator) -> None:
+    result = run(comm, [3.0, 1.0, 2.0])
+    assert (result.final.train_loss, result.best.train_loss, result.best_epoch) == (2.0, 1.0, 2.0)
+    assert float(result.parameters[0]) == 2.0
+    assert float(result.best_parameters[0]) == 1.0
+
+
+def test_it_stops_at_the_training_loss_asked_for(comm: Communicator) -> None:
+    result = run(comm, [3.0, 1.0, 0.5, 0.1], train_loss=0.7)
+    assert (result.stop, result.iterations) == (StopReason.TRAIN_LOSS_REACHED, 3)
+
+
+def test_it_stops_when_the_solver_says_so(comm: Communicator) -> None:
+    result = loop(comm, Script((3.0,), stop_at=2), Criteria(iterations=9)).run()
+    assert (result.stop, result.iterations) == (StopReason.GRADIENT_SMALL, 2)
+
+
+def test_it_stops_when_the_time_is_spent(comm: Communicator) -> None:
+    result = run(comm, [1.0] * 9, seconds=1e-9)
+    assert (result.stop, result.iterations) == (StopReason.SECONDS_SPENT, 1)
+
+
+def test_numbers_that_are_not_finite_end_the_run_at_the_best_point(comm: Communicator) -> None:
+    result = run(comm, [3.0, 1.0, 2.0, *[math.nan] * 5], give_up_after=3)
+    assert (result.stop, result.iterations, result.rejected) == (StopReason.NOT_FINITE, 6, 3)
+    assert float(result.parameters[0]) == 1.0
+
+
+def test_a_finite_step_in_between_starts_the_count_anew(comm: Communicator) -> None:
+    result = run(comm, [3.0, math.nan, math.nan, 1.0, math.nan, math.nan, 2.0], give_up_after=3)
+    assert result.stop is StopReason.EPOCHS_DONE
+
+
+def test_the_module_holds_the_result_afterwards(comm: Communicator) -> None:
+    training = loop(comm, Script((3.0, 2.0)), Criteria(iterations=2))
+    training.run()
+    assert all(bool((p == 2.0).all()) for p in training.objective.shard.module.parameters())
+
+
+class TestEvaluation:
+    """Whole sets, against plain torch."""
+
+    def test_losses_and_accuracies_are_means_over_all_samples(self, comm: Communicator) -> None:
+        objective = sharded(comm)
+        inputs, targets = objective.shard.inputs, objective.shard.targets
+        metrics = Evaluator(objective, (inputs[:9], targets[:9]), classification=True)(objective.initial_vector())
+        outputs = objective.shard.module(inputs).detach()
+        right = outputs.argmax(1) == targets
+        loss = torch.nn.functional.cross_entropy
+        assert metrics.train_loss == pytest.approx(float(loss(outputs, targets)))
+        assert metrics.test_loss == pytest.approx(float(loss(outputs[:9], targets[:9])))
+        assert metrics.train_accuracy == pytest.approx(float(right.double().mean()))
+        assert metrics.test_accuracy == pytest.approx(float(right[:9].double().mean()))
+        assert math.isnan(metrics.test_explained_variance)
+
+    def test_explained_variance_is_one_minus_error_over_variance(self, comm: Communicator) -> None:
+        objective = sharded(comm, "squared")
+        inputs, targets = objective.shard.inputs, objective.shard.targets
+        metrics = Evaluator(objective, (inputs, targets), classification=False)(objective.initial_vector())
+        error = (objective.shard.module(inputs).detach() - targets).square().sum()
+        variance = (targets - targets.mean(0)).square().sum()
+        assert metrics.test_explained_variance == pytest.approx(float(1 - error / variance))
+        assert math.isnan(metrics.test_accuracy)
+        assert metrics.score() == -metrics.test_loss
+
+    def test_the_model_trains_on_in_training_mode(self, comm: Communicator) -> None:
+        objective = sharded(comm)
+        Evaluator(objective, None, classification=True)(objective.initial_vector())
+        assert objective.shard.module.training
