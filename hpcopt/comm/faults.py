@@ -98,12 +98,9 @@ def _end_with_paragraph(error: HpcoptError) -> int:
         return error.exit_status
     comm = mpi.COMM_WORLD
     wait = _WAIT_COLLECTIVE if is_collective(error) else _WAIT_ALONE
-    messages = _all_failed(mpi, str(error), wait)
-    if messages is None:
+    if not _all_failed(mpi, str(error), wait):
         _write(labelled(paragraph(str(error)), comm.rank, comm.size, mpi.Get_processor_name()))
         _abort(mpi, error.exit_status)
-    elif comm.rank == 0:
-        _write(_joined(messages))
     return error.exit_status
 
 
@@ -158,8 +155,8 @@ def _trace(error: Exception) -> str:
     return "".join(traceback.format_exception(type(error), error, error.__traceback__, chain=not is_collective(error)))
 
 
-def _all_failed(mpi: ModuleType, message: str, seconds: float) -> dict[int, str] | None:
-    """The messages of all ranks on rank 0 (nothing elsewhere) if every rank comes here within ``seconds``, else None.
+def _all_failed(mpi: ModuleType, message: str, seconds: float) -> bool:
+    """Whether every rank comes here within ``seconds``; if so rank 0 has printed the messages of all.
 
     Made of point-to-point messages, as the other ranks may be inside a collective.
     """
@@ -167,16 +164,17 @@ def _all_failed(mpi: ModuleType, message: str, seconds: float) -> dict[int, str]
     deadline = time.monotonic() + seconds
     if comm.rank != 0:
         comm.isend(message, 0, _TAG)
-        return {} if _receive(mpi, 0, deadline) is not None else None
+        return _receive(mpi, 0, deadline) is not None
     messages = {0: message}
     while len(messages) < comm.size:
         found = _receive(mpi, mpi.ANY_SOURCE, deadline)
         if found is None:
-            return None
+            return False
         messages[found[0]] = found[1]
-    requests = [comm.isend("", rank, _TAG) for rank in range(1, comm.size)]
-    mpi.Request.waitall(requests)
-    return messages
+    # Before the others may leave: a launcher may end this rank once one of them has.
+    _write(_joined(messages))
+    mpi.Request.waitall([comm.isend("", rank, _TAG) for rank in range(1, comm.size)])
+    return True
 
 
 def _receive(mpi: ModuleType, source: int, deadline: float) -> tuple[int, Any] | None:

@@ -109,12 +109,12 @@ class TorchCopy(HostCopy):
 
     def load(self) -> None:
         """Device to host; waits for the current stream, and so for the kernels that fill the tensor."""
-        self._host.copy_(self._tensor, non_blocking=True)
+        self._host.copy_(self._tensor, non_blocking=self._tensor.is_cuda)
         synchronize(self._tensor)
 
     def store(self) -> None:
         """Host to device on the current stream; waits, as the host buffer goes back to the pool."""
-        self._tensor.copy_(self._host, non_blocking=True)
+        self._tensor.copy_(self._host, non_blocking=self._tensor.is_cuda)
         synchronize(self._tensor)
 
 
@@ -134,12 +134,14 @@ class CupyCopy(HostCopy):
 
     def load(self) -> None:
         """Device to host on the current stream, then wait for it."""
-        self._array.get(out=self._host)
+        with self._array.device:
+            self._array.get(out=self._host)
         synchronize(self._array)
 
     def store(self) -> None:
         """Host to device on the current stream, then wait for it."""
-        self._array.set(self._host)
+        with self._array.device:
+            self._array.set(self._host)
         synchronize(self._array)
 
 
@@ -166,7 +168,7 @@ class HostPool:
         free = self._free.setdefault(key, [])
         free.append(raw)
         if len(free) > self._limit:
-            free.remove(min(free, key=len)) if key != "cupy" else free.pop(0)
+            del free[min(range(len(free)), key=lambda i: len(free[i]))]
 
 
 def stage(buffer: Any, pool: HostPool, gpu_aware: bool = False, load: bool = True, write: bool = True) -> Staged:
@@ -229,12 +231,10 @@ def _stage_device(
 
 
 def synchronize(buffer: Any) -> None:
-    """Wait until the current stream of the buffer's device is done. Nothing to do for host memory."""
+    """Wait until the current stream of a CUDA buffer is done. Nothing to do elsewhere: copies are blocking there."""
     if isinstance(buffer, torch.Tensor):
         if buffer.is_cuda:
             torch.cuda.current_stream(buffer.device).synchronize()
-        elif not buffer.is_cpu:
-            torch.accelerator.synchronize(buffer.device)
     elif is_cupy(buffer):
         with buffer.device:
             sys.modules["cupy"].cuda.get_current_stream().synchronize()
