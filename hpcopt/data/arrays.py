@@ -57,20 +57,26 @@ def choose(
     if part == "train":
         for key, wanted in (("inputs", inputs), ("target", wanted_target)):
             if wanted is not None and wanted not in shapes:
-                raise UsageError(f"data.{key} is {wanted!r}, which is no array of {name!r}"
-                                 f"{nearest(wanted, list(shapes))}. It holds {_listing(shapes)}.")
+                raise UsageError(
+                    f"data.{key} is {wanted!r}, which is no array of {name!r}"
+                    f"{nearest(wanted, list(shapes)) or '.'} It holds {_listing(shapes)}."
+                )
     given = inputs or (_common(shapes) if part == "train" else None)
     found = _named(shapes, part, given, INPUT_NAMES)
     if found is None:
         if part == "test":
             return None
-        raise UsageError(f"The file {name!r} has no array named inputs, x, images, data or features; it holds"
-                         f" {_listing(shapes)}. Set data.inputs, and data.target, to the names of its arrays.")
+        raise UsageError(
+            f"The file {name!r} has no array named inputs, x, images, data or features; it holds"
+            f" {_listing(shapes)}. Set data.inputs, and data.target, to the names of its arrays."
+        )
     as_column = target is not None and wanted_target is None
     targets = None if as_column else _named(shapes, part, wanted_target, TARGET_NAMES)
     if targets is None and (len(shapes[found]) != 2 or not (as_column or len(shapes) == 1)):
-        raise UsageError(f"The file {name!r} has no array named targets, labels or y to go with {found!r}; it holds"
-                         f" {_listing(shapes)}. Set data.target to the name of the array of targets.")
+        raise UsageError(
+            f"The file {name!r} has no array named targets, labels or y to go with {found!r}; it holds"
+            f" {_listing(shapes)}. Set data.target to the name of the array of targets."
+        )
     return Choice(found, targets)
 
 
@@ -79,9 +85,7 @@ def _common(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
     return next(iter(shapes)) if len(shapes) == 1 else None
 
 
-def _named(
-    shapes: Mapping[str, tuple[int, ...]], part: str, given: str | None, names: tuple[str, ...]
-) -> str | None:
+def _named(shapes: Mapping[str, tuple[int, ...]], part: str, given: str | None, names: tuple[str, ...]) -> str | None:
     """The array of a given name, or of the first usual name; for the test set only names that say test."""
     if given is not None and part == "train":
         return given
@@ -105,9 +109,11 @@ def check_pair(inputs: tuple[int, ...], targets: tuple[int, ...], choice: Choice
         UsageError: there are not as many targets as inputs, or the targets have more than two axes.
     """
     if not inputs or not targets or inputs[0] != targets[0] or len(targets) > 2:
-        raise UsageError(f"In {name!r} the inputs {choice.inputs!r} have shape {inputs} and the targets"
-                         f" {choice.targets!r} shape {targets}. Both need one sample a row, and the targets at most two"
-                         " axes.")
+        raise UsageError(
+            f"In {name!r} the inputs {choice.inputs!r} have shape {inputs} and the targets"
+            f" {choice.targets!r} shape {targets}. Both need one sample a row, and the targets at most two"
+            " axes."
+        )
 
 
 def as_images(inputs: np.ndarray) -> np.ndarray:
@@ -192,17 +198,23 @@ def load_mat(path: Path) -> dict[str, np.ndarray]:
         from scipy.io import loadmat
         from scipy.io.matlab import MatReadError
     except ImportError as error:
-        raise UsageError(f"Reading {str(path)!r} needs scipy, which is not installed. Run `pip install scipy`.") from error
+        raise UsageError(
+            f"Reading {str(path)!r} needs scipy, which is not installed. Run `pip install scipy`."
+        ) from error
     try:
         content = loadmat(path)
     except NotImplementedError as error:
-        raise UsageError(f"{str(path)!r} is a MATLAB file of version 7.3, which stores arrays transposed. Save it with"
-                         " `save(..., '-v7')`, or as .h5 or .npz with one sample a row.") from error
+        raise UsageError(
+            f"{str(path)!r} is a MATLAB file of version 7.3, which stores arrays transposed. Save it with"
+            " `save(..., '-v7')`, or as .h5 or .npz with one sample a row."
+        ) from error
     except OSError as error:
         raise unreadable(path, error) from error
     except (MatReadError, ValueError, TypeError, KeyError, EOFError, zlib.error, MemoryError) as error:
         raise damaged(path, error) from error
-    return {key: value for key, value in content.items() if isinstance(value, np.ndarray) and value.dtype.kind in "biuf"}
+    return {
+        key: value for key, value in content.items() if isinstance(value, np.ndarray) and value.dtype.kind in "biuf"
+    }
 
 
 def open_mat(path: Path, inputs: str | None, target: Target) -> tuple[Arrays, Arrays | None]:

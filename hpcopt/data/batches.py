@@ -43,8 +43,10 @@ class BatchPlan:
     def __init__(self, total: int, start: int, count: int, batch: int | None, seed: int, overlap: float = 0.0) -> None:
         check_batch(batch, total)
         if not 0.0 <= overlap < 1.0:
-            raise UsageError(f"data.overlap is {overlap}; it must be at least 0 and less than 1 (0.3 lets each batch"
-                             " take 30 % of the next one). Set it to 0 for batches that share nothing.")
+            raise UsageError(
+                f"data.overlap is {overlap}; it must be at least 0 and less than 1 (0.3 lets each batch"
+                " take 30 % of the next one). Set it to 0 for batches that share nothing."
+            )
         if start < 0 or count < 0 or start + count > total:
             raise ValueError(f"shard {start}..{start + count} does not lie within 0..{total}")
         self.total, self.start, self.count, self.seed, self.overlap = total, start, count, seed, overlap
@@ -67,7 +69,7 @@ class BatchPlan:
             shared = self._shared_cells(epoch, number)
             picks = np.concatenate([picks, self._picks[(number + 1) % self.per_epoch][shared]])
             picks.sort()
-        return picks[(picks >= self.start) & (picks < self.start + self.count)] - self.start
+        return np.asarray(picks[(picks >= self.start) & (picks < self.start + self.count)] - self.start)
 
     def size(self, number: int, epoch: int) -> int:
         """Samples of batch ``number`` of an epoch over all ranks."""
@@ -126,8 +128,12 @@ def check_batch(batch: int | None, total: int) -> None:
     if batch is None:
         return
     if batch < 1:
-        raise UsageError(f"data.batch is {batch}; a batch needs at least one sample. Set it to a positive number, or to"
-                         ' "full" for all samples.')
+        raise UsageError(
+            f"data.batch is {batch}; a batch needs at least one sample. Set it to a positive number, or to"
+            ' "full" for all samples.'
+        )
     if batch > total:
-        raise UsageError(f"data.batch is {batch}, but the training set has only {total} samples; a batch cannot be"
-                         ' larger than the set. Set it to "full" (all samples in each step) or to a smaller number.')
+        raise UsageError(
+            f"data.batch is {batch}, but the training set has only {total} samples; a batch cannot be"
+            ' larger than the set. Set it to "full" (all samples in each step) or to a smaller number.'
+        )

@@ -45,10 +45,22 @@ class Layout:
 
 _BATCHES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
 LAYOUTS = {
-    "cifar10": Layout(10, "cifar-10-python.tar.gz", "cifar-10-batches-py", _BATCHES,
-                      tuple(f"{name}.npz" for name in _BATCHES), b"labels"),
-    "cifar100": Layout(100, "cifar-100-python.tar.gz", "cifar-100-python", ("train", "test"),
-                       (*(f"train_{i}.npz" for i in range(1, 6)), "test.npz"), b"fine_labels"),
+    "cifar10": Layout(
+        10,
+        "cifar-10-python.tar.gz",
+        "cifar-10-batches-py",
+        _BATCHES,
+        tuple(f"{name}.npz" for name in _BATCHES),
+        b"labels",
+    ),
+    "cifar100": Layout(
+        100,
+        "cifar-100-python.tar.gz",
+        "cifar-100-python",
+        ("train", "test"),
+        (*(f"train_{i}.npz" for i in range(1, 6)), "test.npz"),
+        b"fine_labels",
+    ),
 }
 
 Loader = Callable[[], tuple[np.ndarray, np.ndarray]]
@@ -162,16 +174,23 @@ class SafeUnpickler(pickle.Unpickler):
     only names allowed here are those that NumPy's arrays of plain numbers need.
     """
 
-    _ALLOWED = frozenset({
-        ("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct"),
-        ("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode"),
-    })
+    _ALLOWED = frozenset(
+        {
+            ("numpy.core.multiarray", "_reconstruct"),
+            ("numpy._core.multiarray", "_reconstruct"),
+            ("numpy", "ndarray"),
+            ("numpy", "dtype"),
+            ("_codecs", "encode"),
+        }
+    )
 
     def find_class(self, module: str, name: str) -> Any:
         """The object of a name, if it is one of the few allowed."""
         if (module, name) not in self._ALLOWED:
-            raise UsageError(f"The data file names {module}.{name}, which is no part of an array of numbers. A pickle"
-                             " that does so could run any program, so it is refused. Fetch the official file again.")
+            raise UsageError(
+                f"The data file names {module}.{name}, which is no part of an array of numbers. A pickle"
+                " that does so could run any program, so it is refused. Fetch the official file again."
+            )
         if name == "_reconstruct":
             # From an array, since the module of this private function moved between NumPy 1 and 2.
             return np.empty(0).__reduce__()[0]

@@ -32,14 +32,18 @@ def data_root(root: str | None, needed_for: str, environ: Mapping[str, str] | No
     """
     value = root or (os.environ if environ is None else environ).get("HPCOPT_DATA")
     if not value:
-        raise UsageError(f"The files of {needed_for!r} are not part of any package, and neither data.root nor the"
-                         " variable HPCOPT_DATA says where they are. Set data.root (or --set data.root=DIR) to the"
-                         f" folder that holds them; `hpcopt data info {needed_for}` names the files and says whether"
-                         ' they can be fetched. source = "mnist-5k" needs no files.')
+        raise UsageError(
+            f"The files of {needed_for!r} are not part of any package, and neither data.root nor the"
+            " variable HPCOPT_DATA says where they are. Set data.root (or --set data.root=DIR) to the"
+            f" folder that holds them; `hpcopt data info {needed_for}` names the files and says whether"
+            ' they can be fetched. source = "mnist-5k" needs no files.'
+        )
     folder = Path(value).expanduser()
     if not folder.is_dir():
-        raise UsageError(f"The data folder {str(folder)!r} (from {'data.root' if root else 'HPCOPT_DATA'}) does not"
-                         f" exist, or is not a folder. Give the folder that holds the files of {needed_for!r}.")
+        raise UsageError(
+            f"The data folder {str(folder)!r} (from {'data.root' if root else 'HPCOPT_DATA'}) does not"
+            f" exist, or is not a folder. Give the folder that holds the files of {needed_for!r}."
+        )
     return folder
 
 
@@ -60,9 +64,11 @@ def find_set(root: Path, name: str, alternatives: Iterable[tuple[str, ...]], ext
         for names in listed:
             if all((folder / file).exists() for file in names):
                 return [folder / file for file in names]
-    raise UsageError(f"The files of {name!r} are not in {str(root)!r} nor in its sub-folder {name!r}. Needed:"
-                     f" {'; or '.join(', '.join(names) for names in listed)}. Set data.root to the folder that holds"
-                     f" them, or see `hpcopt data info {name}`.")
+    raise UsageError(
+        f"The files of {name!r} are not in {str(root)!r} nor in its sub-folder {name!r}. Needed:"
+        f" {'; or '.join(', '.join(names) for names in listed)}. Set data.root to the folder that holds"
+        f" them, or see `hpcopt data info {name}`."
+    )
 
 
 def read_bytes(path: Path) -> bytes:
@@ -92,5 +98,7 @@ def damaged(path: Path, reason: object) -> UsageError:
 
 def unreadable(path: Path, error: OSError) -> UsageError:
     """The error for a file that the operating system does not give us."""
-    return UsageError(f"The data file {str(path)!r} cannot be read: {error.strerror or error}. Check data.source,"
-                      " data.root and data.test, and that every rank's machine sees the file.")
+    return UsageError(
+        f"The data file {str(path)!r} cannot be read: {error.strerror or error}. Check data.source,"
+        " data.root and data.test, and that every rank's machine sees the file."
+    )

@@ -24,8 +24,18 @@ def open_cdr(root: Path) -> Source:
     if not {"Y", "C"} <= set(content) or content["Y"].shape[1:] != content["C"].shape[1:]:
         raise damaged(path, "it must hold Y and C with one sample a column")
     samples = Arrays(str(path), content["Y"].T, content["C"].T)
-    return Source(samples, None, "regression", 0, test_size=200, split_seed=None, ordered=True, train_size=400,
-                  standardize=False, facts={"files": [str(path)]})
+    return Source(
+        samples,
+        None,
+        "regression",
+        0,
+        test_size=200,
+        split_seed=None,
+        ordered=True,
+        train_size=400,
+        standardize=False,
+        facts={"files": [str(path)]},
+    )
 
 
 def open_burgers(root: Path) -> Source:
@@ -39,8 +49,9 @@ def open_burgers(root: Path) -> Source:
         raise damaged(path, "it must hold x, t and usol with a row for each x and a column for each t")
     x, t = np.meshgrid(content["x"].ravel(), content["t"].ravel(), indexing="ij")
     samples = Arrays(str(path), np.stack([x.ravel(), t.ravel()], axis=1), content["usol"].reshape(-1, 1))
-    return Source(samples, None, "regression", 0, test_size=0.2, ordered=True, standardize=False,
-                  facts={"files": [str(path)]})
+    return Source(
+        samples, None, "regression", 0, test_size=0.2, ordered=True, standardize=False, facts={"files": [str(path)]}
+    )
 
 
 def peaks(points: np.ndarray) -> np.ndarray:
@@ -54,7 +65,8 @@ def peaks(points: np.ndarray) -> np.ndarray:
 
 def open_peaks(seed: int) -> Source:
     """2,000 training and 1,000 test points drawn uniformly from [-3, 3] x [-3, 3] by the run's seed."""
-    drawn = [6.0 * uniforms(seed, "peaks", part, np.arange(2 * n)).reshape(n, 2) - 3.0
-             for part, n in enumerate((2000, 1000))]
+    drawn = [
+        6.0 * uniforms(seed, "peaks", part, np.arange(2 * n)).reshape(n, 2) - 3.0 for part, n in enumerate((2000, 1000))
+    ]
     train, test = (Arrays("peaks", points, peaks(points)) for points in drawn)
     return Source(train, test, "regression", 0, standardize=False)

@@ -37,8 +37,9 @@ class Hdf5Reader:
                 check_pair(inputs.shape, file[choice.targets].shape, choice, self.name)
             for key in filter(None, (choice.inputs, choice.targets)):
                 if file[key].dtype.kind not in "biuf":
-                    raise UsageError(f"The data set {key!r} of {self.name!r} is of type {file[key].dtype}; only numbers"
-                                     " can be used.")
+                    raise UsageError(
+                        f"The data set {key!r} of {self.name!r} is of type {file[key].dtype}; only numbers can be used."
+                    )
             self.rows = int(inputs.shape[0])
             self._row_bytes = max(1, int(np.prod(inputs.shape[1:])) * inputs.dtype.itemsize)
             sample = inputs[:1] if self.rows else np.empty(inputs.shape, inputs.dtype)

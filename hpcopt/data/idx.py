@@ -7,14 +7,21 @@ Format (http://yann.lecun.com/exdb/mnist): two zero bytes, a type code, the numb
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from hpcopt.data.files import damaged, find_set, read_bytes
 from hpcopt.data.reader import Arrays, Source
 
-TYPES = {0x08: np.dtype("u1"), 0x09: np.dtype("i1"), 0x0B: np.dtype(">i2"), 0x0C: np.dtype(">i4"),
-         0x0D: np.dtype(">f4"), 0x0E: np.dtype(">f8")}
+TYPES: dict[int, np.dtype[Any]] = {
+    0x08: np.dtype("u1"),
+    0x09: np.dtype("i1"),
+    0x0B: np.dtype(">i2"),
+    0x0C: np.dtype(">i4"),
+    0x0D: np.dtype(">f4"),
+    0x0E: np.dtype(">f8"),
+}
 
 NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
@@ -40,8 +47,11 @@ def read_pair(images: Path, labels: Path) -> Arrays:
     """Images (n, 1, height, width) and labels of one of the two sets."""
     pixels, classes = read_idx(images), read_idx(labels)
     if pixels.ndim != 3 or classes.ndim != 1 or len(pixels) != len(classes):
-        raise damaged(images, f"its shape is {pixels.shape}, that of {labels.name} {classes.shape}; there must be one"
-                      " label for each image")
+        raise damaged(
+            images,
+            f"its shape is {pixels.shape}, that of {labels.name} {classes.shape}; there must be one"
+            " label for each image",
+        )
     return Arrays(str(images.parent), pixels[:, np.newaxis], classes)
 
 
@@ -53,5 +63,10 @@ def open_mnist(root: Path) -> Source:
     """
     packed = tuple(f"{name}.gz" for name in NAMES)
     paths = find_set(root, "mnist", [packed, NAMES], extra=["MNIST/raw"])
-    return Source(read_pair(*paths[:2]), read_pair(*paths[2:]), "classification", 10,
-                  facts={"files": [str(path) for path in paths]})
+    return Source(
+        read_pair(*paths[:2]),
+        read_pair(*paths[2:]),
+        "classification",
+        10,
+        facts={"files": [str(path) for path in paths]},
+    )

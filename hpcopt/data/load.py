@@ -59,7 +59,7 @@ class Made:
 
 
 def load(options: DataOptions, comm: Communicator, seed: int) -> DataSet:
-    """Load a data set, each rank its contiguous shard. *Collective.*
+    """Load a data set, each rank its contiguous shard. *Collective*.
 
     Args:
         options: the [data] table.
@@ -95,13 +95,20 @@ def load(options: DataOptions, comm: Communicator, seed: int) -> DataSet:
         Part(scaling.apply(shard.inputs), targets, shard.start, shard.total)
         for shard, targets in zip(shards, made.targets, strict=True)
     ]
-    return DataSet(parts[0], parts[1] if len(parts) > 1 else None, task,
-                   made.outputs if task == "classification" else 0, made.outputs, shards[0].inputs.shape[1:],
-                   options.source, facts)
+    return DataSet(
+        parts[0],
+        parts[1] if len(parts) > 1 else None,
+        task,
+        made.outputs if task == "classification" else 0,
+        made.outputs,
+        shards[0].inputs.shape[1:],
+        options.source,
+        facts,
+    )
 
 
 def _read_shards(source: Source, options: DataOptions, comm: Communicator, seed: int) -> list[Shard]:
-    """This rank's shard of the training set and, if there is one, of the test set. *Collective.*"""
+    """This rank's shard of the training set and, if there is one, of the test set. *Collective*."""
     if options.test is False:
         source.test = None
     _check_agreement(source, comm)
@@ -113,8 +120,10 @@ def _read_shards(source: Source, options: DataOptions, comm: Communicator, seed:
     else:
         readers, plans = _dealt_rows(source, options, comm, seed)
     with comm.together("reading the data"):
-        return [Shard(*read_rows(reader, rows), rows, start, total, reader)
-                for reader, (rows, start, total) in zip(readers, plans, strict=True)]
+        return [
+            Shard(*read_rows(reader, rows), rows, start, total, reader)
+            for reader, (rows, start, total) in zip(readers, plans, strict=True)
+        ]
 
 
 Rows = tuple[np.ndarray, int, int]
@@ -131,8 +140,10 @@ def _dealt_rows(source: Source, options: DataOptions, comm: Communicator, seed: 
         readers, dealt = [source.train, source.test], [split.train, np.arange(source.test.rows)]
     if len(split.train) < comm.size:
         limited = f" (data.limit = {options.limit})" if options.limit is not None else ""
-        raise UsageError(f"The training set has {len(split.train)} samples{limited}, which are not enough for"
-                         f" {comm.size} ranks: each rank must own at least one. Start fewer ranks or use more samples.")
+        raise UsageError(
+            f"The training set has {len(split.train)} samples{limited}, which are not enough for"
+            f" {comm.size} ranks: each rank must own at least one. Start fewer ranks or use more samples."
+        )
     plans = []
     for rows in dealt:
         mine = block(len(rows), comm.size, comm.rank)
@@ -141,37 +152,43 @@ def _dealt_rows(source: Source, options: DataOptions, comm: Communicator, seed: 
 
 
 def _own_rows(reader: Reader, comm: Communicator) -> Rows:
-    """All rows of a reader that holds this rank's samples only. *Collective.*"""
+    """All rows of a reader that holds this rank's samples only. *Collective*."""
     counts = [int(count) for count in comm.allgather_objects(reader.rows, label="data")]
     return np.arange(reader.rows), sum(counts[: comm.rank]), sum(counts)
 
 
 def _refuse_empty(counts: list[int], name: str) -> None:
     if min(counts) == 0:
-        raise UsageError(f"The data function {name!r} returned no training samples on rank {counts.index(0)} (of"
-                         f" {len(counts)} ranks, {sum(counts)} samples); each rank must own at least one. Start fewer"
-                         " ranks or deal the samples out evenly.")
+        raise UsageError(
+            f"The data function {name!r} returned no training samples on rank {counts.index(0)} (of"
+            f" {len(counts)} ranks, {sum(counts)} samples); each rank must own at least one. Start fewer"
+            " ranks or deal the samples out evenly."
+        )
 
 
 def _refuse_cuts(options: DataOptions) -> None:
     for key in ("limit", "shuffle", "test"):
         value = getattr(options, key)
         if value not in (None, False):
-            raise UsageError(f"data.{key} is {value!r}, but the data function {options.source!r} takes rank and size"
-                             f" and so decides itself which samples each rank has. Leave data.{key} out, or write the"
-                             " function without rank and size.")
+            raise UsageError(
+                f"data.{key} is {value!r}, but the data function {options.source!r} takes rank and size"
+                f" and so decides itself which samples each rank has. Leave data.{key} out, or write the"
+                " function without rank and size."
+            )
 
 
 def _check_agreement(source: Source, comm: Communicator) -> None:
-    """Refuse ranks that see different files, as happens with folders local to a machine. *Collective.*"""
+    """Refuse ranks that see different files, as happens with folders local to a machine. *Collective*."""
     mine = [float(np.prod(source.train.shape)), float(len(source.train.shape))]
     if not source.sharded:
         mine += [float(source.train.rows), float(source.test.rows if source.test else -1)]
     low, high = comm.reduce_scalars(mine, op="min"), comm.reduce_scalars(mine, op="max")
     if low != high:
-        raise UsageError(f"The ranks see different data: {source.train.name!r} has from {int(low[-2])} to"
-                         f" {int(high[-2])} training samples and from {int(low[0])} to {int(high[0])} features. Put the"
-                         " same files on every machine, or in a folder that all of them see.")
+        raise UsageError(
+            f"The ranks see different data: {source.train.name!r} has from {int(low[-2])} to"
+            f" {int(high[-2])} training samples and from {int(low[0])} to {int(high[0])} features. Put the"
+            " same files on every machine, or in a folder that all of them see."
+        )
 
 
 def _refuse_not_finite(shard: Shard) -> None:
@@ -182,27 +199,32 @@ def _refuse_not_finite(shard: Shard) -> None:
             value = array[(place, *feature)]
             flat = int(np.ravel_multi_index(feature, array.shape[1:])) if feature else 0
             where = shard.reader.column(flat) if what == "input" else "the target"
-            raise UsageError(f"Row {shard.rows[place]} of {shard.reader.name!r} (counted from 0) has {value} in {where};"
-                             " training needs finite numbers. Remove the row or fill in the value.")
+            raise UsageError(
+                f"Row {shard.rows[place]} of {shard.reader.name!r} (counted from 0) has {value} in {where};"
+                " training needs finite numbers. Remove the row or fill in the value."
+            )
 
 
 def _classes(shards: list[Shard], labels: np.ndarray | None, known: int | None, comm: Communicator) -> Made:
-    """Labels as classes 0 .. C-1. *Collective.*"""
+    """Labels as classes 0 .. C-1. *Collective*."""
     with comm.together("reading the labels"):
         values = class_values(labels, known) if labels is not None else np.empty(0, np.int64)
-        targets = [to_classes(shard.targets, values, shard.rows, shard.reader.name, known is not None)
-                   for shard in shards]
+        targets = [
+            to_classes(shard.targets, values, shard.rows, shard.reader.name, known is not None) for shard in shards
+        ]
     renamed = not np.array_equal(values, np.arange(len(values)))
     return Made(targets, len(values), {"labels": values.tolist()} if renamed else {})
 
 
 def _values(shards: list[Shard], scale: bool, comm: Communicator) -> Made:
-    """Targets of regression with two axes, scaled if asked for. *Collective.*"""
+    """Targets of regression with two axes, scaled if asked for. *Collective*."""
     raw = [to_values(shard.targets).astype(np.float64) for shard in shards]
     widths = {array.shape[1] for array in raw}
     if len(widths) > 1:
-        raise UsageError(f"The training set has {raw[0].shape[1]} targets a sample, the test set {raw[1].shape[1]}; both"
-                         " need the same. Check data.target and data.test.")
+        raise UsageError(
+            f"The training set has {raw[0].shape[1]} targets a sample, the test set {raw[1].shape[1]}; both"
+            " need the same. Check data.target and data.test."
+        )
     scaling = fit(raw[0], "feature" if scale else "none", comm)
     facts = {"standardize_targets": scale, **_scaling_facts(scaling, raw[0], "target")}
     return Made([scaling.apply(array) for array in raw], raw[0].shape[1], facts)
@@ -213,5 +235,8 @@ def _scaling_facts(scaling: Scaling, raw: np.ndarray, what: str) -> dict[str, An
     if scaling.kind == "none":
         return {f"{what}_unit": "0..1 from 0..255"} if raw.dtype == np.uint8 else {}
     unit = 255.0 if raw.dtype == np.uint8 else 1.0
-    return {f"{what}_mean": (scaling.mean / unit).ravel().tolist(), f"{what}_scale": (scaling.scale / unit).ravel().tolist(),
-            f"{what}_constant": scaling.constant}
+    return {
+        f"{what}_mean": (scaling.mean / unit).ravel().tolist(),
+        f"{what}_scale": (scaling.scale / unit).ravel().tolist(),
+        f"{what}_constant": scaling.constant,
+    }

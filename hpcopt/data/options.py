@@ -77,8 +77,10 @@ class DataOptions:
     def __post_init__(self) -> None:
         """Check every key alone; what depends on the data is checked when it is loaded."""
         if not isinstance(self.source, str) or not self.source.strip():
-            raise UsageError(f"data.source is {self.source!r}; it names the data set, for example \"mnist-5k\". "
-                             "`hpcopt data list` shows the names; a file or 'package.module:function' works as well.")
+            raise UsageError(
+                f'data.source is {self.source!r}; it names the data set, for example "mnist-5k". '
+                "`hpcopt data list` shows the names; a file or 'package.module:function' works as well."
+            )
         self._check_target()
         self._check_test()
         self._check_batch()
@@ -98,11 +100,15 @@ class DataOptions:
         known = [field.name for field in fields(cls)]
         for key in table:
             if key not in known:
-                raise UsageError(f"data.{key} is not a key of the [data] table{nearest(key, known)}. "
-                                 f"The keys are {', '.join(known)}.")
+                raise UsageError(
+                    f"data.{key} is not a key of the [data] table{nearest(key, known) or '.'} "
+                    f"The keys are {', '.join(known)}."
+                )
         if "source" not in table:
-            raise UsageError('The [data] table has no key source, which names the data set: source = "mnist-5k", for'
-                             " example. `hpcopt data list` shows the names.")
+            raise UsageError(
+                'The [data] table has no key source, which names the data set: source = "mnist-5k", for'
+                " example. `hpcopt data list` shows the names."
+            )
         return cls(**table)
 
     @property
@@ -113,34 +119,45 @@ class DataOptions:
     def _check_target(self) -> None:
         entries = self.target if isinstance(self.target, list) else [self.target]
         if self.target is not None and not (entries and all(isinstance(e, str) or _is_int(e) for e in entries)):
-            raise UsageError(f'data.target is {self.target!r}; it must be "first", "last", the name or the number of a'
-                             " column (from 0), or a list of names or numbers that is not empty.")
+            raise UsageError(
+                f'data.target is {self.target!r}; it must be "first", "last", the name or the number of a'
+                " column (from 0), or a list of names or numbers that is not empty."
+            )
 
     def _check_test(self) -> None:
         test = self.test
-        rule = ("a file, a fraction between 0 and 1 (0.2 sets a fifth aside), a whole number n of samples (the last n),"
-                " or false for no test set")
+        rule = (
+            "a file, a fraction between 0 and 1 (0.2 sets a fifth aside), a whole number n of samples (the last n),"
+            " or false for no test set"
+        )
         fits = (
-            test is None or test is False or (isinstance(test, str) and bool(test))
-            or (_is_int(test) and test >= 1) or (isinstance(test, float) and 0.0 < test < 1.0)
+            test is None
+            or test is False
+            or (isinstance(test, str) and bool(test))
+            or (_is_int(test) and int(test) >= 1)
+            or (isinstance(test, float) and 0.0 < test < 1.0)
         )
         if not fits:
             raise UsageError(f"data.test is {test!r}; it must be {rule}.")
 
     def _check_batch(self) -> None:
         if self.batch != "full" and not (_is_int(self.batch) and int(self.batch) >= 1):
-            raise UsageError(f'data.batch is {self.batch!r}; it must be a number of samples of at least 1, or "full"'
-                             " for all samples in every step.")
+            raise UsageError(
+                f'data.batch is {self.batch!r}; it must be a number of samples of at least 1, or "full"'
+                " for all samples in every step."
+            )
         overlap = self.overlap
         if isinstance(overlap, bool) or not isinstance(overlap, int | float) or not 0.0 <= overlap < 1.0:
-            raise UsageError(f"data.overlap is {overlap!r}; it must be a number of at least 0 and less than 1 (0.3 lets"
-                             " each batch take 30 % of the next one).")
+            raise UsageError(
+                f"data.overlap is {overlap!r}; it must be a number of at least 0 and less than 1 (0.3 lets"
+                " each batch take 30 % of the next one)."
+            )
 
     @staticmethod
     def _one_of(key: str, value: str | None, known: tuple[str, ...]) -> None:
         if value is not None and value not in known:
             hint = nearest(value, known) if isinstance(value, str) else ""
-            raise UsageError(f"data.{key} is {value!r}{hint}. It must be one of {', '.join(known)}.")
+            raise UsageError(f"data.{key} is {value!r}{hint or '.'} It must be one of {', '.join(known)}.")
 
     @staticmethod
     def _at_least(key: str, value: int | None, least: int) -> None:

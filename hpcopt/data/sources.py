@@ -26,8 +26,10 @@ def open_source(options: DataOptions, seed: int, rank: int, size: int) -> Source
     if name in BUILT_IN:
         for key in ("target", "inputs"):
             if getattr(options, key) is not None:
-                raise UsageError(f"data.{key} is {getattr(options, key)!r}, but the set {name!r} has its inputs and"
-                                 f" targets fixed. Leave data.{key} out, or name a file as data.source.")
+                raise UsageError(
+                    f"data.{key} is {getattr(options, key)!r}, but the set {name!r} has its inputs and"
+                    f" targets fixed. Leave data.{key} out, or name a file as data.source."
+                )
         source = _open_built_in(name, options.root, seed)
     elif suffix_of(name):
         source = _open_path(name, options)
@@ -45,14 +47,18 @@ def open_file(path: Path, options: DataOptions) -> tuple[Reader, Reader | None]:
     """The training set of a file, and its test set if the file has both."""
     suffix = suffix_of(path) or ""
     if suffix.startswith((".csv", ".libsvm")) and options.inputs is not None:
-        raise UsageError(f"data.inputs is {options.inputs!r}, which names an array of a .h5, .npz or .mat file; in"
-                         f" {str(path)!r} all columns but the target are inputs. Leave data.inputs out.")
+        raise UsageError(
+            f"data.inputs is {options.inputs!r}, which names an array of a .h5, .npz or .mat file; in"
+            f" {str(path)!r} all columns but the target are inputs. Leave data.inputs out."
+        )
     if suffix.startswith(".csv"):
         return CsvReader(path, options.target), None
     if suffix.startswith(".libsvm"):
         if options.target not in (None, "first"):
-            raise UsageError(f"data.target is {options.target!r}, but in the libsvm file {str(path)!r} the label is"
-                             " always the first. Leave data.target out.")
+            raise UsageError(
+                f"data.target is {options.target!r}, but in the libsvm file {str(path)!r} the label is"
+                " always the first. Leave data.target out."
+            )
         return LibsvmReader(path), None
     if suffix in (".h5", ".hdf5"):
         return hdf5.open_hdf5(path, options.inputs, options.target)
@@ -96,9 +102,11 @@ def _open_by_name(name: str, options: DataOptions) -> Source:
     root = _root_or_none(options)
     if root is None:
         hint = nearest(name, [*BUILT_IN, *CATALOG])
-        raise UsageError(f"data.source is {name!r}, which is no set that hpcopt knows{hint}. Known are"
-                         f" {', '.join(BUILT_IN)}; files ending in {', '.join(SUFFIXES)}; 'package.module:function';"
-                         " and the files of a data folder by their names, once data.root or HPCOPT_DATA names one.")
+        raise UsageError(
+            f"data.source is {name!r}, which is no set that hpcopt knows{hint or '.'} Known are"
+            f" {', '.join(BUILT_IN)}; files ending in {', '.join(SUFFIXES)}; 'package.module:function';"
+            " and the files of a data folder by their names, once data.root or HPCOPT_DATA names one."
+        )
     folder = data_root(root, name)
     for place in places(folder, name):
         for stem in (name, f"{name}_train"):
@@ -106,12 +114,15 @@ def _open_by_name(name: str, options: DataOptions) -> Source:
                 path = place / f"{stem}{suffix}"
                 if path.is_file():
                     return _with_customs(_open_path(str(path), _with_target(options, name)), name)
-    found = sorted({_stem(file) for place in places(folder, name) if place.is_dir() for file in place.iterdir()
-                    if suffix_of(file)})
+    found = sorted(
+        {_stem(file) for place in places(folder, name) if place.is_dir() for file in place.iterdir() if suffix_of(file)}
+    )
     hint = nearest(name, [*BUILT_IN, *found])
-    raise UsageError(f"data.source is {name!r}, which is no set that hpcopt knows, and {str(folder)!r} has no file of"
-                     f" that name{hint}. Known are {', '.join(BUILT_IN)}"
-                     f"{'; found there: ' + ', '.join(found[:30]) if found else ''}.")
+    raise UsageError(
+        f"data.source is {name!r}, which is no set that hpcopt knows, and {str(folder)!r} has no file of"
+        f" that name{hint or '.'} Known are {', '.join(BUILT_IN)}"
+        f"{'; found there: ' + ', '.join(found[:30]) if found else ''}."
+    )
 
 
 def _with_target(options: DataOptions, name: str) -> DataOptions:
@@ -151,8 +162,10 @@ def _resolve(name: str, options: DataOptions, key: str) -> Path:
     if not found.is_file():
         kind = "is not a file" if found.exists() else "does not exist"
         also = f", nor does {str(found)!r}" if found != path else ""
-        raise UsageError(f"{key} is {name!r}, which {kind}{also}. Give a path from the working directory"
-                         f" ({os.getcwd()}), from data.root, or an absolute one.")
+        raise UsageError(
+            f"{key} is {name!r}, which {kind}{also}. Give a path from the working directory"
+            f" ({os.getcwd()}), from data.root, or an absolute one."
+        )
     if not suffix_of(found):
         raise UsageError(f"{key} is {name!r}, whose ending is not known. Files end in {', '.join(SUFFIXES)}.")
     return found
@@ -163,7 +176,7 @@ def _partner(path: Path) -> Path | None:
     suffix = suffix_of(path) or ""
     stem = path.name[: -len(suffix)]
     other = f"{stem[:-5]}test" if stem.endswith("train") else f"{stem}.t" if ".libsvm" in suffix else None
-    partner = path.with_name(f"{other}{path.name[-len(suffix):]}") if other else None
+    partner = path.with_name(f"{other}{path.name[-len(suffix) :]}") if other else None
     return partner if partner is not None and partner.is_file() else None
 
 
@@ -177,8 +190,10 @@ def _match_widths(source: Source) -> None:
         train.widen(features)
         test.widen(features)
         return
-    raise UsageError(f"The samples of the training set {train.name!r} have shape {train.shape}, those of the test set"
-                     f" {test.name!r} {test.shape}. Both need the same features.")
+    raise UsageError(
+        f"The samples of the training set {train.name!r} have shape {train.shape}, those of the test set"
+        f" {test.name!r} {test.shape}. Both need the same features."
+    )
 
 
 def _root_or_none(options: DataOptions) -> str | None:

@@ -56,8 +56,10 @@ def set_aside(rows: np.ndarray, test: float | int, seed: int, name: str) -> tupl
     total = len(rows)
     count = test if isinstance(test, int) else round(test * total)
     if not 0 < count < total:
-        raise UsageError(f"data.test is {test}, which sets {count} of the {total} samples of {name!r} aside; at least"
-                         " one must be left to train and one to test. Use a smaller number, or a fraction such as 0.2.")
+        raise UsageError(
+            f"data.test is {test}, which sets {count} of the {total} samples of {name!r} aside; at least"
+            " one must be left to train and one to test. Use a smaller number, or a fraction such as 0.2."
+        )
     if isinstance(test, int):
         return rows[:-count], rows[-count:]
     chosen = np.zeros(total, bool)

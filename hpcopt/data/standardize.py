@@ -42,6 +42,15 @@ class Scaling:
     def apply(self, array: np.ndarray) -> np.ndarray:
         """The scaled numbers, float32, in a new array."""
         out = np.empty(array.shape, np.float32)
+        if array.dtype == np.uint8 and self.kind != "feature":
+            # 256 numbers a channel are looked up, four times as fast as computing each pixel in float64.
+            channels = self.mean.size
+            tables = ((np.arange(256.0) - self.mean.reshape(-1, 1)) / self.scale.reshape(-1, 1)).astype(np.float32)
+            pairs = [(array, out)] if channels == 1 else [(array[:, c], out[:, c]) for c in range(channels)]
+            for table, (pixels, place) in zip(tables, pairs, strict=True):
+                for rows in _chunks(pixels):
+                    place[rows] = np.take(table, pixels[rows], mode="clip")
+            return out
         for rows in _chunks(array):
             out[rows] = (array[rows].astype(np.float64) - self.mean) / self.scale
         return out
@@ -58,8 +67,10 @@ def choose_kind(standardize: bool | str, shape: tuple[int, ...]) -> str:
     if standardize is True:
         return "channel" if len(shape) > 1 else "feature"
     if standardize == "channel" and len(shape) < 2:
-        raise UsageError('data.standardize is "channel", but the samples are plain rows of features without channels.'
-                         ' Use "feature" (each feature by itself) or "global" (one mean for all).')
+        raise UsageError(
+            'data.standardize is "channel", but the samples are plain rows of features without channels.'
+            ' Use "feature" (each feature by itself) or "global" (one mean for all).'
+        )
     return standardize
 
 
@@ -70,7 +81,7 @@ def no_scaling(array: np.ndarray) -> Scaling:
 
 
 def fit(array: np.ndarray, kind: str, comm: Communicator) -> Scaling:
-    """Mean and standard deviation over the samples of all ranks (divided by their number). *Collective.*
+    """Mean and standard deviation over the samples of all ranks (divided by their number). *Collective*.
 
     Args:
         array: this rank's samples, any numerical type, shape (count, ...); count may be 0.
@@ -79,6 +90,8 @@ def fit(array: np.ndarray, kind: str, comm: Communicator) -> Scaling:
     """
     if kind == "none":
         return no_scaling(array)
+    if array.dtype == np.uint8 and kind != "feature":
+        return _fit_pixels(array, kind, comm)
     axes = _summed_axes(kind, array.ndim)
     shape = tuple(1 if axis in axes else n for axis, n in enumerate(array.shape))[1:]
     extremes = np.full((2, *shape), -np.inf)
@@ -95,12 +108,32 @@ def fit(array: np.ndarray, kind: str, comm: Communicator) -> Scaling:
     squares = np.zeros(shape)
     for rows in _chunks(array):
         squares += ((array[rows].astype(np.float64) - mean) ** 2).sum(axis=axes, keepdims=True)[0]
-    comm.allreduce(squares, "sum", label="standardize")
-    deviation = round_to_float32(np.sqrt(squares / count))
-    constant = (extremes[0] == -extremes[1]) | (deviation == 0.0)
+    variance = comm.allreduce(squares, "sum", label="standardize") / count
+    return _scaling(kind, mean, variance, extremes[0] == -extremes[1])
+
+
+def _fit_pixels(array: np.ndarray, kind: str, comm: Communicator) -> Scaling:
+    """The same for bytes, from how often each of the 256 values occurs: one pass and one reduction. *Collective*."""
+    pixels = [array] if kind == "global" else [array[:, channel] for channel in range(array.shape[1])]
+    counts = np.zeros((len(pixels), 256))
+    for row, values in zip(counts, pixels, strict=True):
+        for rows in _chunks(values):
+            row += np.bincount(values[rows].ravel(), minlength=256)
+    comm.allreduce(counts, "sum", label="standardize")
+    values = np.arange(256.0)
+    total = counts.sum(axis=1)
+    mean = counts @ values / total
+    variance = (counts * (values - mean[:, np.newaxis]) ** 2).sum(axis=1) / total
+    shape = (len(pixels), *(1,) * (array.ndim - 2))
+    return _scaling(kind, mean.reshape(shape), variance.reshape(shape), (counts.max(axis=1) == total).reshape(shape))
+
+
+def _scaling(kind: str, mean: np.ndarray, variance: np.ndarray, constant: np.ndarray) -> Scaling:
+    """Round the fitted numbers; what does not vary is centred only."""
+    deviation = round_to_float32(np.sqrt(variance))
+    constant = constant | (deviation == 0.0)
     scale = np.where(constant, 1.0, deviation)
-    mean = np.where(constant, extremes[0], round_to_float32(mean, scale))
-    return Scaling(kind, mean, scale, int(constant.sum()))
+    return Scaling(kind, np.where(constant, mean, round_to_float32(mean, scale)), scale, int(constant.sum()))
 
 
 def round_to_float32(numbers: np.ndarray, scale: np.ndarray | None = None) -> np.ndarray:

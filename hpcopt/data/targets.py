@@ -23,7 +23,7 @@ def integers(targets: np.ndarray) -> bool:
 
 
 def distinct_labels(targets: np.ndarray, comm: Communicator) -> np.ndarray | None:
-    """The different labels of all ranks, ascending; None if some target is not a whole number. *Collective.*"""
+    """The different labels of all ranks, ascending; None if some target is not a whole number. *Collective*."""
     mine = np.unique(targets) if integers(targets) else None
     everyone = comm.allgather_objects(mine, label="labels")
     if any(labels is None for labels in everyone):
@@ -46,8 +46,10 @@ def class_values(labels: np.ndarray, classes: int | None) -> np.ndarray:
     if classes is not None:
         return np.arange(classes)
     if len(labels) < 2:
-        raise UsageError(f"All training targets are {labels.tolist()}; classification needs at least two classes. Check"
-                         " data.target, or data.limit if the file is sorted by class (data.shuffle = true helps).")
+        raise UsageError(
+            f"All training targets are {labels.tolist()}; classification needs at least two classes. Check"
+            " data.target, or data.limit if the file is sorted by class (data.shuffle = true helps)."
+        )
     return labels
 
 
@@ -65,22 +67,29 @@ def to_classes(targets: np.ndarray, values: np.ndarray, rows: np.ndarray, name: 
         UsageError: a target is not a whole number, or its label is none of the classes.
     """
     if targets.ndim != 1:
-        raise UsageError(f"data.task is classification, but {name!r} has {targets.shape[1]} target columns; labels are"
-                         ' one column. Set data.target to it, or data.task = "regression".')
+        raise UsageError(
+            f"data.task is classification, but {name!r} has {targets.shape[1]} target columns; labels are"
+            ' one column. Set data.target to it, or data.task = "regression".'
+        )
     if not integers(targets):
         bad = int(np.argmax(~(np.isfinite(targets) & (targets == np.round(targets)))))
-        raise UsageError(f"Row {rows[bad]} of {name!r} has the target {targets[bad]}, which is not a whole number;"
-                         ' labels of classes are. Set data.target to the column of labels, or data.task ='
-                         ' "regression".')
+        raise UsageError(
+            f"Row {rows[bad]} of {name!r} has the target {targets[bad]}, which is not a whole number;"
+            " labels of classes are. Set data.target to the column of labels, or data.task ="
+            ' "regression".'
+        )
     labels = targets.astype(np.int64)
     classes = np.searchsorted(values, labels)
     wrong = (classes >= len(values)) | (values[np.minimum(classes, len(values) - 1)] != labels)
     if np.any(wrong):
         bad = int(np.argmax(wrong))
-        rule = (f"the {len(values)} classes have the labels 0 to {len(values) - 1}. Correct the file, set data.classes,"
-                " or leave data.classes out to take the labels as they come" if known else
-                f"the training set has only the labels {_listing(values)}. Set data.classes if the set has more classes"
-                " than occur in training, or take more training samples")
+        rule = (
+            f"the {len(values)} classes have the labels 0 to {len(values) - 1}. Correct the file, set data.classes,"
+            " or leave data.classes out to take the labels as they come"
+            if known
+            else f"the training set has only the labels {_listing(values)}. Set data.classes if the set has more"
+            " classes than occur in training, or take more training samples"
+        )
         raise UsageError(f"Label out of range: row {rows[bad]} of {name!r} has the label {labels[bad]}, but {rule}.")
     return classes
 

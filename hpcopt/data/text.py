@@ -56,16 +56,21 @@ class CsvReader:
         self.targets = target_columns(target, self.header, width, self.name)
         self.features = [column for column in range(width) if column not in self.targets]
         if not self.features:
-            raise UsageError(f"All {width} columns of {self.name!r} are targets, so nothing is left as input. Is the"
-                             " delimiter a comma, semicolon, tab or blank, and data.target right?")
+            raise UsageError(
+                f"All {width} columns of {self.name!r} are targets, so nothing is left as input. Is the"
+                " delimiter a comma, semicolon, tab or blank, and data.target right?"
+            )
         self.rows = len(self._lines)
         self.shape: tuple[int, ...] = (len(self.features),)
 
     @property
     def named_label(self) -> bool:
         """Whether the header calls the target column a label or class."""
-        return (self.header is not None and len(self.targets) == 1
-                and self.header[self.targets[0]].lower() in LABEL_NAMES[:2])
+        return (
+            self.header is not None
+            and len(self.targets) == 1
+            and self.header[self.targets[0]].lower() in LABEL_NAMES[:2]
+        )
 
     def column(self, feature: int) -> str:
         """The header's name of a feature, else its column number."""
@@ -98,12 +103,16 @@ class CsvReader:
             number = self._text.count(b"\n", 0, int(self._lines[row, 0])) + 1
             cells = _split(line, self._delimiter)
             if len(cells) != width:
-                return UsageError(f"Line {number} of {self.name!r} has {len(cells)} columns, the first row has {width}."
-                                  " Every row needs the same number of columns.")
+                return UsageError(
+                    f"Line {number} of {self.name!r} has {len(cells)} columns, the first row has {width}."
+                    " Every row needs the same number of columns."
+                )
             for column, cell in enumerate(cells):
                 if not _all_numbers([cell]):
-                    return UsageError(f"Line {number}, column {column} of {self.name!r} is {cell.strip()!r}, which is"
-                                      " not a number. Missing values and text must be filled in or coded as numbers.")
+                    return UsageError(
+                        f"Line {number}, column {column} of {self.name!r} is {cell.strip()!r}, which is"
+                        " not a number. Missing values and text must be filled in or coded as numbers."
+                    )
         return UsageError(f"The data file {self.name!r} cannot be read as a table of numbers.")
 
     def _line(self, span: np.ndarray) -> str:
@@ -147,8 +156,10 @@ class LibsvmReader:
     def read(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The given rows as a dense table."""
         if len(rows) * self.shape[0] * 4 > MAX_DENSE_BYTES:
-            raise UsageError(f"{len(rows)} rows of {self.name!r} with {self.shape[0]} features each take more than"
-                             f" {MAX_DENSE_BYTES >> 30} GiB as a dense table. Use more ranks or data.limit.")
+            raise UsageError(
+                f"{len(rows)} rows of {self.name!r} with {self.shape[0]} features each take more than"
+                f" {MAX_DENSE_BYTES >> 30} GiB as a dense table. Use more ranks or data.limit."
+            )
         inputs = np.zeros((len(rows), self.shape[0]), np.float32)
         for place, row in enumerate(rows.tolist()):
             entries = slice(self._pointers[row], self._pointers[row + 1])
@@ -159,8 +170,10 @@ class LibsvmReader:
         for row, line in enumerate(lines):
             if not _PAIRS.fullmatch(line):
                 shown = line.decode("utf-8", "replace")
-                raise UsageError(f"Row {row} of the libsvm file {self.name!r} is {shown[:60]!r}; a row must be"
-                                 " 'label index:value index:value ...', with indices from 1, all of them numbers.")
+                raise UsageError(
+                    f"Row {row} of the libsvm file {self.name!r} is {shown[:60]!r}; a row must be"
+                    " 'label index:value index:value ...', with indices from 1, all of them numbers."
+                )
 
     def _numbers(self, lines: list[bytes]) -> np.ndarray:
         """All numbers of the file in order."""
@@ -190,18 +203,24 @@ def target_columns(target: Target, header: list[str] | None, width: int, name: s
 def _column(entry: str | int, header: list[str] | None, width: int, name: str) -> int:
     if isinstance(entry, int):
         if not -width <= entry < width:
-            raise UsageError(f"data.target is {entry}, but {name!r} has {width} columns; the first is number 0, the"
-                             f" last {width - 1} or -1.")
+            raise UsageError(
+                f"data.target is {entry}, but {name!r} has {width} columns; the first is number 0, the"
+                f" last {width - 1} or -1."
+            )
         return entry % width
     if header and entry in header:
         return header.index(entry)
     if entry in ("first", "last"):
         return 0 if entry == "first" else width - 1
     if not header:
-        raise UsageError(f"data.target is {entry!r}, but {name!r} has no header line with names. Use \"first\", "
-                         '"last" or the number of the column.')
-    raise UsageError(f"data.target is {entry!r}, which is no column of {name!r}{nearest(entry, header)}. The columns"
-                     f" are {', '.join(header[:20])}{', ...' if len(header) > 20 else ''}.")
+        raise UsageError(
+            f'data.target is {entry!r}, but {name!r} has no header line with names. Use "first", '
+            '"last" or the number of the column.'
+        )
+    raise UsageError(
+        f"data.target is {entry!r}, which is no column of {name!r}{nearest(entry, header) or '.'} The columns"
+        f" are {', '.join(header[:20])}{', ...' if len(header) > 20 else ''}."
+    )
 
 
 def _line_ranges(text: bytes) -> np.ndarray:

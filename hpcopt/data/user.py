@@ -56,12 +56,16 @@ def find_function(name: str, key: str) -> Callable[..., Any]:
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
-        raise UsageError(f"{key} is {name!r}, but the module {module_name!r} cannot be imported: {error}. It must be in"
-                         " the working directory, in PYTHONPATH or installed.") from error
+        raise UsageError(
+            f"{key} is {name!r}, but the module {module_name!r} cannot be imported: {error}. It must be in"
+            " the working directory, in PYTHONPATH or installed."
+        ) from error
     function = getattr(module, function_name, None)
     if not callable(function):
         hint = nearest(function_name, [item for item in vars(module) if not item.startswith("_")])
-        raise UsageError(f"{key} is {name!r}, but the module {module_name!r} has no function {function_name!r}{hint}.")
+        raise UsageError(
+            f"{key} is {name!r}, but the module {module_name!r} has no function {function_name!r}{hint or '.'}"
+        )
     return function  # type: ignore[no-any-return]
 
 
@@ -79,8 +83,10 @@ def open_user(name: str, root: str | None, seed: int, rank: int, size: int) -> S
         test = _Slices(function, name, given, parameters, "test") if "part" in parameters else None
         return Source(train, test if test is not None and test.exists else None, facts={"function": name})
     for alone in {"start", "count", "part"} & parameters:
-        raise UsageError(f"The data function {name!r} has the parameter {alone!r}, which is used only together with"
-                         " start and count. Give it both, or none of the three.")
+        raise UsageError(
+            f"The data function {name!r} has the parameter {alone!r}, which is used only together with"
+            " start and count. Give it both, or none of the three."
+        )
     result = _call(function, name, {key: value for key, value in given.items() if key in parameters})
     train_arrays, test_arrays = _two_sets(result, name)
     return Source(train_arrays, test_arrays, sharded={"rank", "size"} <= parameters, facts={"function": name})
@@ -110,8 +116,10 @@ class _Slices:
         assert answer is not None
         arrays = answer[0]
         if arrays.rows != stop - start:
-            raise UsageError(f"The data function {self.name!r} was asked for {stop - start} rows from row {start} on,"
-                             f" but returned {arrays.rows}.")
+            raise UsageError(
+                f"The data function {self.name!r} was asked for {stop - start} rows from row {start} on,"
+                f" but returned {arrays.rows}."
+            )
         return arrays.read(rows - start)
 
     def _ask(self, start: int, count: int, may_be_none: bool) -> tuple[Arrays, int] | None:
@@ -119,8 +127,10 @@ class _Slices:
         if result is None and may_be_none:
             return None
         if not isinstance(result, tuple) or len(result) != 3 or not isinstance(result[2], int | np.integer):
-            raise UsageError(f"The data function {self.name!r} takes start and count, so it must return (inputs,"
-                             f" targets, total) with total the rows of the whole set; it returned {_kind(result)}.")
+            raise UsageError(
+                f"The data function {self.name!r} takes start and count, so it must return (inputs,"
+                f" targets, total) with total the rows of the whole set; it returned {_kind(result)}."
+            )
         return _arrays(result[:2], self.name), int(result[2])
 
 
@@ -129,10 +139,15 @@ def _parameters(function: Callable[..., Any], name: str) -> set[str]:
     parameters = inspect.signature(function).parameters.values()
     for parameter in parameters:
         optional = parameter.default is not parameter.empty or parameter.kind in (
-            parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+            parameter.VAR_POSITIONAL,
+            parameter.VAR_KEYWORD,
+        )
         if parameter.name not in KNOWN and not optional:
-            raise UsageError(f"The data function {name!r} needs a parameter {parameter.name!r}{nearest(parameter.name, KNOWN)}."
-                             f" The parameters it is given are {', '.join(KNOWN)}.")
+            hint = nearest(parameter.name, KNOWN) or "."
+            raise UsageError(
+                f"The data function {name!r} needs a parameter {parameter.name!r}{hint}"
+                f" The parameters it is given are {', '.join(KNOWN)}."
+            )
     return {parameter.name for parameter in parameters} & set(KNOWN)
 
 
@@ -150,16 +165,21 @@ def _two_sets(result: Any, name: str) -> tuple[Arrays, Arrays | None]:
         if all(isinstance(part, tuple) and len(part) == 2 for part in result):
             return _arrays(result[0], name), _arrays(result[1], name)
         return _arrays(result, name), None
-    raise UsageError(f"The data function {name!r} must return (inputs, targets) or ((inputs, targets), (test_inputs,"
-                     f" test_targets)); it returned {_kind(result)}.")
+    raise UsageError(
+        f"The data function {name!r} must return (inputs, targets) or ((inputs, targets), (test_inputs,"
+        f" test_targets)); it returned {_kind(result)}."
+    )
 
 
 def _arrays(pair: Any, name: str) -> Arrays:
     inputs, targets = (_numpy(item) for item in pair)
-    if inputs.dtype.kind not in "biuf" or targets.dtype.kind not in "biuf" or inputs.ndim < 2 or targets.ndim not in (1, 2):
-        raise UsageError(f"The data function {name!r} returned inputs of type {inputs.dtype} and shape {inputs.shape} and"
-                         f" targets of type {targets.dtype} and shape {targets.shape}. Inputs must be numbers with one"
-                         " sample a row and at least two axes, targets numbers with one or two axes.")
+    numbers = inputs.dtype.kind in "biuf" and targets.dtype.kind in "biuf"
+    if not numbers or inputs.ndim < 2 or targets.ndim not in (1, 2):
+        raise UsageError(
+            f"The data function {name!r} returned inputs of type {inputs.dtype} and shape {inputs.shape} and"
+            f" targets of type {targets.dtype} and shape {targets.shape}. Inputs must be numbers with one"
+            " sample a row and at least two axes, targets numbers with one or two axes."
+        )
     if len(inputs) != len(targets):
         raise UsageError(f"The data function {name!r} returned {len(inputs)} inputs, but {len(targets)} targets.")
     return Arrays(name, inputs, targets[:, 0] if targets.ndim == 2 and targets.shape[1] == 1 else targets)
