@@ -65,7 +65,7 @@ def task(run: Run) -> str:
     return "classification" if known.any() else "regression"
 
 
-def best_row(evaluations: np.recarray, kind: str) -> int | None:
+def best_row(evaluations: np.ndarray, kind: str) -> int | None:
     """The row with the best test accuracy (classification) or test loss; without a test set the best train loss.
 
     Among equal accuracies the lowest test loss counts, then the earliest. None when nothing is known.
@@ -79,7 +79,7 @@ def best_row(evaluations: np.recarray, kind: str) -> int | None:
     return None
 
 
-def point(evaluations: np.recarray, row: int | None) -> dict[str, float | int | None]:
+def point(evaluations: np.ndarray, row: int | None) -> dict[str, float | int | None]:
     """Losses, accuracies and place of one evaluation; everything None when there is none."""
     if row is None or evaluations.size == 0:
         return dict.fromkeys((*POINT, "epoch", "iteration"))
