@@ -11,7 +11,7 @@ PIP_OPTIONS ?=
 DEMO := .venv
 TEST := .venv-test
 RUN  := runs/quickstart
-INSTALL = -m pip install --quiet --disable-pip-version-check --no-warn-script-location $(PIP_OPTIONS) -c constraints.txt
+INSTALL = -m pip install -qq --disable-pip-version-check --no-warn-script-location $(PIP_OPTIONS) -c constraints.txt
 SETUP_FILES := setup.py pyproject.toml constraints.txt
 
 .PHONY: demo test lint clean
@@ -22,7 +22,6 @@ SETUP_FILES := setup.py pyproject.toml constraints.txt
 # cores, which is how the tests run.)
 demo: $(DEMO)/.installed
 	$(DEMO)/bin/mpirun -n 2 $(DEMO)/bin/hpcopt run jobs/quickstart.toml --run-dir $(RUN) --fresh
-	@$(DEMO)/bin/hpcopt inspect $(RUN)
 	@$(DEMO)/bin/hpcopt plot $(RUN) -o $(RUN)/plot.png
 	@echo
 	@echo "plot    $(CURDIR)/$(RUN)/plot.png"
