@@ -79,7 +79,7 @@ def uniform_keys(seed: int, stream: str, epoch: int, indices: np.ndarray) -> np.
 
 def uniforms(seed: int, stream: str, epoch: int, indices: np.ndarray) -> np.ndarray:
     """Uniform numbers in [0, 1), float64, one for each index: the upper 53 bits of ``uniform_keys``."""
-    return (uniform_keys(seed, stream, epoch, indices) >> np.uint64(11)) * 2.0**-53
+    return np.asarray((uniform_keys(seed, stream, epoch, indices) >> np.uint64(11)) * 2.0**-53)
 
 
 def permutation(seed: int, stream: str, epoch: int, count: int) -> np.ndarray:

@@ -160,7 +160,7 @@ def decode_residual(residual: np.ndarray) -> np.ndarray:
     channels = np.cumsum(np.cumsum(residual, axis=2, dtype=np.uint8), axis=3, dtype=np.uint8)
     channels[0] += channels[1]
     channels[2] += channels[1]
-    return channels.transpose(1, 0, 2, 3)
+    return np.asarray(channels.transpose(1, 0, 2, 3))
 
 
 def load_npz(path: Path, names: tuple[str, ...] | None = None) -> dict[str, np.ndarray]:

@@ -42,6 +42,11 @@ class Layout:
     npz: tuple[str, ...]
     label_key: bytes
 
+    @property
+    def inner(self) -> tuple[str, ...]:
+        """The pickles with their folder, as they are called in the archive."""
+        return tuple(f"{self.folder}/{file}" for file in self.pickles)
+
 
 _BATCHES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
 LAYOUTS = {
@@ -89,6 +94,12 @@ class Concatenated:
         return out, self._labels[rows]
 
 
+def find_cifar(name: str, root: Path) -> list[Path]:
+    """The files of the first form that is complete, below ``root`` or in its sub-folder of the set's name."""
+    layout = LAYOUTS[name]
+    return find_set(root, name, [layout.npz, layout.inner, layout.pickles, (layout.archive,)])
+
+
 def open_cifar(name: str, root: Path) -> Source:
     """CIFAR in the first form found below ``root`` or in its sub-folder of the set's name.
 
@@ -96,12 +107,11 @@ def open_cifar(name: str, root: Path) -> Source:
         UsageError: no form is complete, or a file is damaged.
     """
     layout = LAYOUTS[name]
-    inner = tuple(f"{layout.folder}/{file}" for file in layout.pickles)
-    paths = find_set(root, name, [layout.npz, inner, layout.pickles, (layout.archive,)])
+    paths = find_cifar(name, root)
     if paths[0].suffix == ".npz":
         parts = [(_npz_labels(path), _npz_loader(path)) for path in paths]
     elif paths[0].name == layout.archive:
-        members = _archive_members(paths[0], inner)
+        members = _archive_members(paths[0], layout.inner)
         parts = [_pickle_part(data, paths[0], layout.label_key) for data in members]
     else:
         parts = [_pickle_part(read_bytes(path), path, layout.label_key) for path in paths]

@@ -22,15 +22,10 @@ SLAB_BYTES = 2**26
 
 
 class Hdf5Reader:
-    """One data set of inputs and one of targets (or a table with target columns) in an HDF5 file.
-
-    Attributes:
-        rows_read: rows of inputs taken from the file so far.
-    """
+    """One data set of inputs and one of targets (or a table with target columns) in an HDF5 file."""
 
     def __init__(self, path: Path, choice: Choice, target: Target) -> None:
         self.name, self._path, self._choice, self._target = str(path), path, choice, target
-        self.rows_read = 0
         with _opened(path) as file:
             inputs = file[choice.inputs]
             if choice.targets is not None:
@@ -53,7 +48,6 @@ class Hdf5Reader:
         """The given rows, in slabs from the first to the last of them."""
         with _opened(self._path) as file:
             inputs, columns = self._inputs_and_columns(self._pick(file[self._choice.inputs], rows))
-            self.rows_read += int(rows[-1] - rows[0] + 1) if len(rows) else 0
             if self._choice.targets is None:
                 return inputs, columns
             return inputs, squeeze_targets(self._pick(file[self._choice.targets], rows))

@@ -55,14 +55,19 @@ def read_pair(images: Path, labels: Path) -> Arrays:
     return Arrays(str(images.parent), pixels[:, np.newaxis], classes)
 
 
+def find_mnist(root: Path) -> list[Path]:
+    """The four files below ``root``, in its sub-folder mnist, or where torchvision puts them."""
+    packed = tuple(f"{name}.gz" for name in NAMES)
+    return find_set(root, "mnist", [packed, NAMES], extra=["MNIST/raw"])
+
+
 def open_mnist(root: Path) -> Source:
     """MNIST as its four files, below ``root`` or in its sub-folder mnist.
 
     A stream packed with gzip must be read to its end to know that it is whole, so each rank unpacks all of it
     (0.3 s) and keeps its shard.
     """
-    packed = tuple(f"{name}.gz" for name in NAMES)
-    paths = find_set(root, "mnist", [packed, NAMES], extra=["MNIST/raw"])
+    paths = find_mnist(root)
     return Source(
         read_pair(*paths[:2]),
         read_pair(*paths[2:]),

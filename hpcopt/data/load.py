@@ -195,9 +195,9 @@ def _refuse_not_finite(shard: Shard) -> None:
     """Refuse NaN and infinity in inputs and targets."""
     for what, array in (("input", shard.inputs), ("target", shard.targets)):
         if array.dtype.kind == "f" and not np.isfinite(array).all():
-            place, *feature = (int(i) for i in np.argwhere(~np.isfinite(array))[0])
-            value = array[(place, *feature)]
-            flat = int(np.ravel_multi_index(feature, array.shape[1:])) if feature else 0
+            index = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
+            value, place = array[index], index[0]
+            flat = int(np.ravel_multi_index(index[1:], array.shape[1:])) if len(index) > 1 else 0
             where = shard.reader.column(flat) if what == "input" else "the target"
             raise UsageError(
                 f"Row {shard.rows[place]} of {shard.reader.name!r} (counted from 0) has {value} in {where};"

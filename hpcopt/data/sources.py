@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from hpcopt.data import arrays, cifar, functions, hdf5, idx, packaged, user
 from hpcopt.data.catalog import CATALOG
-from hpcopt.data.files import SUFFIXES, data_root, places, suffix_of
+from hpcopt.data.files import SUFFIXES, data_root, find_set, places, suffix_of
 from hpcopt.data.options import DataOptions
 from hpcopt.data.reader import Reader, Source
 from hpcopt.data.text import CsvReader, LibsvmReader
@@ -97,6 +98,24 @@ def _open_path(name: str, options: DataOptions) -> Source:
     return _with_task(Source(train, test, facts={"files": files}))
 
 
+def is_there(name: str, root: Path) -> bool:
+    """Whether the files of a set of the catalogue lie in a data folder. They are not opened."""
+    if not root.is_dir():
+        return False
+    try:
+        if name == "mnist":
+            idx.find_mnist(root)
+        elif name in cifar.LAYOUTS:
+            cifar.find_cifar(name, root)
+        elif name in ("cdr", "burgers"):
+            find_set(root, name, [CATALOG[name].files])
+        else:
+            return _named_file(name, root) is not None
+    except UsageError:
+        return False
+    return True
+
+
 def _open_by_name(name: str, options: DataOptions) -> Source:
     """A set that is no built-in one: NAME.csv.gz and the like, or NAME_train.* and NAME_test.*, in the data folder."""
     root = _root_or_none(options)
@@ -108,12 +127,9 @@ def _open_by_name(name: str, options: DataOptions) -> Source:
             " and the files of a data folder by their names, once data.root or HPCOPT_DATA names one."
         )
     folder = data_root(root, name)
-    for place in places(folder, name):
-        for stem in (name, f"{name}_train"):
-            for suffix in SUFFIXES:
-                path = place / f"{stem}{suffix}"
-                if path.is_file():
-                    return _with_customs(_open_path(str(path), _with_target(options, name)), name)
+    path = _named_file(name, folder)
+    if path is not None:
+        return _with_customs(_open_path(str(path), _with_target(options, name)), name)
     found = sorted(
         {_stem(file) for place in places(folder, name) if place.is_dir() for file in place.iterdir() if suffix_of(file)}
     )
@@ -125,13 +141,18 @@ def _open_by_name(name: str, options: DataOptions) -> Source:
     )
 
 
+def _named_file(name: str, root: Path) -> Path | None:
+    """The file NAME.csv.gz, NAME_train.csv.gz or the like in the data folder, or None."""
+    stems = [f"{stem}{suffix}" for stem in (name, f"{name}_train") for suffix in SUFFIXES]
+    candidates = (place / file for place in places(root, name) for file in stems)
+    return next((path for path in candidates if path.is_file()), None)
+
+
 def _with_target(options: DataOptions, name: str) -> DataOptions:
     """The options with the catalogue's target columns where the user names none."""
     entry = CATALOG.get(name)
     if entry is None or entry.target is None or options.target is not None:
         return options
-    from dataclasses import replace
-
     return replace(options, target=list(entry.target))
 
 
