@@ -53,12 +53,10 @@ class Ledger:
 
     def totals(self) -> LedgerTotals:
         """Sums over all labels."""
-        calls, nbytes, seconds = 0.0, 0.0, 0.0
-        for account in self._accounts.values():
-            calls += account[0]
-            nbytes += account[1]
-            seconds += account[2]
-        return LedgerTotals(int(calls), int(nbytes), seconds)
+        accounts = self._accounts.values()
+        return LedgerTotals(
+            int(sum(a[0] for a in accounts)), int(sum(a[1] for a in accounts)), sum(a[2] for a in accounts)
+        )
 
     def clear(self) -> None:
         """Forget everything booked so far."""

@@ -1,0 +1,77 @@
+"""What stands above every figure in benchmarks/results: the command, the machine and the versions."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+
+PACKAGES = ("hpcopt", "torch", "numpy", "mpi4py", "h5py", "scipy")
+
+
+def environment_lines() -> list[str]:
+    """Markdown list items: date, processor, memory, system, Python, packages, and MPI with its ranks if it is in use."""
+    lines = [
+        f"- date: {datetime.now(timezone.utc):%Y-%m-%d}",
+        f"- processor: {_processor()}, {_cores()} cores for this process, {_memory()} of memory",
+        f"- system: {platform.system()} {platform.release()}, Python {platform.python_version()}",
+        "- packages: " + ", ".join(f"{name} {version}" for name in PACKAGES if (version := _version(name))),
+    ]
+    return lines + _mpi_lines()
+
+
+def write_report(path: str | Path, title: str, command: str, lines: Sequence[str]) -> None:
+    """Write ``title``, the ``command`` that repeats the measurement, the environment and then ``lines``, as Markdown."""
+    text = [f"# {title}", "", "```", command, "```", "", *environment_lines(), "", *lines, ""]
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text("\n".join(text), encoding="utf-8")
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A Markdown table with aligned columns, numbers to the right."""
+    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
+    ruler = [(width - 1) * "-" + (":" if i else "-") for i, width in enumerate(widths)]
+    cells = [[cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
+             for row in (head, ruler, *rows)]  # fmt: skip
+    return ["| " + " | ".join(row) + " |" for row in cells]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _memory() -> str:
+    try:
+        return f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB"
+    except (ValueError, OSError):
+        return "unknown size"
+
+
+def _mpi_lines() -> list[str]:
+    from hpcopt.comm.library import initialised_mpi, library_name
+
+    mpi = initialised_mpi()
+    if mpi is None:
+        return []
+    world = mpi.COMM_WORLD
+    threads = os.environ.get("OMP_NUM_THREADS", "not set")
+    return [f"- MPI: {library_name(mpi)}, {world.size} ranks; OMP_NUM_THREADS {threads}"]
