@@ -71,9 +71,9 @@ def _status(code: object) -> int:
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        from importlib import metadata
+        import hpcopt
 
-        typer.echo(f"hpcopt {metadata.version('hpcopt')}")
+        typer.echo(f"hpcopt {hpcopt.__version__}")
         raise typer.Exit
 
 

@@ -14,7 +14,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("hpcopt", "torch", "numpy", "mpi4py", "h5py", "scipy", "pydantic", "cupy-cuda12x", "cupy-cuda13x")
+import hpcopt
+
+PACKAGES = ("torch", "numpy", "mpi4py", "h5py", "scipy", "pydantic", "cupy-cuda12x", "cupy-cuda13x")
 VARIABLES = (
     "OMP_NUM_THREADS",
     "MKL_NUM_THREADS",
@@ -51,6 +53,7 @@ def environment(mpi_library: str | None = None, hosts: Sequence[str] | None = No
         "cpus": os.cpu_count(),
         "cpus_allowed": cpus_allowed(),
         "mpi_library": mpi_library.strip("\0 \n") if mpi_library else None,
+        "hpcopt": hpcopt.__version__,
         "packages": {name: version for name in PACKAGES if (version := package_version(name))},
         "git": git_state(Path.cwd()),
         "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},

@@ -1,0 +1,57 @@
+"""``hpcopt doctor``: what this allocation will do, and what to do about it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+from rich.markup import escape
+from rich.table import Table
+
+from hpcopt.analysis.doctor import Report, examine
+from hpcopt.cli.format import console
+from hpcopt.cli.main import launcher_rank
+from hpcopt.train.run_directory import plain
+
+SIGNS = {"green": "[green]ok[/]", "yellow": "[yellow]care[/]", "red": "[bold red]FAIL[/]"}
+
+
+def doctor(as_json: bool) -> int:
+    """Examine the allocation, print on rank 0, and return 2 when something will not work, else 0. *Collective*."""
+    report = examine()
+    # Without a common MPI every process is a rank 0 of its own: the first of the launch speaks for all.
+    if report is not None and launcher_rank() == 0:
+        if as_json:
+            print(json.dumps(_as_mapping(report), indent=2, allow_nan=False))
+        else:
+            _show(report)
+    return _same_everywhere(0 if report is None or report.healthy else 2)
+
+
+def _as_mapping(report: Report) -> dict[str, object]:
+    mapping: dict[str, object] = plain(
+        {"healthy": report.healthy, "findings": [asdict(finding) for finding in report.findings], **report.facts}
+    )
+    return mapping
+
+
+def _show(report: Report) -> None:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for finding in report.findings:
+        advice = f"\n[dim]{escape(finding.advice)}[/]" if finding.advice else ""
+        table.add_row(SIGNS[finding.level], finding.topic, escape(finding.text) + advice)
+    console().print(table)
+
+
+def _same_everywhere(status: int) -> int:
+    """The status of rank 0 on all ranks. *Collective*."""
+    from hpcopt.comm.library import initialised_mpi
+
+    if initialised_mpi() is None:
+        return status
+    from hpcopt.comm.communicator import Communicator
+
+    return int(Communicator().broadcast_object(status))
