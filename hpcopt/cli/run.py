@@ -13,22 +13,16 @@ if TYPE_CHECKING:
     from hpcopt.train.job import PreparedJob
 
 
-def run(job: Path, run_dir: Path | None, settings: list[str], fresh: bool, quiet: bool) -> int:
+def run(job_file: Path, run_dir: Path | None, settings: list[str], fresh: bool, quiet: bool) -> int:
     """Train as the job file says and return the exit status. *Collective.*
 
     Args:
-        job: the job file; read on rank 0 only.
+        job_file: the job file; read on rank 0 only.
         run_dir: the run directory; runs/NAME when None.
         settings: ``table.key=value`` overrides.
         fresh: move an earlier run in that directory aside.
         quiet: print nothing but errors.
     """
-    from hpcopt.comm.launch import run_guarded
-
-    return run_guarded(lambda: _run(job, run_dir, settings, fresh, quiet))
-
-
-def _run(path: Path, run_dir: Path | None, settings: list[str], fresh: bool, quiet: bool) -> int:
     from hpcopt.comm.communicator import Communicator
     from hpcopt.comm.launch import check_launch, choose_threads
     from hpcopt.comm.library import library_name
@@ -38,10 +32,10 @@ def _run(path: Path, run_dir: Path | None, settings: list[str], fresh: bool, qui
     comm = Communicator()
     check_launch(comm.size, library=library_name())
     with comm.together("reading the job file"):
-        text = read_job(path) if comm.rank == 0 else ""
+        text = read_job(job_file) if comm.rank == 0 else ""
     text = comm.broadcast_object(text)
     with comm.together("reading the job file"):
-        job = parse_job(text, settings, name=path.stem)
+        job = parse_job(text, settings, name=job_file.stem)
     threads = choose_threads(comm)
 
     from hpcopt.train.job import PreparedJob

@@ -1,0 +1,104 @@
+"""Every method takes the same steps on any number of ranks."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from mpi4py import MPI
+
+from hpcopt.comm.communicator import Communicator
+from hpcopt.objective.data_parallel import DataParallelObjective
+from hpcopt.objective.protocol import Batch, Vector
+from hpcopt.solvers.registry import SOLVERS, make_solver
+from hpcopt.train.minimize import minimize
+from tests.support.problems import sharded
+
+pytestmark = pytest.mark.mpi
+
+ITERATIONS = 20
+OPTIONS: dict[str, list[dict[str, Any]]] = {
+    "sgd": [{"learning_rate": 0.5}, {"learning_rate": 0.1, "momentum": 0.9, "nesterov": True, "schedule": "cosine"}],
+    "adam": [{"learning_rate": 0.01}],
+    "lars": [{"learning_rate": 0.5}],
+    "lbfgs": [{}],
+    "trust_region": [{}, {"model": "first_order"}, {"model": "lsr1"}, {"model": "lbfgs"}],
+}
+CASES = [(name, options) for name in sorted(SOLVERS) for options in OPTIONS[name]]
+
+
+class Ear:
+    """Keeps what the loop tells, on the rank that is told."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, float]] = []
+
+    def iteration(self, **columns: float) -> None:
+        self.rows.append(columns)
+
+    def evaluation(self, **columns: float) -> None:
+        pass
+
+    def rank_times(self, *_: Any) -> None:
+        pass
+
+
+def curve(comm: Communicator, name: str, options: dict[str, Any], batch: int | str) -> tuple[np.ndarray, Vector]:
+    """Loss at the start of each iteration, the same on all ranks, and the final parameters."""
+    objective, ear = sharded(comm, weight_decay=0.01), Ear()
+    solver = make_solver(name, options, 10.0)
+    result = minimize(objective, solver, iterations=ITERATIONS, batch=batch, listeners=[ear])
+    losses = np.full(ITERATIONS, math.nan)
+    losses[: len(ear.rows)] = [row["loss"] for row in ear.rows]
+    return np.array(comm.broadcast_object(losses)), result.parameters
+
+
+@pytest.mark.parametrize(("name", "options"), CASES)
+@pytest.mark.parametrize("batch", ["full", 12])
+def test_loss_curves_equal_those_of_one_rank(
+    comm: Communicator, name: str, options: dict[str, Any], batch: int | str
+) -> None:
+    ours, w = curve(comm, name, options, batch)
+    theirs, v = curve(Communicator(MPI.COMM_SELF), name, options, batch)
+    assert np.isfinite(theirs).sum() >= 5, "the curve must have something to compare"
+    np.testing.assert_allclose(ours, theirs, rtol=1e-10)
+    torch.testing.assert_close(w, v, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_all_ranks_hold_the_same_variables_bit_for_bit(comm: Communicator, name: str, options: dict[str, Any]) -> None:
+    _, w = curve(comm, name, options, "full")
+    assert torch.equal(comm.bcast(w.clone()), w)
+
+
+class FailsAt(DataParallelObjective):
+    """Rank 1 (or the only one) sees NaN in its j-th evaluation."""
+
+    at = 0
+    seen = 0
+
+    def value_and_gradient(self, w: Vector, batch: Batch) -> tuple[float, Vector]:
+        self.seen += 1
+        if self.seen == self.at and self.comm.rank == min(1, self.comm.size - 1):
+            poisoned = w.clone()
+            poisoned[0] = math.nan
+            return super().value_and_gradient(poisoned, batch)
+        return super().value_and_gradient(w, batch)
+
+
+@pytest.mark.parametrize(("name", "options"), CASES)
+@pytest.mark.parametrize("at", [1, 2, 4])
+def test_nan_on_one_rank_is_rejected_on_all_and_the_run_goes_on(
+    comm: Communicator, name: str, options: dict[str, Any], at: int
+) -> None:
+    objective = sharded(comm)
+    objective.__class__ = FailsAt
+    objective.at = at  # type: ignore[attr-defined]
+    result = minimize(objective, make_solver(name, options, 10.0), iterations=8)
+    assert objective.seen >= at, "the fault must have happened"  # type: ignore[attr-defined]
+    assert bool(result.parameters.isfinite().all())
+    assert torch.equal(comm.bcast(result.parameters.clone()), result.parameters)
+    assert result.final.train_loss < result.initial.train_loss
