@@ -13,7 +13,7 @@ PACKAGES = ("hpcopt", "torch", "numpy", "mpi4py", "h5py", "scipy")
 
 
 def environment_lines() -> list[str]:
-    """Markdown list items: date, processor, memory, system, Python, packages, and MPI with its ranks if it is in use."""
+    """Markdown list items: date, processor, memory, system, Python, packages, and MPI with its ranks if in use."""
     lines = [
         f"- date: {datetime.now(timezone.utc):%Y-%m-%d}",
         f"- processor: {_processor()}, {_cores()} cores for this process, {_memory()} of memory",
@@ -24,7 +24,7 @@ def environment_lines() -> list[str]:
 
 
 def write_report(path: str | Path, title: str, command: str, lines: Sequence[str]) -> None:
-    """Write ``title``, the ``command`` that repeats the measurement, the environment and then ``lines``, as Markdown."""
+    """Write ``title``, the ``command`` that repeats the measurement, the environment, then ``lines``, as Markdown."""
     text = [f"# {title}", "", "```", command, "```", "", *environment_lines(), "", *lines, ""]
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_text("\n".join(text), encoding="utf-8")

@@ -47,7 +47,8 @@ def seconds_per_call(comm: Communicator, call: Callable[[], object], repeats: in
     start = perf_counter()
     for _ in range(repeats):
         call()
-    return comm.mpi.allreduce(perf_counter() - start, MPI.MAX) / repeats
+    slowest = comm.reduce_scalars([perf_counter() - start], "max")[0]
+    return slowest / repeats
 
 
 def measure(comm: Communicator, nbytes: int, rounds: int) -> Figure:
@@ -91,7 +92,7 @@ def verdicts(figures: list[Figure]) -> list[str]:
 def main() -> int:
     """Measure, print the table on rank 0, and write it where ``--output`` says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=101, help="rounds a size (default %(default)s)")
+    parser.add_argument("--rounds", type=int, default=301, help="rounds a size (default %(default)s)")
     parser.add_argument("--output", type=Path, help="Markdown file to write")
     options = parser.parse_args()
     comm = Communicator()

@@ -71,11 +71,10 @@ def abort_on_exception() -> None:
             status = _end_with_trace(error)
         else:
             status = _end_interrupted()
-        # The interpreter's own status after an uncaught exception is always 1; all ranks that come here agree.
-        _flush()
         if (mpi := initialised_mpi()) is not None and mpi.COMM_WORLD.size > 1:
+            # The interpreter would end with status 1 here, and then wait for ranks that may never come.
             _abort(mpi, status)
-        os._exit(status)
+        raise SystemExit(status)
 
     sys.excepthook = hook
 

@@ -146,6 +146,32 @@ def test_an_interrupt_ends_with_130(launch: Launch, job: Path) -> None:
     assert seconds_to_end(done, job) < 10
 
 
+SCRIPT = """
+import sys
+from hpcopt.comm.communicator import Communicator
+from hpcopt.comm.launch import abort_on_exception
+from hpcopt.errors import UsageError
+
+abort_on_exception()
+comm = Communicator()
+if comm.rank == comm.size - 1:
+    raise UsageError("bad value 3") if "usage" in sys.argv else KeyError("lost")
+comm.barrier()
+"""
+
+
+@pytest.mark.parametrize(("ranks", "how", "status"), [(2, "bug", 1), (1, "usage", 2)])
+def test_a_script_of_the_users_own_can_end_like_a_job(
+    launch: Launch, tmp_path: Path, ranks: int, how: str, status: int
+) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    done = launch(ranks, [script, how])
+    assert done.returncode == status
+    expected = "hpcopt: error: bad value 3" if how == "usage" else r"\[rank 1/2 \S+\] KeyError: 'lost'"
+    assert re.search(f"^{expected}$", done.stderr, re.MULTILINE)
+
+
 def test_one_process_needs_no_launcher(launch: Launch, job: Path) -> None:
     done = launch(0, [job, "check"])
     assert done.returncode == 0, done.stderr
