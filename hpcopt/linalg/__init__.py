@@ -1,0 +1,1 @@
+"""Small numerical methods on plain tensors: pairs, models, subproblems and line searches."""

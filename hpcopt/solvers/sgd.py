@@ -44,7 +44,10 @@ class SGD(ScheduledRate):
     def init(self, objective: Objective) -> State:
         """Parameters, and the velocity (n,) of zeros where there is momentum."""
         parameters = objective.initial_vector()
-        return {"parameters": parameters} | ({"velocity": torch.zeros_like(parameters)} if self.momentum else {})
+        state: State = {"parameters": parameters}
+        if self.momentum:
+            state["velocity"] = torch.zeros_like(parameters)
+        return state
 
     def step(self, objective: Objective, state: State, batch: Batch) -> tuple[State, StepReport]:
         """One update. *Collective*, one reduction. A loss or gradient that is not finite leaves the state untouched."""

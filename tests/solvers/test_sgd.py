@@ -5,20 +5,10 @@ import torch
 
 from hpcopt.errors import UsageError
 from hpcopt.solvers.sgd import SGD
-from tests.support.checks import assert_state_is_complete, assert_survives_fault, run
+from tests.support.checks import assert_state_is_complete, assert_survives_fault, run, torch_reference
 from tests.support.objectives import FULL, FaultyObjective, QuadraticObjective, RosenbrockObjective
 
 VARIANTS = [{}, {"momentum": 0.9}, {"momentum": 0.8, "nesterov": True}]
-
-
-def torch_reference(optimizer_class, objective, steps, **options):
-    w = objective.initial_vector().requires_grad_()
-    optimizer = optimizer_class([w], **options)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        objective.function(w, FULL).backward()
-        optimizer.step()
-    return w.detach()
 
 
 @pytest.mark.parametrize("options", VARIANTS)

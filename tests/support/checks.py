@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 
 import torch
 
@@ -18,12 +19,16 @@ def run(
     steps: int,
     state: State | None = None,
     batches: list[Batch] | None = None,
+    positions: list[float] | None = None,
 ) -> tuple[State, list[StepReport]]:
-    """``steps`` steps, or fewer when the solver asks to stop; ``batches`` are used in turn."""
+    """``steps`` steps, or fewer when the solver asks to stop; ``batches`` are used in turn, at the epochs ``positions``."""
     state = solver.init(objective) if state is None else state
     reports = []
     for number in range(steps):
-        state, report = solver.step(objective, state, batches[number % len(batches)] if batches else FULL)
+        batch = batches[number % len(batches)] if batches else FULL
+        state, report = solver.step(
+            objective, state, replace(batch, position=positions[number]) if positions else batch
+        )
         reports.append(report)
         if report.stop is not StopReason.RUNNING:
             break
@@ -68,3 +73,16 @@ def assert_survives_fault(solver: Solver, objective: SerialObjective, at: int, w
     end = objective.value(state["parameters"], FULL)
     assert math.isfinite(end)
     assert end < objective.value(objective.initial_vector(), FULL)
+
+
+def torch_reference(
+    optimizer_class: type[torch.optim.Optimizer], objective: SerialObjective, steps: int, **options: object
+) -> torch.Tensor:
+    """The parameters after ``steps`` steps of an optimizer of torch."""
+    w = objective.initial_vector().requires_grad_()
+    optimizer = optimizer_class([w], **options)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        objective.function(w, FULL).backward()
+        optimizer.step()
+    return w.detach()

@@ -1,0 +1,94 @@
+"""Layer-wise adaptive rate scaling, for large batches (You, Gitman and Ginsburg 2017, arXiv 1708.03888, algorithm 1).
+
+    ratio_l = trust |w_l| / (|g_l| + decay |w_l|);   v <- momentum v + rate ratio_l (g_l + decay w_l);   w <- w - v
+
+for every parameter tensor l. Tensors with one dimension (biases, normalisation) take ratio 1 and no decay, as is now
+custom, and so does a tensor whose weights or gradient are all 0. Layers must be whole on a rank: w replicated.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from hpcopt.objective.protocol import Batch, Objective
+from hpcopt.solvers.checks import check_number
+from hpcopt.solvers.schedules import ScheduledRate
+from hpcopt.solvers.solver import State, StepReport
+
+
+@dataclass(frozen=True, kw_only=True)
+class LARS(ScheduledRate):
+    """Momentum descent in which every layer moves by a part of its own norm."""
+
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
+        "paper": {"learning_rate": 2.0, "schedule": "constant", "weight_decay": 5e-4}
+    }
+
+    learning_rate: float = 1.0
+    """The global rate after the warm-up; times ``trust`` it is the relative change of a layer in a step."""
+    momentum: float = 0.9
+    """Share of the last update that is kept, from 0 to below 1."""
+    trust: float = 0.001
+    """Trust coefficient: relative change of a layer at global rate 1."""
+    weight_decay: float = 0.0
+    """Decay within the ratio and the update. ``loss.weight_decay`` is already part of the gradient: use one of them."""
+
+    def __post_init__(self) -> None:
+        """Check every option.
+
+        Raises:
+            UsageError: an option breaks its rule.
+        """
+        super().__post_init__()
+        check_number(self, "momentum", 0.0, 1.0, open_high=True)
+        check_number(self, "trust", 0.0, open_low=True)
+        check_number(self, "weight_decay", 0.0)
+
+    def init(self, objective: Objective) -> State:
+        """Parameters and the velocity (n,) of zeros."""
+        parameters = objective.initial_vector()
+        return {"parameters": parameters, "velocity": torch.zeros_like(parameters)}
+
+    def step(self, objective: Objective, state: State, batch: Batch) -> tuple[State, StepReport]:
+        """One update. *Collective*, one reduction. A loss or gradient that is not finite leaves the state untouched."""
+        parameters: torch.Tensor = state["parameters"]  # type: ignore[assignment]
+        velocity: torch.Tensor = state["velocity"]  # type: ignore[assignment]
+        loss, gradient = objective.value_and_gradient(parameters, batch)
+        norm = math.sqrt(objective.dot(gradient, gradient))
+        rate = self.rate(batch.position)
+        report = StepReport(loss=loss, gradient_norm=norm, step_norm=math.nan, step_size=rate)
+        if not math.isfinite(loss + norm):
+            report.accepted = report.finite = False
+            report.step_norm = 0.0
+            return state, report
+        self._scale(objective, parameters, gradient)
+        parameters.sub_(velocity.mul_(self.momentum).add_(gradient, alpha=rate))
+        return state, report
+
+    def _scale(self, objective: Objective, parameters: torch.Tensor, gradient: torch.Tensor) -> None:
+        """Turn g into ratio_l (g_l + decay w_l), layer by layer, in place and without a wait for the device."""
+        slices = layers(objective)
+        weights = [parameters[part] for part in slices]
+        gradients = [gradient[part] for part in slices]
+        if not slices:
+            return
+        size = torch.stack(torch._foreach_norm(weights))
+        slope = torch.stack(torch._foreach_norm(gradients))
+        if self.weight_decay:
+            torch._foreach_add_(gradients, weights, alpha=self.weight_decay)
+        ratio = self.trust * size / (slope + self.weight_decay * size)
+        ratio = torch.where((size > 0) & (slope > 0), ratio, torch.ones_like(ratio))
+        torch._foreach_mul_(gradients, list(ratio.unbind()))
+
+
+def layers(objective: Objective) -> list[slice]:
+    """The parameter tensors that LARS scales: those with two dimensions or more; all, where shapes are not known."""
+    slices = objective.parameter_slices()
+    shapes = getattr(objective, "parameter_shapes", None)
+    if shapes is None:
+        return slices
+    return [part for part, shape in zip(slices, shapes(), strict=True) if len(shape) > 1]

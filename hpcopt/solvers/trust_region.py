@@ -1,0 +1,215 @@
+"""The trust-region method: no learning rate, one gradient an iteration, and a loss that never rises on a full batch.
+
+    s = argmin g^T s + 1/2 s^T B s over |s| <= radius;   accept when f(w) - f(w + s) >= eta * predicted decrease
+
+(Conn, Gould and Toint 2000, algorithm 6.1.1; constants as in their section 17.1 and Nocedal and Wright 2006, ch. 4).
+Models: L-SR1 with the exact subproblem, the L-BFGS direction cut to the radius, and first order. The gradient at every
+trial point is taken with its value, so rejected trials improve the model too, and on a full batch it is the gradient of
+the next iteration. Shapes: n parameters, m pairs at most.
+
+Measured on the 5,000 images of mnist-5k (4,000 to train, full batch, float32, 3 starts), 784-128-10 ReLU network, train
+loss and test accuracy after 60 gradients: first order 0.26 and 90.9 %, L-SR1 0.004 and 93.8 %, L-BFGS 1e-7 and 93.0 %;
+784-256-128-64-10: L-SR1 0.005 and 93.2 %, L-BFGS 0.09 and 91.9 %. L-BFGS is the better one where high accuracy of the
+minimiser of an ill-conditioned smooth function counts.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+
+from hpcopt.linalg.compact import CompactModel
+from hpcopt.linalg.lbfgs import lbfgs_accepts
+from hpcopt.linalg.lsr1 import lsr1_accepts
+from hpcopt.linalg.pairs import PairMemory
+from hpcopt.linalg.quasi_newton import Candidate, lbfgs_candidate, lsr1_candidate, steepest_candidate
+from hpcopt.objective.protocol import Batch, Objective, Vector
+from hpcopt.solvers.agreement import agreed_coefficients, agreed_dot, agreed_inner, memory_in, memory_to
+from hpcopt.solvers.checks import check_choice, check_count, check_number, fail
+from hpcopt.solvers.solver import State, StepReport, StopReason
+from hpcopt.solvers.start import empty_start, evaluate_start, first_length, is_stationary, move, noise
+
+MODELS = ("lsr1", "lbfgs", "first_order")
+
+NEAR_BOUNDARY = 0.8
+"""The radius may grow only after a step of at least this part of it: a shorter one says nothing about the radius."""
+
+NOT_FINITE_SHRINK = 0.1
+"""Factor of the radius after a trial point without a finite loss and gradient: nothing is known there but "too far"."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A step that is tried: the vector, |s|, predicted decrease, inner iterations, and B to judge the coming pair by."""
+
+    step: Vector
+    norm: float
+    predicted: float
+    iterations: int
+    model: CompactModel | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrustRegion:
+    """Trust-region method with a quasi-Newton model; nothing in it needs tuning."""
+
+    model: str = "lsr1"
+    """The quadratic model: "lsr1" (exact subproblem), "lbfgs" (direction cut to the radius) or "first_order"."""
+    memory: int = 10
+    """Pairs (step, gradient change) that the model is built from; each costs two vectors of n numbers."""
+    radius_initial: float | None = None
+    """First radius. Default: |f| / |g|, the step at which the linear model of the loss is 0, but at most |w|; it has
+    the units of w whatever the scale of loss and parameters, and the first iterations correct it by factors of 2."""
+    radius_min: float = 1e-10
+    """A full-batch run stops when the radius falls below this (or below the rounding of w)."""
+    radius_max: float = 1e6
+    """The radius never grows beyond this."""
+    accept: float = 0.1
+    """A step is accepted when the loss falls by at least this part of the predicted decrease."""
+    shrink_below: float = 0.25
+    """The radius shrinks when actual over predicted decrease is below this."""
+    grow_above: float = 0.75
+    """The radius grows when actual over predicted decrease is above this and the step was near the boundary."""
+    shrink: float = 0.5
+    """New radius over length of the step when it shrinks."""
+    grow: float = 2.0
+    """New radius over old radius when it grows."""
+    curvature_outside: float = 0.01
+    """L-SR1: curvature outside of the pairs' span, as a share of the median curvature |y| / |s| of the pairs. Between
+    0.003 and 0.1 makes little difference on networks; y^T y / s^T y, usual for L-BFGS, needs twice the iterations."""
+
+    def __post_init__(self) -> None:
+        """Check every option.
+
+        Raises:
+            UsageError: an option breaks its rule.
+        """
+        check_choice(self, "model", MODELS)
+        check_count(self, "memory")
+        for key in ("radius_min", "radius_max", "curvature_outside"):
+            check_number(self, key, 0.0, open_low=True)
+        if self.radius_initial is not None:
+            check_number(self, "radius_initial", self.radius_min, self.radius_max)
+        check_number(self, "accept", 0.0, 1.0, open_high=True)
+        for key in ("shrink_below", "grow_above", "shrink"):
+            check_number(self, key, 0.0, 1.0, open_low=True, open_high=True)
+        check_number(self, "grow", 1.0, open_low=True)
+        if not self.accept <= self.shrink_below < self.grow_above:
+            fail(
+                self, "shrink_below", f"must be from accept = {self.accept:g} to below grow_above = {self.grow_above:g}"
+            )
+        if self.radius_min > self.radius_max:
+            fail(self, "radius_min", f"must be at most radius_max = {self.radius_max:g}")
+
+    def init(self, objective: Objective) -> State:
+        """Parameters, loss and gradient there once they are known, the radius (0: not chosen yet), and the pairs."""
+        state = empty_start(objective.initial_vector()) | {"radius": 0.0}
+        memory = 0 if self.model == "first_order" else self.memory
+        memory_to(state, PairMemory.empty(state["parameters"], memory))  # type: ignore[arg-type]
+        return state
+
+    def step(self, objective: Objective, state: State, batch: Batch) -> tuple[State, StepReport]:
+        """One trial. *Collective*: one gradient on a full batch, two on a mini-batch (both on the same samples)."""
+        if not evaluate_start(objective, state, batch):
+            return state, StepReport(math.nan, accepted=False, finite=False, radius=float(state["radius"]))
+        loss, square = float(state["loss"]), float(state["gradient_square"])
+        report = StepReport(loss, loss, math.sqrt(square), accepted=False)
+        if square == 0:
+            return state, replace(report, stop=StopReason.GRADIENT_SMALL, radius=float(state["radius"]))
+        if state["radius"] == 0:
+            state["radius"] = self._first_radius(objective, state)
+        trial = self._propose(objective, state)
+        point = state["parameters"] + trial.step
+        after, gradient = objective.value_and_gradient(point, batch)
+        after_square = agreed_dot(objective, gradient, gradient)
+        report.predicted, report.inner_iterations = trial.predicted, trial.iterations
+        report.finite = math.isfinite(after) and math.isfinite(after_square)
+        if report.finite:
+            self._judge(state, trial, after, report)
+            self._learn(objective, state, trial, gradient)
+        else:
+            state["radius"] = NOT_FINITE_SHRINK * min(trial.norm, float(state["radius"]))
+        if report.accepted:
+            move(state, batch, point, after, gradient, after_square)
+        else:
+            self._bound(objective, state, batch, report)
+        report.radius = float(state["radius"])
+        return state, report
+
+    def _first_radius(self, objective: Objective, state: State) -> float:
+        radius = self.radius_initial or first_length(objective, state)
+        return min(max(radius, self.radius_min), self.radius_max)
+
+    def _candidate(self, objective: Objective, state: State, memory: PairMemory) -> Candidate:
+        gradient: Vector = state["gradient"]  # type: ignore[assignment]
+        square, radius = float(state["gradient_square"]), float(state["radius"])
+        if not memory.stored and self.model != "lsr1":
+            return steepest_candidate(len(memory.gram), square, radius)
+        products = memory.products(gradient, agreed_inner(objective))
+        if self.model == "lbfgs":
+            return lbfgs_candidate(memory, products, square, radius)
+        tolerance = 100 * torch.finfo(gradient.dtype).eps
+        return lsr1_candidate(memory, products, square, radius, self.curvature_outside, tolerance)
+
+    def _propose(self, objective: Objective, state: State) -> Trial:
+        """The step of the model, cut to the radius; steepest descent when rounding has spoilt the model's step."""
+        memory, radius = memory_in(state), float(state["radius"])
+        trial = self._measure(objective, state, memory, self._candidate(objective, state, memory))
+        if not (trial.predicted > 0 and math.isfinite(trial.predicted) and 0 < trial.norm <= 1.001 * radius):
+            memory.forget()
+            memory_to(state, memory)
+            plain = steepest_candidate(len(memory.gram), float(state["gradient_square"]), radius)
+            trial = self._measure(objective, state, memory, plain)
+        return trial
+
+    def _measure(self, objective: Objective, state: State, memory: PairMemory, candidate: Candidate) -> Trial:
+        """Form the step and take its length and slope from the vector itself, not from the coefficients."""
+        gradient: Vector = state["gradient"]  # type: ignore[assignment]
+        coefficients, (factor, sigma) = agreed_coefficients(
+            objective, candidate.coefficients, candidate.factor, candidate.sigma
+        )
+        candidate = replace(candidate, factor=float(factor), sigma=float(sigma))
+        step = memory.combine(coefficients).add_(gradient, alpha=candidate.factor)
+        square, slope = objective.agree(objective.dot(step, step), objective.dot(gradient, step))
+        norm = math.sqrt(square)
+        part = min(1.0, float(state["radius"]) / norm) if norm > 0 else 1.0
+        predicted = candidate.predicted(slope, norm, part)
+        return Trial(step.mul_(part), norm * part, predicted, candidate.iterations, candidate.model)
+
+    def _judge(self, state: State, trial: Trial, after: float, report: StepReport) -> None:
+        """Accept or reject, and the new radius. Nothing is divided by a decrease that may be 0."""
+        slack = noise(state)
+        actual, radius = report.loss - after, float(state["radius"])
+        gained, promised = actual + slack, trial.predicted + slack
+        report.rho = gained / promised
+        report.accepted = actual > 0 and gained >= self.accept * promised
+        if report.accepted:
+            report.loss_after, report.step_norm = after, trial.norm
+        if gained < self.shrink_below * promised or not report.accepted:
+            state["radius"] = self.shrink * min(trial.norm, radius)
+        elif gained > self.grow_above * promised and trial.norm >= NEAR_BOUNDARY * radius:
+            state["radius"] = min(self.grow * radius, self.radius_max)
+
+    def _learn(self, objective: Objective, state: State, trial: Trial, gradient: Vector) -> None:
+        """Offer the pair of this trial, accepted or not, to the model; both gradients are of the same batch."""
+        if self.model == "first_order":
+            return
+        memory = memory_in(state)
+        memory.offer(trial.step, gradient - state["gradient"], agreed_inner(objective))
+        useful = lbfgs_accepts(memory) if trial.model is None else lsr1_accepts(memory, trial.model)
+        if objective.agree(float(useful))[0]:
+            memory.keep()
+        memory_to(state, memory)
+
+    def _bound(self, objective: Objective, state: State, batch: Batch, report: StepReport) -> None:
+        """After a rejection: end a full-batch run whose radius is spent; on mini-batches keep the radius usable."""
+        parameters: Vector = state["parameters"]  # type: ignore[assignment]
+        eps = torch.finfo(parameters.dtype).eps
+        smallest = max(self.radius_min, eps * math.sqrt(agreed_dot(objective, parameters, parameters)))
+        if state["radius"] >= smallest:
+            return
+        state["radius"] = smallest
+        if batch.indices is None:
+            report.stop = StopReason.GRADIENT_SMALL if is_stationary(state) else StopReason.RADIUS_SMALL
