@@ -145,7 +145,7 @@ def judge_mpi(mpi: Mapping[str, Any], found: Sequence[Mapping[str, str]]) -> lis
     """The library, and whether the mpirun at hand belongs to it."""
     if mpi["error"]:
         return [Finding("MPI", "red", "no MPI library", mpi["error"])]
-    lines = [Finding("MPI", "green", mpi["library"])]
+    lines = [Finding("MPI", "green", mpi["library"].split(", package")[0])]
     if not found:
         advice = "Start with srun, or put the mpirun that belongs to this MPI on PATH."
         return [*lines, Finding("mpirun", "yellow", "none on PATH nor beside Python", advice)]

@@ -1,0 +1,207 @@
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hpcopt.analysis import doctor
+from hpcopt.analysis.doctor import (
+    Finding,
+    examine,
+    judge_communication,
+    judge_devices,
+    judge_disk,
+    judge_hdf5,
+    judge_mpi,
+    judge_ranks,
+    judge_threads,
+    judge_variables,
+    judge_versions,
+)
+from hpcopt.analysis.machine import file_system, launch_variables, vendor
+from hpcopt.train.run_directory import plain
+
+OPEN_MPI = {"error": "", "library": "Open MPI v5.0.11, package: x", "size": 2, "launcher": "none", "launch_error": ""}
+OPEN_MPIRUN = {"path": "/opt/bin/mpirun", "version": "mpirun (Open MPI) 5.0.11"}
+HYDRA = {"path": "/usr/bin/mpirun", "version": "HYDRA build details: Version: 4.3"}
+DISK = {"path": "/data", "file_system": "ext4", "free": 1 << 40, "rate": 5e8, "error": None}
+
+
+def rank(**changes: Any) -> dict[str, Any]:
+    return {
+        "host": "node1",
+        "pid": 1,
+        "cores": [0, 1, 2, 3],
+        "cores_of_host": 4,
+        "cpu": "Some CPU",
+        "python": "3.11.7",
+        "packages": {"torch": "2.13.0+cpu", "numpy": "2.4.6", "mpi4py": "4.1.2", "h5py": "3.16.0", "scipy": None},
+        "devices": {"error": None, "names": [], "built_for": None},
+        "variables": {},
+        **changes,
+    }
+
+
+def gpus(count: int) -> dict[str, Any]:
+    return {"error": None, "names": ["H200"] * count, "built_for": "CUDA 12.8"}
+
+
+def only(findings: list[Finding]) -> Finding:
+    assert len(findings) == 1
+    return findings[0]
+
+
+@pytest.mark.parametrize(
+    ("library", "launchers", "levels"),
+    [
+        ("Open MPI v5", [OPEN_MPIRUN], ["green"]),
+        ("Open MPI v5", [HYDRA], ["red"]),
+        ("Open MPI v5", [OPEN_MPIRUN, HYDRA], ["green", "yellow"]),
+        ("MPICH Version: 4.3", [HYDRA], ["green"]),
+        ("MPICH Version: 4.3", [OPEN_MPIRUN], ["red"]),
+        ("Intel(R) MPI Library 2021", [HYDRA], ["green"]),
+        ("Some MPI", [OPEN_MPIRUN], ["yellow"]),
+        ("Open MPI v5", [], ["yellow"]),
+    ],
+)
+def test_the_launcher_must_be_of_the_family_of_the_library(
+    library: str, launchers: list[dict[str, str]], levels: list[str]
+) -> None:
+    mpi, *rest = judge_mpi({**OPEN_MPI, "library": library}, launchers)
+    assert mpi.level == "green"
+    assert [finding.level for finding in rest] == levels
+    assert all(finding.advice for finding in rest if finding.level != "green")
+
+
+def test_without_an_mpi_library_the_advice_is_how_to_get_one() -> None:
+    assert only(judge_mpi({**OPEN_MPI, "error": "install one"}, [])) == Finding(
+        "MPI", "red", "no MPI library", "install one"
+    )
+
+
+def test_ranks_and_hosts_are_counted() -> None:
+    found = only(judge_ranks(OPEN_MPI, [rank(), rank(), rank(host="node2"), rank(host="node2")]))
+    assert (found.level, found.text) == ("green", "4 ranks on 2 hosts (node1, node2), started without a launcher")
+    assert only(judge_ranks(OPEN_MPI, [rank(), rank(), rank(host="node2")])).level == "yellow"
+    assert only(judge_ranks({**OPEN_MPI, "launch_error": "2 worlds"}, [rank()])).level == "red"
+
+
+@pytest.mark.parametrize(
+    ("ranks", "level", "words"),
+    [
+        ([rank()] * 2, "green", "2 threads a rank"),
+        ([rank(cores=[0, 1]), rank(cores=[2, 3])], "green", "2 threads a rank"),
+        ([rank()] * 5, "yellow", "5 on 4 cores"),
+        ([rank(cores=[0]), rank(cores=[1])], "yellow", "1 thread a rank"),
+        ([rank(variables={"OMP_NUM_THREADS": "4"})] * 2, "yellow", "OMP_NUM_THREADS=4"),
+        ([rank(variables={"OMP_NUM_THREADS": "2"})] * 2, "green", "OMP_NUM_THREADS=2"),
+        ([rank(), *[rank(host="node2")] * 4], "green", "1 thread a rank (4 on 4 cores of node2)"),
+    ],
+)
+def test_threads_follow_from_cores_and_ranks(ranks: list[dict[str, Any]], level: str, words: str) -> None:
+    found = only(judge_threads(ranks))
+    assert found.level == level
+    assert words in found.text
+
+
+@pytest.mark.parametrize(
+    ("ranks", "level"),
+    [
+        ([rank()], "green"),
+        ([rank(devices=gpus(2))] * 2, "green"),
+        ([rank(devices=gpus(2))] * 3, "yellow"),
+        ([rank(devices=gpus(1)), rank(host="node2")], "yellow"),
+        ([rank(devices={"error": "ImportError: x", "names": [], "built_for": None})], "red"),
+        ([rank(devices=gpus(0), variables={"CUDA_VISIBLE_DEVICES": ""})], "yellow"),
+    ],
+)
+def test_devices_are_shared_out(ranks: list[dict[str, Any]], level: str) -> None:
+    assert only(judge_devices(ranks)).level == level
+
+
+def test_slow_communication_is_noticed() -> None:
+    assert judge_communication({}) == []
+    assert only(judge_communication({8: 2e-6, 1 << 22: 1e-3})).level == "green"
+    assert only(judge_communication({8: 5e-3, 1 << 22: 1e-1})).level == "yellow"
+
+
+def test_a_record_that_cannot_be_read_while_it_is_written_is_red() -> None:
+    facts = {"error": None, "version": "2.0.0", "parallel": False, "swmr": ""}
+    assert only(judge_hdf5(facts)).level == "green"
+    assert "HDF5_USE_FILE_LOCKING" in only(judge_hdf5({**facts, "swmr": "unable to lock file"})).advice
+    assert only(judge_hdf5({**facts, "error": "ImportError: x"})).level == "red"
+
+
+@pytest.mark.parametrize(
+    ("changes", "level"),
+    [
+        ({}, "green"),
+        ({"error": "Permission denied", "rate": None}, "red"),
+        ({"free": 1000}, "yellow"),
+        ({"rate": 1e6}, "yellow"),
+        ({"file_system": "tmpfs"}, "yellow"),
+    ],
+)
+def test_the_disk_needs_space_speed_and_permission(changes: dict[str, Any], level: str) -> None:
+    assert only(judge_disk({**DISK, **changes})).level == level
+
+
+def test_versions_must_be_there_new_enough_and_the_same_everywhere() -> None:
+    def with_package(name: str, version: str | None) -> dict[str, Any]:
+        return rank(packages={**rank()["packages"], name: version})
+
+    assert only(judge_versions([rank(), rank()])).level == "green"
+    assert "too old" in only(judge_versions([with_package("mpi4py", "3.1.6")])).advice
+    assert "not installed" in only(judge_versions([with_package("h5py", None)])).advice
+    assert "node2" in only(judge_versions([rank(), {**with_package("torch", "2.9.0"), "host": "node2"}])).advice
+
+
+def test_only_variables_of_launchers_and_threads_are_shown() -> None:
+    environ = {"SLURM_JOB_ID": "7", "PMI_RANK": "0", "SECRET_TOKEN": "x", "OMPI_COMM_WORLD_SIZE": "2", "PATH": "y"}
+    seen = launch_variables(environ)
+    assert seen == {"OMPI_COMM_WORLD_SIZE": "2", "PMI_RANK": "0", "SLURM_JOB_ID": "7"}
+    assert "SLURM_JOB_ID=7" in only(judge_variables([rank(variables=seen)])).text
+
+
+def test_vendors_are_recognised_by_what_they_print() -> None:
+    assert vendor("mpirun (Open MPI) 4.1.4") == "Open MPI"
+    assert vendor("HYDRA build details:") == "MPICH"
+    assert vendor("Intel(R) MPI Library for Linux* OS, Version 2021.9") == "Intel MPI"
+    assert vendor("something else") == ""
+
+
+@pytest.mark.skipif(not Path("/proc/self/mounts").exists(), reason="this system does not list its mounts")
+def test_the_file_system_is_that_of_the_innermost_mount() -> None:
+    assert file_system(Path("/proc/self")) == "proc"
+    assert file_system(Path("/"))
+
+
+def test_this_process_alone_is_examined(tmp_path: Path) -> None:
+    report = examine(tmp_path / "runs")
+    assert report is not None
+    topics = [finding.topic for finding in report.findings]
+    assert [topic for topic in topics if topic != "mpirun"] == [
+        "MPI", "ranks", "threads", "devices", "HDF5", "disk", "versions", "variables",
+    ]  # fmt: skip
+    by_topic = {finding.topic: finding for finding in report.findings}
+    assert by_topic["HDF5"].level == "green"
+    assert by_topic["versions"].level == "green"
+    assert report.facts["disk"]["rate"] > 0
+    assert report.facts["ranks"][0]["pid"] == os.getpid()
+    json.dumps(plain(report.facts), allow_nan=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_machine_without_mpi_is_examined_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hpcopt.comm import library
+    from hpcopt.errors import UsageError
+
+    def missing() -> None:
+        raise UsageError("no MPI library could be loaded")
+
+    monkeypatch.setattr(library, "load_mpi", missing)
+    report = doctor.examine(tmp_path)
+    assert report is not None
+    assert not report.healthy
+    assert (report.findings[0].level, report.findings[0].advice) == ("red", "no MPI library could be loaded")
