@@ -170,14 +170,12 @@ def load_npz(path: Path, names: tuple[str, ...] | None = None) -> dict[str, np.n
         UsageError: the file is missing or damaged, or holds Python objects.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise damaged(path, "it is not a .npz archive")
+        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
             return {key: file[key] for key in file.files if names is None or key in names}
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError, TypeError) as error:
         raise damaged(path, error) from error
     except OSError as error:
-        raise unreadable(path, error) from error
+        raise (unreadable(path, error) if error.errno else damaged(path, error)) from error
 
 
 def open_npz(path: Path, inputs: str | None, target: Target) -> tuple[Arrays, Arrays | None]:
@@ -209,7 +207,7 @@ def load_mat(path: Path) -> dict[str, np.ndarray]:
             " `save(..., '-v7')`, or as .h5 or .npz with one sample a row."
         ) from error
     except OSError as error:
-        raise unreadable(path, error) from error
+        raise (unreadable(path, error) if error.errno else damaged(path, error)) from error
     except (MatReadError, ValueError, TypeError, KeyError, EOFError, zlib.error, MemoryError) as error:
         raise damaged(path, error) from error
     return {

@@ -28,7 +28,7 @@ MAX_DENSE_BYTES = 2**36
 class CsvReader:
     """Rows of numbers separated by commas, semicolons, tabs or blanks; lines that begin with # are comments.
 
-    A first line that is a comment or holds text is the header. Inputs are float64, (n, features).
+    The header is a first line that holds text, or the comment just above the first row if it has a name a column. Inputs are float64, (n, features).
 
     Raises:
         UsageError: the file is missing or damaged, has no rows, or no such target column.
@@ -38,21 +38,20 @@ class CsvReader:
         self.path = path
         self.name = str(path)
         self._text = read_bytes(path)
-        lines = _line_ranges(self._text)
-        header: list[str] | None = None
-        first = lines[0] if len(lines) else None
-        if first is not None:
-            line = self._line(first)
-            self._delimiter = _delimiter(self._line(lines[-1]))
-            if line.startswith("#") or not _all_numbers(_split(line, self._delimiter)):
-                header = [name.strip().strip('"') for name in _split(line.lstrip("#").strip(), self._delimiter)]
-                lines = lines[1:]
-        bytes_of_text = np.frombuffer(self._text, np.uint8)
-        self._lines = lines[bytes_of_text[lines[:, 0]] != ord("#")] if len(lines) else lines
+        ranges = _line_ranges(self._text)
+        comment = np.frombuffer(self._text, np.uint8)[ranges[:, 0]] == ord("#") if len(ranges) else np.zeros(0, bool)
+        self._lines = ranges[~comment]
         if not len(self._lines):
-            raise UsageError(f"The data file {self.name!r} has no rows. A csv file holds one sample a line.")
-        width = len(_split(self._line(self._lines[0]), self._delimiter))
-        self.header = header if header and len(header) == width else None
+            raise self._empty()
+        self._delimiter = _delimiter(self._line(self._lines[-1]))
+        before = [self._line(span).lstrip("#") for span in ranges[: int(np.argmin(comment))]][-1:]
+        if not _all_numbers(self._cells(self._lines[0])):
+            before, self._lines = [self._line(self._lines[0])], self._lines[1:]
+            if not len(self._lines):
+                raise self._empty()
+        width = len(self._cells(self._lines[0]))
+        names = [name.strip().strip('"') for line in before for name in line.split(self._delimiter)]
+        self.header = names if len(names) == width else None
         self.targets = target_columns(target, self.header, width, self.name)
         self.features = [column for column in range(width) if column not in self.targets]
         if not self.features:
@@ -101,7 +100,7 @@ class CsvReader:
         """The error for the first line that is not ``width`` numbers."""
         for line, row in zip(text.split("\n"), rows, strict=True):
             number = self._text.count(b"\n", 0, int(self._lines[row, 0])) + 1
-            cells = _split(line, self._delimiter)
+            cells = line.split(self._delimiter)
             if len(cells) != width:
                 return UsageError(
                     f"Line {number} of {self.name!r} has {len(cells)} columns, the first row has {width}."
@@ -114,6 +113,12 @@ class CsvReader:
                         " not a number. Missing values and text must be filled in or coded as numbers."
                     )
         return UsageError(f"The data file {self.name!r} cannot be read as a table of numbers.")
+
+    def _cells(self, span: np.ndarray) -> list[str]:
+        return self._line(span).split(self._delimiter)
+
+    def _empty(self) -> UsageError:
+        return UsageError(f"The data file {self.name!r} has no rows. A csv file holds one sample a line.")
 
     def _line(self, span: np.ndarray) -> str:
         return self._text[span[0] : span[1]].decode("utf-8", "replace").strip()
@@ -237,10 +242,6 @@ def _line_ranges(text: bytes) -> np.ndarray:
 
 def _delimiter(line: str) -> str | None:
     return next((mark for mark in (",", ";", "\t") if mark in line), None)
-
-
-def _split(line: str, delimiter: str | None) -> list[str]:
-    return line.split(delimiter)
 
 
 def _all_numbers(cells: list[str]) -> bool:

@@ -1,0 +1,53 @@
+"""The [data] table: every key is checked by itself, with the value, the rule and what to do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from hpcopt.data.options import DataOptions
+from hpcopt.errors import UsageError
+
+
+def test_the_source_alone_is_enough() -> None:
+    options = DataOptions.from_table({"source": "mnist-5k"})
+    assert options.batch == "full"
+    assert options.batch_size is None
+    assert DataOptions("x", batch=7).batch_size == 7
+
+
+@pytest.mark.parametrize(
+    ("table", "text"),
+    [
+        ({"sorce": "digits"}, r"data.sorce is not a key .*did you mean 'source'\? The keys are source, root"),
+        ({}, "has no key source"),
+        ({"source": ""}, "names the data set"),
+        ({"source": 3}, "names the data set"),
+        ({"source": "x", "batch": 0}, "batch is 0.*at least 1"),
+        ({"source": "x", "batch": "ful"}, 'or "full"'),
+        ({"source": "x", "batch": True}, "batch is True"),
+        ({"source": "x", "overlap": 1.0}, "overlap is 1.0.*less than 1"),
+        ({"source": "x", "overlap": "a"}, "overlap is 'a'"),
+        ({"source": "x", "test": 0.0}, "test is 0.0.*a fraction between 0 and 1"),
+        ({"source": "x", "test": 1.5}, "test is 1.5"),
+        ({"source": "x", "test": 0}, "false for no test set"),
+        ({"source": "x", "test": True}, "test is True"),
+        ({"source": "x", "task": "clasification"}, r"did you mean 'classification'\? It must be one of"),
+        ({"source": "x", "standardize": "feture"}, r"did you mean 'feature'\? It must be one of"),
+        ({"source": "x", "classes": 1}, "classes is 1.*at least 2"),
+        ({"source": "x", "limit": 0}, "limit is 0.*at least 1"),
+        ({"source": "x", "limit": 2.5}, "limit is 2.5"),
+        ({"source": "x", "target": []}, "target is \\[\\]"),
+        ({"source": "x", "target": 1.5}, "target is 1.5"),
+        ({"source": "x", "root": 5}, "root is 5"),
+    ],
+)
+def test_what_cannot_be_is_refused(table: dict[str, Any], text: str) -> None:
+    with pytest.raises(UsageError, match=text):
+        DataOptions.from_table(table)
+
+
+@pytest.mark.parametrize("test", [None, False, 1, 500, 0.2, "part.csv"])
+def test_all_forms_of_a_test_set_are_allowed(test: Any) -> None:
+    assert DataOptions("x", test=test).test == test
