@@ -1,0 +1,45 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from hpcopt.analysis.doctor import Finding, Report
+from hpcopt.cli import doctor as command
+from hpcopt.cli.main import main
+
+SOUND = Report([Finding("MPI", "green", "Some MPI")], {"ranks": []})
+BROKEN = Report([Finding("MPI", "red", "no [MPI]", "install one")], {"ranks": []})
+
+
+@pytest.fixture(autouse=True)
+def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_examines_this_process(capsys: pytest.CaptureFixture[str]) -> None:
+    status = main(["doctor", "--json"])
+    report = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert status == (0 if report["healthy"] else 2)
+    assert len(report["ranks"]) == 1
+    assert {"topic", "level", "text", "advice"} == set(report["findings"][0])
+
+
+@pytest.mark.parametrize(("report", "status"), [(SOUND, 0), (BROKEN, 2), (None, 0)])
+def test_the_status_is_2_when_something_will_not_work(
+    report: Report | None, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command, "examine", lambda: report)
+    assert main(["doctor"]) == status
+    shown = capsys.readouterr().out
+    assert (shown == "") == (report is None)
+    if report is BROKEN:
+        assert [words in shown for words in ("FAIL", "no [MPI]", "install one")] == [True] * 3
+
+
+def test_of_processes_that_did_not_find_each_other_the_first_speaks(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command, "examine", lambda: BROKEN)
+    monkeypatch.setenv("PMI_RANK", "1")
+    assert main(["doctor"]) == 2
+    assert capsys.readouterr().out == ""

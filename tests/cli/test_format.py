@@ -1,0 +1,29 @@
+import pytest
+
+from hpcopt.cli.format import NONE, in_bytes, number, share, table, whole
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(0.0, "0"), (0.12345, "0.1235"), (1e-5, "1.000e-05"), (123456.0, "123,456"), (1e9, "1.000e+09"), (None, NONE)],
+)
+def test_numbers_have_four_digits(value: float | None, shown: str) -> None:
+    assert number(value) == shown
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (3 << 30, "3.0 GiB"), (1 << 60, "1048576.0 TiB"), (None, NONE)],
+)
+def test_bytes_have_a_unit(value: int | None, shown: str) -> None:
+    assert in_bytes(value) == shown
+
+
+def test_counts_and_shares() -> None:
+    assert (whole(1234567), whole(None)) == ("1,234,567", NONE)
+    assert (share(0.98765), share(None)) == ("98.77 %", NONE)
+
+
+def test_columns_without_any_value_are_left_out() -> None:
+    made = table(["run", "a", "b"], [["x", NONE, "1"], ["y", NONE, NONE]])
+    assert [column.header for column in made.columns] == ["run", "b"]
