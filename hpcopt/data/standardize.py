@@ -104,12 +104,13 @@ def fit(array: np.ndarray, kind: str, comm: Communicator) -> Scaling:
     per_sample = int(np.prod(array.shape[1:])) // max(1, int(np.prod(shape)))
     count = comm.reduce_scalars([float(len(array))], label="standardize")[0] * per_sample
     comm.allreduce(extremes, "max", label="standardize")
-    mean = comm.allreduce(total, "sum", label="standardize") / count
+    constant = extremes[0] == -extremes[1]
+    mean = np.where(constant, extremes[0], comm.allreduce(total, "sum", label="standardize") / count)
     squares = np.zeros(shape)
     for rows in _chunks(array):
         squares += ((array[rows].astype(np.float64) - mean) ** 2).sum(axis=axes, keepdims=True)[0]
     variance = comm.allreduce(squares, "sum", label="standardize") / count
-    return _scaling(kind, mean, variance, extremes[0] == -extremes[1])
+    return _scaling(kind, mean, variance, constant)
 
 
 def _fit_pixels(array: np.ndarray, kind: str, comm: Communicator) -> Scaling:
