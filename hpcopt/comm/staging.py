@@ -185,8 +185,9 @@ def stage(buffer: Any, pool: HostPool, gpu_aware: bool = False, load: bool = Tru
         UsageError: not a buffer, not row-major contiguous, read-only, or of a type that is not reduced exactly.
     """
     if isinstance(buffer, torch.Tensor):
+        # Few questions to torch, as each costs microseconds when the last message has emptied the caches.
         entry = _TORCH_TYPES.get(buffer.dtype)
-        if entry is None or buffer.layout is not torch.strided or not buffer.is_contiguous():
+        if entry is None or not _is_contiguous(buffer):
             raise UsageError(_refusal_torch(buffer))
         count = buffer.numel()
         if buffer.is_cpu:
@@ -208,6 +209,13 @@ def stage(buffer: Any, pool: HostPool, gpu_aware: bool = False, load: bool = Tru
         f"a buffer for communication must be a torch tensor, a NumPy array or a CuPy array, but a "
         f"{type(buffer).__name__} was given; pass Python numbers to reduce_scalars or broadcast_scalars."
     )
+
+
+def _is_contiguous(tensor: torch.Tensor) -> bool:
+    try:
+        return tensor.is_contiguous()
+    except RuntimeError:  # a sparse layout has no strides
+        return False
 
 
 def _stage_device(
