@@ -24,21 +24,23 @@ SINGULAR = 1e-10
 def lsr1_model(memory: PairMemory, gamma: float) -> CompactModel:
     """The L-SR1 matrix of the pairs in ``memory`` with B_0 = gamma I.
 
-    Where M is singular (dropping an old pair or changing gamma can make it so) the oldest pairs are left out until it
-    is not; they stay in the memory.
+    Pairs that gamma I already explains (y = gamma s to rounding) are left out, and where M is singular all the same
+    (dropping an old pair or changing gamma can make it so) the oldest ones until it is not. They stay in the memory.
     """
     ss, sy, yy = memory.blocks()
     psi = yy - gamma * (sy + sy.T) + gamma * gamma * ss
     middle = torch.tril(sy) + torch.tril(sy, -1).T - gamma * ss
-    scale = psi.diagonal().clamp(min=torch.finfo(torch.float64).tiny).rsqrt()
-    first = 0
-    while first < len(middle) and not _regular(scale[first:, None] * middle[first:, first:] * scale[first:]):
-        first += 1
-    slots = memory.slots[first:]
-    columns = torch.zeros(len(memory.gram), len(slots), dtype=torch.float64)
-    for column, slot in enumerate(slots):
+    rounding = 10 * torch.finfo(memory.rows.dtype).eps
+    telling = psi.diagonal() > rounding * (yy.diagonal() + gamma * gamma * ss.diagonal())
+    used = telling.nonzero().flatten().tolist()
+    scale = psi.diagonal()[used].rsqrt()
+    while used and not _regular(scale[:, None] * middle[used][:, used] * scale):
+        used, scale = used[1:], scale[1:]
+    columns = torch.zeros(len(memory.gram), len(used), dtype=torch.float64)
+    for column, index in enumerate(used):
+        slot = memory.slots[index]
         columns[2 * slot, column], columns[2 * slot + 1, column] = -gamma, 1.0
-    return CompactModel(gamma, columns, torch.linalg.inv(middle[first:, first:]))
+    return CompactModel(gamma, columns, torch.linalg.inv(middle[used][:, used]))
 
 
 def _regular(matrix: torch.Tensor) -> bool:

@@ -25,11 +25,12 @@ class LARS(ScheduledRate):
     """Momentum descent in which every layer moves by a part of its own norm."""
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
-        "paper": {"learning_rate": 2.0, "schedule": "constant", "weight_decay": 5e-4}
+        "paper": {"learning_rate": 2.0, "schedule": "quadratic", "warmup_epochs": 5.0, "weight_decay": 5e-4}
     }
 
-    learning_rate: float = 1.0
-    """The global rate after the warm-up; times ``trust`` it is the relative change of a layer in a step."""
+    learning_rate: float = 2.0
+    """The global rate after the warm-up (the paper's for batches of 512; it grows with the batch); times ``trust`` it
+    is the relative change of a layer in a step."""
     momentum: float = 0.9
     """Share of the last update that is kept, from 0 to below 1."""
     trust: float = 0.001

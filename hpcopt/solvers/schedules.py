@@ -1,7 +1,8 @@
 """Learning-rate schedules as a pure function of the epochs done, so that a resumed run needs no counter for them.
 
 The rate is piecewise: a linear warm-up (Goyal et al. 2017, arXiv 1706.02677, section 2.2), then constant, cosine
-(Loshchilov and Hutter 2017, arXiv 1608.03983, eq. 5 without restarts), linear to zero, or steps.
+(Loshchilov and Hutter 2017, arXiv 1608.03983, eq. 5 without restarts), a straight line or a parabola to zero (the
+polynomial policy of powers 1 and 2), or steps.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from hpcopt.errors import UsageError
 from hpcopt.solvers.checks import check_choice, check_number, fail
 
-SCHEDULES = ("constant", "cosine", "linear", "step")
+SCHEDULES = ("constant", "cosine", "linear", "quadratic", "step")
 
 WARMUP_START = 0.1
 """The warm-up begins at this fraction of the learning rate: from 0 the first full-batch step would be no step."""
@@ -28,12 +29,13 @@ class ScheduledRate:
     learning_rate: float = 0.1
     """The rate after the warm-up."""
     schedule: str = "constant"
-    """How it changes: "constant", "cosine", "linear" or "step" (all at once at some epochs)."""
+    """How it changes: "constant", "cosine", "linear", "quadratic" or "step" (all at once at some epochs)."""
     warmup_epochs: float = 0.0
     """Epochs of linear growth from a tenth of the rate to the rate."""
     decay_epochs: float | tuple[float, ...] | None = None
-    """cosine, linear: the epoch at which the rate is 0 (default: end of the run). step: the epochs at which it drops,
-    or one number for a drop every so many epochs (default: at half and three quarters of the run)."""
+    """step: the epochs at which it drops, or one number for a drop every so many epochs (default: at half and three
+    quarters of the run).
+    cosine, linear, quadratic: the epoch at which the rate is 0 (default: the end of the run)."""
     decay_factor: float = 0.1
     """What the rate is multiplied by at each drop of "step"."""
     horizon_epochs: float | None = None
@@ -63,7 +65,7 @@ class ScheduledRate:
                 fail(self, "decay_epochs", f'must be one number for "{self.schedule}": where the rate is 0')
         elif self.decay_epochs is not None:
             check_number(self, "decay_epochs", 0.0, open_low=True)
-            if self.schedule in ("cosine", "linear") and self.decay_epochs <= self.warmup_epochs:
+            if self.schedule not in ("constant", "step") and self.decay_epochs <= self.warmup_epochs:
                 fail(self, "decay_epochs", f"must be above warmup_epochs = {self.warmup_epochs:g}")
 
     def rate(self, position: float) -> float:
@@ -80,8 +82,10 @@ class ScheduledRate:
             return self.learning_rate * self.decay_factor ** self._drops(position)
         end = self._end()
         done = 1.0 if end <= self.warmup_epochs else (position - self.warmup_epochs) / (end - self.warmup_epochs)
-        done = min(done, 1.0)
-        return self.learning_rate * ((1 + math.cos(math.pi * done)) / 2 if self.schedule == "cosine" else 1 - done)
+        left = max(1.0 - done, 0.0)
+        if self.schedule == "cosine":
+            return self.learning_rate * (1 - math.cos(math.pi * left)) / 2
+        return self.learning_rate * (left if self.schedule == "linear" else left * left)
 
     def _drops(self, position: float) -> int:
         if isinstance(self.decay_epochs, tuple):

@@ -42,7 +42,7 @@ NOT_FINITE_SHRINK = 0.1
 
 @dataclass(frozen=True)
 class Trial:
-    """A step that is tried: the vector, |s|, predicted decrease, inner iterations, and B to judge the coming pair by."""
+    """A step that is tried: the vector, |s|, predicted decrease, inner iterations, and B to judge the new pair by."""
 
     step: Vector
     norm: float

@@ -48,7 +48,8 @@ def test_a_layer_without_weights_or_gradient_takes_the_ratio_one():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_network_is_trained(dtype):
     objective = mlp(dtype)
-    state, reports = run(LARS(learning_rate=0.5, trust=0.05), objective, 200)
+    solver = LARS(trust=0.02, schedule="quadratic", decay_epochs=1.0)
+    state, reports = run(solver, objective, 200, positions=torch.linspace(0, 1, 200).tolist())
     assert objective.value(state["parameters"], FULL) < 0.2 * reports[0].loss
 
 

@@ -24,6 +24,10 @@ def test_linear_falls_in_a_straight_line_that_begins_after_the_warmup():
     assert [rate(p, **options) for p in (2, 4, 6)] == pytest.approx([2.0, 1.0, 0.0])
 
 
+def test_quadratic_is_the_square_of_linear():
+    assert rate(3, schedule="quadratic", decay_epochs=4) == pytest.approx(2.0 / 16)
+
+
 def test_warmup_grows_from_a_tenth_and_is_never_zero():
     assert [rate(p, warmup_epochs=4) for p in (0, 2, 4)] == pytest.approx([0.2, 1.1, 2.0])
 

@@ -21,7 +21,7 @@ def run(
     batches: list[Batch] | None = None,
     positions: list[float] | None = None,
 ) -> tuple[State, list[StepReport]]:
-    """``steps`` steps, or fewer when the solver asks to stop; ``batches`` are used in turn, at the epochs ``positions``."""
+    """At most ``steps`` steps, until the solver asks to stop; ``batches`` in turn, at the epochs ``positions``."""
     state = solver.init(objective) if state is None else state
     reports = []
     for number in range(steps):
