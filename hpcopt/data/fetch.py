@@ -88,8 +88,8 @@ def _one_file(entry: Entry, file: RemoteFile, root: Path, mirrors: tuple[str, ..
             return Fetched(folder / file.name, address)
         failures.append(f"{address}: {failure}")
     raise UsageError(
-        f"The file {file.name!r} of {entry.name!r} could not be fetched. {'; '.join(failures)}. Nothing was left in"
-        f" {str(folder)!r}. Try --mirror with the address of a folder that holds it, or copy it there yourself."
+        f"The file {file.name!r} of {entry.name!r} could not be fetched. {'; '.join(failures)}. No part of it was"
+        " kept. Try --mirror with the address of a folder that holds it, or copy it there yourself."
     )
 
 
@@ -104,6 +104,9 @@ def _download(address: str, path: Path, sha256: str, progress: Progress) -> str 
             os.replace(partial, path)
             return None
         return f"the content has the SHA-256 {found} instead of {sha256}, so it is not the official file"
+    except urllib.error.HTTPError as error:
+        error.close()
+        return str(error)
     except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
         return str(getattr(error, "reason", error)) or type(error).__name__
     except OSError as error:

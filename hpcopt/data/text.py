@@ -28,7 +28,8 @@ MAX_DENSE_BYTES = 2**36
 class CsvReader:
     """Rows of numbers separated by commas, semicolons, tabs or blanks; lines that begin with # are comments.
 
-    The header is a first line that holds text, or the comment just above the first row if it has a name a column. Inputs are float64, (n, features).
+    The header is a first line that holds text, or the comment just above the first row if it has a name for each
+    column. Inputs are float64, (n, features).
 
     Raises:
         UsageError: the file is missing or damaged, has no rows, or no such target column.

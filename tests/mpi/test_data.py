@@ -184,7 +184,7 @@ def test_a_bad_value_in_one_shard_is_an_error_of_all_ranks(comm: Communicator, s
 def test_a_label_out_of_range_in_one_shard_is_an_error_of_all_ranks(comm: Communicator, shared_path: Path) -> None:
     table = np.column_stack([[0, 1] * 10 + [7], np.arange(21.0)])
     root_writes(comm, shared_path / "set.csv", lambda p: write_csv(p, table, "label,x"))
-    with pytest.raises(UsageError, match="Label out of range: row 20 .* label 7"):
+    with pytest.raises(UsageError, match=r"Label out of range: row 20 .* label 7"):
         load(DataOptions(str(shared_path / "set.csv"), classes=2), comm, 0)
 
 
@@ -210,7 +210,7 @@ def test_a_shard_without_a_sample_is_refused_but_an_empty_test_shard_is_not(
 def test_ranks_that_see_different_files_are_refused(comm: Communicator, shared_path: Path) -> None:
     mine = shared_path / f"rank{comm.rank}.csv"
     write_csv(mine, labelled(20 + comm.rank))
-    with pytest.raises(UsageError, match=f"from 20 to {19 + comm.size} training samples"):
+    with pytest.raises(UsageError, match=rf"from 20 to {19 + comm.size} training samples"):
         load(DataOptions(str(mine), target="first"), comm, 0)
 
 
