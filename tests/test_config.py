@@ -20,7 +20,8 @@ def test_every_job_in_the_repository_is_valid(path: Path) -> None:
 
 def test_what_is_not_said_has_a_default_and_the_name_comes_from_the_file() -> None:
     job = parse_job(DATA, name="mine")
-    assert (job.run.name, job.run.precision, job.solver.name, job.model.name) == ("mine", "float32", "trust_region", "mlp")
+    assert (job.run.name, job.run.precision) == ("mine", "float32")
+    assert (job.solver.name, job.model.name) == ("trust_region", "mlp")
 
 
 def test_keys_of_model_and_solver_are_passed_on() -> None:
@@ -49,7 +50,7 @@ def test_the_resolved_job_is_a_job_file_that_says_the_same() -> None:
         ("[run]\nepochs = 1\n", "data.source is missing"),
         (DATA + "[solvr]\n", r"\[solvr\] is not a table of a job file; did you mean 'solver'"),
         (DATA + "[run]\nepoch = 3\n", "run.epoch is not a key of .run.; did you mean 'epochs'"),
-        (DATA + 'bach = 3\n', "data.bach is not a key of .data.; did you mean 'batch'"),
+        (DATA + "bach = 3\n", "data.bach is not a key of .data.; did you mean 'batch'"),
         (DATA + '[run]\nepochs = "ten"\n', "run.epochs = 'ten' is not allowed"),
         (DATA + "[run]\nepochs = 0\n", "run.epochs = 0.* positive"),
         (DATA + "[run]\niterations = 2.5\n", "run.iterations = 2.5 is not allowed"),

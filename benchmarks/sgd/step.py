@@ -15,14 +15,15 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import torch
 from mpi4py import MPI
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from _report import environment_lines, write_report
+from benchmarks._report import table, write_report
 
 from hpcopt.comm.communicator import Communicator
 from hpcopt.comm.launch import choose_threads
@@ -37,7 +38,7 @@ def network(widths: list[int]) -> torch.nn.Sequential:
     """A multilayer perceptron, the same on every call."""
     torch.manual_seed(0)
     layers: list[torch.nn.Module] = []
-    for a, b in zip(widths[:-1], widths[1:], strict=True):
+    for a, b in pairwise(widths):
         layers += [torch.nn.Linear(a, b), torch.nn.ReLU()]
     return torch.nn.Sequential(*layers[:-1])
 
@@ -66,7 +67,7 @@ def hpcopt_step(inputs: torch.Tensor, targets: torch.Tensor, args: argparse.Name
 
 
 def ddp_step(inputs: torch.Tensor, targets: torch.Tensor, args: argparse.Namespace) -> Callable[[], object]:
-    """torch's own data parallelism over gloo."""
+    """The data parallelism of torch data parallelism over gloo."""
     world = MPI.COMM_WORLD
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -152,17 +153,17 @@ def report(times: dict[str, list[float]], args: argparse.Namespace, threads: int
         f"Network {network_name}, {args.batch} samples a rank, {MPI.COMM_WORLD.size} ranks of {threads} thread(s), "
         f"float32; {args.blocks} blocks of {args.length} steps each.",
         "",
-        "| variant | median ms a step | min | max | hpcopt / this, median over blocks |",
-        "|---|---|---|---|---|",
     ]
+    rows = []
     for name, seconds in times.items():
         ratio = statistics.median(a / b for a, b in zip(ours, seconds, strict=True))
         figures = [statistics.median(seconds), min(seconds), max(seconds)]
-        lines.append(f"| {name} | " + " | ".join(f"{1e3 * s:.2f}" for s in figures) + f" | {ratio:.3f} |")
+        rows.append([name, *(f"{1e3 * s:.2f}" for s in figures), f"{ratio:.3f}"])
+    lines += table(["variant", "median ms a step", "min", "max", "hpcopt / this, median over blocks"], rows)
     print("\n".join(lines))
     if args.output:
         command = f"mpirun -n {MPI.COMM_WORLD.size} python benchmarks/sgd/step.py"
-        write_report(args.output, "One data-parallel SGD step", command, [*lines, "", *environment_lines()])
+        write_report(args.output, "One data-parallel SGD step", command, lines)
 
 
 if __name__ == "__main__":

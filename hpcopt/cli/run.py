@@ -11,10 +11,12 @@ if TYPE_CHECKING:
     from hpcopt.comm.communicator import Communicator
     from hpcopt.comm.launch import Threads
     from hpcopt.train.job import PreparedJob
+    from hpcopt.train.loop import Result
+    from hpcopt.train.progress import PlainProgress, TerminalProgress
 
 
 def run(job_file: Path, run_dir: Path | None, settings: list[str], fresh: bool, quiet: bool) -> int:
-    """Train as the job file says and return the exit status. *Collective.*
+    """Train as the job file says and return the exit status. *Collective*.
 
     Args:
         job_file: the job file; read on rank 0 only.
@@ -73,7 +75,8 @@ class _Display:
             self._progress = kind(self._console, prepared.criteria.iterations)
 
     @property
-    def listeners(self) -> list[TerminalProgress | PlainProgress]:  # noqa: D102
+    def listeners(self) -> list[TerminalProgress | PlainProgress]:
+        """The progress display, where there is one."""
         return [self._progress] if self._progress else []
 
     def close(self) -> None:
@@ -81,13 +84,11 @@ class _Display:
         if self._progress:
             self._progress.close()
 
-    def summarise(self, result: object) -> None:
+    def summarise(self, result: Result) -> None:
         """The table at the end."""
-        from hpcopt.train.loop import Result
         from hpcopt.train.progress import final_table
 
         if self._console is not None:
-            assert isinstance(result, Result)
             self._console.print(final_table(result, self._prepared.job.run.name))
             self._console.print(f"run directory: {self._directory}", highlight=False, soft_wrap=True)
 
@@ -97,9 +98,8 @@ class _Display:
         ranks = "1 rank" if comm.size == 1 else f"{comm.size} ranks"
         console.print(
             f"[bold]hpcopt[/bold] {job.run.name}: {job.solver.name} on {data.name} "
-            f"({objective.samples} samples, {data.outputs} outputs), {job.model.name} with {objective.size} parameters, "
-            f"{ranks} of {threads.threads} thread{'s' if threads.threads > 1 else ''}",
+            f"({objective.samples} samples, {data.outputs} outputs), {job.model.name} with {objective.size} "
+            f"parameters, {ranks} of {threads.threads} thread{'s' if threads.threads > 1 else ''}",
             highlight=False,
             soft_wrap=True,
         )
-

@@ -1,0 +1,1 @@
+"""Block distribution, process grids and balanced assignment: pure arithmetic without MPI."""

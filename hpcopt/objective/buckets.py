@@ -61,7 +61,7 @@ class BucketedGradient:
     def reduce(
         self, w: Vector, batch: Batch, scale: float, buffer: Vector, write: Callable[[Vector, float], None]
     ) -> float:
-        """Fill ``buffer`` with the summed gradient and the scalars that ``write`` puts behind it. *Collective.*"""
+        """Fill ``buffer`` with the summed gradient and the scalars that ``write`` puts behind it. *Collective*."""
         self._buffer, self._requests = buffer, []
         self._missing, self._ready = [len(bucket) for bucket in self._buckets], set()
         loss = self._shard.backward_sum(w, batch, scale)

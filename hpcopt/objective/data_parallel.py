@@ -27,7 +27,7 @@ BUCKET_BYTES = 32 * 2**20
 
 
 class DataParallelObjective:
-    """The mean loss over a batch whose samples are spread over the ranks, plus weight decay. *Collective.*
+    """The mean loss over a batch whose samples are spread over the ranks, plus weight decay. *Collective*.
 
     Args:
         model: any torch module; the same on all ranks (its parameters are broadcast from rank 0).
@@ -135,13 +135,13 @@ class DataParallelObjective:
         return vectors.inner(x, y)
 
     def agree(self, *values: float) -> tuple[float, ...]:
-        """Rank 0's numbers on all ranks. *Collective.*"""
+        """Rank 0's numbers on all ranks. *Collective*."""
         if self.comm.size == 1:
             return values
         return tuple(self.comm.broadcast_scalars(values))
 
     def reduce(self, vector: Vector) -> Vector:
-        """Sum of ``vector`` over the ranks, in place. *Collective.*"""
+        """Sum of ``vector`` over the ranks, in place. *Collective*."""
         reduced: Vector = self.comm.allreduce(vector, label="product")
         return reduced
 
@@ -150,7 +150,7 @@ class DataParallelObjective:
         self.work.curvature_products += batch.total / self.samples
 
     def synchronize_buffers(self) -> None:
-        """Average the module's running statistics over the ranks. *Collective.*"""
+        """Average the module's running statistics over the ranks. *Collective*."""
         buffers = [b for b in self.shard.module.buffers() if b.is_floating_point() and b.numel()]
         if not buffers or self.comm.size == 1:
             return

@@ -7,6 +7,7 @@ The Gauss-Newton matrix is (1/B) sum_i J_i^T H_i J_i + weight_decay I (Schraudol
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 import torch
@@ -33,7 +34,7 @@ class ImplicitLinearization:
         return torch.cat(tangents) if tangents else self._w.new_zeros(0, self._objective.outputs)
 
     def vjp(self, u: torch.Tensor) -> Vector:
-        """J^T u summed over the samples of all ranks, for u of shape (b, C). *Collective.*"""
+        """J^T u summed over the samples of all ranks, for u of shape (b, C). *Collective*."""
         total = torch.zeros_like(self._w)
         with self._frozen():
             for (inputs, _), part in zip(self._pieces, self._split(u), strict=True):
@@ -48,7 +49,7 @@ class ImplicitLinearization:
             for inputs, targets in self._pieces:
                 function = self._outputs(inputs)
                 tangents = jvp(function, (self._w,), (v,))[1]
-                outputs, pull_back = vjp(function, self._w)
+                outputs, pull_back = vjp(function, self._w)[:2]
                 total += pull_back(loss.hessian_product(outputs, targets, tangents))[0]
         self._objective.count_products(self._batch)
         product = self._objective.reduce(total.div_(max(self._batch.total, 1)))
@@ -67,7 +68,7 @@ class ImplicitLinearization:
 
         return outputs
 
-    def _frozen(self):  # type: ignore[no-untyped-def]
+    def _frozen(self) -> AbstractContextManager[None]:
         shard = self._objective.shard
         shard.module.train()
         return shard.stochastic.frozen(self._batch.key, self._w.device, may_update=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 
 from hpcopt.errors import UsageError
@@ -42,10 +44,10 @@ class FlatParameters:
     def slices(self) -> list[slice]:
         """The part of w that each tensor occupies, in order."""
         ends = torch.tensor([0, *self.counts]).cumsum(0).tolist()
-        return [slice(a, b) for a, b in zip(ends[:-1], ends[1:], strict=True)]
+        return [slice(a, b) for a, b in pairwise(ends)]
 
     def views(self, vector: Vector) -> list[torch.Tensor]:
-        """``vector`` cut and shaped like the module's tensors; differentiable, with one concatenation as its adjoint."""
+        """``vector`` cut and shaped like the module's tensors; differentiable, its adjoint is one concatenation."""
         return [part.view(shape) for part, shape in zip(vector.split(self.counts), self.shapes, strict=True)]
 
     def bind(self, vector: Vector) -> None:

@@ -57,11 +57,11 @@ class Linearization(Protocol):
         ...
 
     def vjp(self, u: torch.Tensor) -> Vector:
-        """J^T u summed over all ranks; u has shape (count, C). *Collective.*"""
+        """J^T u summed over all ranks; u has shape (count, C). *Collective*."""
         ...
 
     def gauss_newton(self, v: Vector) -> Vector:
-        """(1/B) J^T H J v, with H the Hessian of the loss in output space, plus weight decay. *Collective.*"""
+        """(1/B) J^T H J v, with H the Hessian of the loss in output space, plus weight decay. *Collective*."""
         ...
 
 
@@ -96,7 +96,7 @@ class Objective(Protocol):
         ...
 
     def agree(self, *values: float) -> tuple[float, ...]:
-        """The same numbers on all ranks, so that a branch taken on them is the same everywhere. *Collective.*"""
+        """The same numbers on all ranks, so that a branch taken on them is the same everywhere. *Collective*."""
         ...
 
     def parameter_slices(self) -> list[slice]:

@@ -87,7 +87,7 @@ class Shard:
         with self.stochastic.frozen(batch.key, w.device, may_update=True):
             for inputs, targets in self.chunks(batch):
                 loss = self.loss.sum(self.module(inputs), targets)
-                (loss * scale).backward()  # type: ignore[no-untyped-call]
+                (loss * scale).backward()
                 return float(loss.detach())
         return 0.0
 

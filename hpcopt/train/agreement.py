@@ -12,7 +12,7 @@ from hpcopt.errors import HpcoptError
 
 
 def check_agreement(comm: Communicator, vector: Any, iteration: int) -> None:
-    """Compare a hash of ``vector``'s bytes over the ranks. *Collective.*
+    """Compare a hash of ``vector``'s bytes over the ranks. *Collective*.
 
     Raises:
         HpcoptError: on all ranks, when two of them differ.

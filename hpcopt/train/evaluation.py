@@ -33,7 +33,7 @@ class Metrics:
 
 
 class Evaluator:
-    """Evaluates w on the training set and, where there is one, on the test set. *Collective.*
+    """Evaluates w on the training set and, where there is one, on the test set. *Collective*.
 
     Args:
         objective: holds the model, the loss and this rank's training samples.
@@ -54,7 +54,7 @@ class Evaluator:
         self._test_variance = self._variance(test[1]) if test and not classification else math.nan
 
     def __call__(self, w: Vector) -> Metrics:
-        """All figures at w. *Collective.*"""
+        """All figures at w. *Collective*."""
         objective = self._objective
         objective.synchronize_buffers()
         shard = objective.shard

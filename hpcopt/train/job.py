@@ -28,7 +28,7 @@ DEFAULT_EPOCHS = 10
 
 
 class PreparedJob:
-    """A job whose data are loaded and whose model is built, ready to train. *Collective.*
+    """A job whose data are loaded and whose model is built, ready to train. *Collective*.
 
     Everything a user can have got wrong in the job file is refused here, before the run directory is made.
 
@@ -57,7 +57,7 @@ class PreparedJob:
         self.test = self._on_device(self.data.test, device) if self.data.test else None
 
     def run(self, path: Path | None, *, fresh: bool = False, listeners: Sequence[Listener] = ()) -> Result:
-        """Train, leaving record and status in the directory ``path``. *Collective.*"""
+        """Train, leaving record and status in the directory ``path``. *Collective*."""
         about_rank = {
             "threads": torch.get_num_threads(),
             "device": str(self.objective.shard.inputs.device),
@@ -114,9 +114,8 @@ class PreparedJob:
     def _facts(self) -> dict[str, Any]:
         job, data = self.job, self.data
         names = {"name": job.run.name, "solver": job.solver.name, "model": job.model.name, "data": data.name}
-        extra = {"task": data.task, "data_facts": data.facts, "loss": loss_name(job, data), "epoch_steps": None}
-        extra["epoch_steps"] = self.sampler.per_epoch
-        return names | extra | dict(run_facts(self.objective, self.solver))
+        extra = {"task": data.task, "data_facts": data.facts, "loss": loss_name(job, data)}
+        return {**names, **extra, "epoch_steps": self.sampler.per_epoch, **run_facts(self.objective, self.solver)}
 
 
 def solver_options(solver: Solver) -> dict[str, Any]:
@@ -153,7 +152,7 @@ def check_job(job: Job, data: DataSet) -> None:
 
 
 def choose_device(name: str, comm: Communicator) -> torch.device:
-    """The device of this rank: its GPU by position on the host, or the CPU. *Collective.*
+    """The device of this rank: its GPU by position on the host, or the CPU. *Collective*.
 
     Raises:
         UsageError: on all ranks, when "cuda" is asked for and a rank has none.

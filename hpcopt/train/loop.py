@@ -67,7 +67,7 @@ class Result:
 
 
 class TrainingLoop:
-    """Runs a solver on an objective until a criterion is met. *Collective.*
+    """Runs a solver on an objective until a criterion is met. *Collective*.
 
     Args:
         objective: the problem.
@@ -96,9 +96,11 @@ class TrainingLoop:
         self._accepted = self._rejected = 0
         self._step_seconds = self._waited_before = 0.0
         self._history: list[dict[str, float]] = []
+        self._best = Metrics()
+        self._best_epoch = 0.0
 
     def run(self) -> Result:
-        """Train to the end. *Collective.*"""
+        """Train to the end. *Collective*."""
         self._started = time.perf_counter()
         state = self.solver.init(self.objective)
         report = StepReport(loss=math.nan)
@@ -152,7 +154,7 @@ class TrainingLoop:
         return StopReason.RUNNING
 
     def _look(self, state: State, report: StepReport) -> Metrics:
-        """Evaluate the whole sets and tell the listeners. *Collective.*"""
+        """Evaluate the whole sets and tell the listeners. *Collective*."""
         metrics = self._evaluate(_parameters(state))
         comm = self.objective.comm
         waited = comm.ledger.totals().seconds_waited

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ def minimize(
     give_up_after: int = 20,
     listeners: Sequence[Listener] = (),
 ) -> Result:
-    """Train the model of ``objective``; it holds the trained parameters afterwards. *Collective.*
+    """Train the model of ``objective``; it holds the trained parameters afterwards. *Collective*.
 
     Args:
         objective: the model, the loss and this rank's shard of the samples.
@@ -70,7 +70,7 @@ def minimize(
         seconds=seconds,
         give_up_after=give_up_after,
     )
-    facts = {
+    facts: dict[str, Any] = {
         "solver": type(solver).__name__.lower(),
         "model": type(objective.shard.module).__name__,
         "data": None,
@@ -90,7 +90,7 @@ def train(
     output: RunOutput,
     listeners: Sequence[Listener] = (),
 ) -> Result:
-    """Run the loop and leave its traces in ``output``, whatever happens. *Collective.*"""
+    """Run the loop and leave its traces in ``output``, whatever happens. *Collective*."""
     try:
         evaluator = Evaluator(objective, test, classification=is_classification(objective))
         heard = [*output.listeners, *(listeners if objective.comm.rank == 0 else ())]
@@ -104,7 +104,7 @@ def train(
 
 
 def plan_batches(objective: DataParallelObjective, batch: int | str, overlap: float, seed: int) -> BatchPlan:
-    """The batch plan for samples that lie on the ranks in contiguous blocks, in the order of the ranks. *Collective.*"""
+    """The batches of samples that lie on the ranks in contiguous blocks, in the order of the ranks. *Collective*."""
     if isinstance(batch, str) and batch != "full":
         raise UsageError(f'batch = {batch!r} is not allowed; it must be a number of samples or "full"', collective=True)
     counts = objective.comm.allgather_objects(len(objective.shard.inputs))
@@ -118,7 +118,7 @@ def is_classification(objective: DataParallelObjective) -> bool:
     return not objective.shard.targets.is_floating_point()
 
 
-def run_facts(objective: DataParallelObjective, solver: Solver) -> Mapping[str, Any]:
+def run_facts(objective: DataParallelObjective, solver: Solver) -> dict[str, Any]:
     """What status.json says of any run."""
     return {
         "layout": "data",

@@ -64,7 +64,7 @@ class RunOutput:
         return [self._recorder] if self._recorder else []
 
     def finish(self, result: Result) -> None:
-        """Close the record and say in status.json how the run ended. *Collective.*"""
+        """Close the record and say in status.json how the run ended. *Collective*."""
         diverged = result.stop is StopReason.NOT_FINITE
         totals = self._comm.ledger.totals()
         calls, moved, waited = self._comm.reduce_scalars([totals.calls, totals.bytes, totals.seconds_waited])

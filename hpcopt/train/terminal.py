@@ -1,7 +1,7 @@
 """Whether a person watches: under a launcher, rank 0's own standard output does not tell.
 
-Open MPI gives every rank a pseudo-terminal, also when its own output goes to a file, and MPICH a pipe, also when its own
-output is a terminal. So the launcher, an ancestor of this process on the same machine, is asked for its output.
+Open MPI gives every rank a pseudo-terminal, also when its own output goes to a file, and MPICH a pipe, also when its
+own output is a terminal. So the output of the launcher, an ancestor of this process on this machine, is looked at.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def _launcher() -> Path | None:
 
 
 def _describe(pid: int) -> tuple[str, int]:
-    """Name and parent of a process. The name, in brackets, may hold anything; the parent is the second field after it."""
+    """Name and parent of a process. The name, in brackets, may hold anything; the parent stands two fields on."""
     text = Path(f"/proc/{pid}/stat").read_text()
     name = text[text.index("(") + 1 : text.rindex(")")]
     return name, int(text[text.rindex(")") + 1 :].split()[1])
