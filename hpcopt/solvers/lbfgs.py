@@ -62,7 +62,7 @@ class LBFGS:
         return state
 
     def step(self, objective: Objective, state: State, batch: Batch) -> tuple[State, StepReport]:
-        """One line search. *Collective.* A loss or gradient that is not finite counts as a step too long."""
+        """One line search. *Collective*. A loss or gradient that is not finite counts as a step too long."""
         if not evaluate_start(objective, state, batch):
             return state, StepReport(math.nan, accepted=False, finite=False)
         loss = float(state["loss"])

@@ -79,7 +79,7 @@ class Solver(Protocol):
         ...
 
     def step(self, objective: Objective, state: State, batch: Batch) -> tuple[State, StepReport]:
-        """One iteration on ``batch``. *Collective.* May update the tensors of ``state`` in place.
+        """One iteration on ``batch``. *Collective*. May update the tensors of ``state`` in place.
 
         Loss or gradient that is not finite never reaches the state: the step reports ``accepted=False, finite=False``.
         """

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -64,8 +65,8 @@ def test_the_loss_never_rises_on_a_full_batch(model):
     objective = digits()
     state, reports = run(TrustRegion(model=model), objective, 60)
     losses = [report.loss for report in reports]
-    assert all(after <= before for before, after in zip(losses, losses[1:], strict=False))
-    for report, following in zip(reports, reports[1:], strict=False):
+    assert all(after <= before for before, after in pairwise(losses))
+    for report, following in pairwise(reports):
         assert following.loss == (report.loss_after if report.accepted else report.loss)
     assert objective.value(state["parameters"], FULL) == pytest.approx(reports[-1].loss_after, rel=1e-6)
 
@@ -118,7 +119,7 @@ def test_a_trial_that_is_not_finite_shrinks_the_radius_to_a_tenth_and_feeds_no_p
     solver = TrustRegion()
     state, _ = run(solver, objective, 2)
     radius, pairs, gradient = state["radius"], state["pairs_stored"], state["gradient"].clone()
-    state, report = solver.step(objective, state, FULL)
+    state, _ = solver.step(objective, state, FULL)
     assert objective.injected == 1
     assert state["radius"] <= 0.1 * radius
     assert state["pairs_stored"] == pairs
