@@ -77,6 +77,13 @@ def test_fresh_does_not_touch_a_run_that_is_going_on(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [tmp_path / "a"]
 
 
+def test_a_run_that_is_going_on_is_in_use_rather_than_there_already(tmp_path: Path) -> None:
+    with RunDirectory.create(tmp_path / "a", fresh=False) as run:
+        run.write_status()
+        with pytest.raises(UsageError, match="in use"):
+            RunDirectory.create(tmp_path / "a", fresh=False)
+
+
 def test_refuses_a_path_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("")
     with pytest.raises(UsageError, match="is a file"):
@@ -181,6 +188,23 @@ def test_closing_leaves_a_lock_that_another_process_took_over(tmp_path: Path) ->
     run.close()
     run.abandon()
     assert (tmp_path / "lock").exists()
+
+
+def test_a_lock_that_another_process_just_took_over_is_put_back(
+    tmp_path: Path, dead_pid: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = write_lock(tmp_path, pid=dead_pid)
+    real = os.rename
+
+    def too_late(source: Path, target: Path) -> None:
+        if source == lock and not list(tmp_path.glob("lock.*")):
+            write_lock(tmp_path, job="the other")
+        real(source, target)
+
+    monkeypatch.setattr(os, "rename", too_late)
+    with pytest.raises(UsageError, match="job the other"):
+        RunDirectory.create(tmp_path, fresh=False)
+    assert json.loads(lock.read_text())["job"] == "the other"
 
 
 def test_of_many_processes_one_gets_a_dead_lock(tmp_path: Path, dead_pid: int) -> None:
