@@ -17,8 +17,8 @@ Measured, train loss / test accuracy after 60 gradients on full batches in float
     784-128-10 ReLU, all of MNIST, 1 -               0.054 / 97.6 %   0.044 / 97.6 %
 
 So L-SR1, the default, does better on little data; L-BFGS ends at the lower training loss where the network is easy. The
-default of ``curvature_outside`` was chosen on the first and third of these problems, which flatters L-SR1 there. On convex
-quadratics with many different curvatures L-BFGS converges much faster.
+default of ``curvature_outside`` was chosen on the first and third of these problems, which flatters L-SR1 there. On
+convex quadratics with many different curvatures L-BFGS converges much faster.
 """
 
 from __future__ import annotations
