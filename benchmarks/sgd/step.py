@@ -24,7 +24,6 @@ from mpi4py import MPI
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks._report import table, write_report
-
 from hpcopt.comm.communicator import Communicator
 from hpcopt.comm.launch import choose_threads
 from hpcopt.objective.data_parallel import DataParallelObjective

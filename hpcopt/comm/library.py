@@ -30,10 +30,10 @@ def initialised_mpi() -> ModuleType | None:
 
 
 def library_name(mpi: ModuleType | None = None) -> str:
-    """First line of the library's version, for instance ``"Open MPI v5.0.11, ..."``, cut to 60 characters."""
+    """Name and version of the library, for instance ``"Open MPI v5.0.11"``, at most 60 characters."""
     version: str = (mpi or load_mpi()).Get_library_version()
     lines = version.strip("\0 \n").splitlines()
-    return " ".join(lines[0].split())[:60] if lines else "unknown"
+    return " ".join(lines[0].split(", package")[0].split())[:60] if lines else "unknown"
 
 
 def _no_library(error: BaseException) -> str:

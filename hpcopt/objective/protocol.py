@@ -71,6 +71,11 @@ class Objective(Protocol):
     size: int
     work: Work
 
+    @property
+    def deterministic(self) -> bool:
+        """Whether values on the same samples agree whatever the batch's key; the same on all ranks."""
+        ...
+
     def initial_vector(self) -> Vector:
         """A fresh copy of the model's parameters as they are at the start."""
         ...
@@ -81,6 +86,10 @@ class Objective(Protocol):
 
     def value_and_gradient(self, w: Vector, batch: Batch) -> tuple[float, Vector]:
         """f(w) and its gradient, a new vector the caller owns. *Collective*, one reduction."""
+        ...
+
+    def release(self, gradient: Vector) -> None:
+        """The caller no longer needs a gradient it got here, nor any view of it: its memory may serve the next one."""
         ...
 
     def linearize(self, w: Vector, batch: Batch) -> Linearization:
@@ -99,6 +108,6 @@ class Objective(Protocol):
         """The same numbers on all ranks, so that a branch taken on them is the same everywhere. *Collective*."""
         ...
 
-    def parameter_slices(self) -> list[slice]:
-        """The slice of w that each parameter tensor of the model occupies on this rank, for layer-wise rules."""
+    def parameter_tensors(self) -> list[tuple[slice, torch.Size]]:
+        """Where in w each parameter tensor of the model lies on this rank, and its shape, for layer-wise rules."""
         ...

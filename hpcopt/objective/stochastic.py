@@ -7,7 +7,7 @@ first gradient of that batch, as they would in a first-order trainer.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -18,14 +18,17 @@ _NORMS = (torch.nn.modules.batchnorm._BatchNorm, torch.nn.modules.instancenorm._
 
 
 class StochasticState:
-    """Controls the random numbers and running statistics of ``module`` during training evaluations."""
+    """Controls the random numbers and running statistics of ``module`` during training evaluations.
+
+    Attributes:
+        draws: whether the model draws random numbers in training; the owner finds out with ``drew`` and says so.
+    """
 
     def __init__(self, module: torch.nn.Module, seed: int, rank: int) -> None:
         self._norms = [m for m in module.modules() if isinstance(m, _NORMS) and m.track_running_stats]
         self._seed, self._rank = seed, rank
         self._last_updated: tuple[int, int] | None = None
-        dropout = torch.nn.modules.dropout._DropoutNd
-        self.deterministic = not self._norms and not any(isinstance(m, dropout) for m in module.modules())
+        self.draws = True
 
     @contextmanager
     def frozen(self, key: tuple[int, int], device: torch.device, *, may_update: bool) -> Iterator[None]:
@@ -33,18 +36,46 @@ class StochasticState:
         update = may_update and bool(self._norms) and key != self._last_updated
         for norm in self._norms:
             norm.track_running_stats = update
-        generators = [torch.default_generator]
-        if device.type == "cuda":
-            generators.append(torch.cuda.default_generators[device.index or 0])
-        states = [generator.get_state() for generator in generators]
-        for generator in generators:
-            generator.manual_seed(key64(self._seed, "dropout", *key, self._rank) >> 1)
         try:
-            yield
+            if self.draws:
+                with self._seeded(key, device):
+                    yield
+            else:
+                yield
         finally:
-            for generator, state in zip(generators, states, strict=True):
-                generator.set_state(state)
             for norm in self._norms:
                 norm.track_running_stats = True
             if update:
                 self._last_updated = key
+
+    def drew(self, evaluate: Callable[[], object], device: torch.device) -> bool:
+        """Whether ``evaluate`` drew from torch's generators, which are left as they were found."""
+        found = [generator.get_state() for generator in _generators(device)]
+        try:
+            with self.frozen((0, 0), device, may_update=False):
+                before = [generator.get_state() for generator in _generators(device)]
+                evaluate()
+                after = [generator.get_state() for generator in _generators(device)]
+        finally:
+            for generator, state in zip(_generators(device), found, strict=True):
+                generator.set_state(state)
+        return not all(map(torch.equal, before, after))
+
+    @contextmanager
+    def _seeded(self, key: tuple[int, int], device: torch.device) -> Iterator[None]:
+        """The batch's own random numbers; torch's generators are left as they were found."""
+        found = [generator.get_state() for generator in _generators(device)]
+        for generator in _generators(device):
+            generator.manual_seed(key64(self._seed, "dropout", *key, self._rank) >> 1)
+        try:
+            yield
+        finally:
+            for generator, state in zip(_generators(device), found, strict=True):
+                generator.set_state(state)
+
+
+def _generators(device: torch.device) -> list[torch.Generator]:
+    """The generators that an evaluation on ``device`` may draw from."""
+    if device.type != "cuda":
+        return [torch.default_generator]
+    return [torch.default_generator, torch.cuda.default_generators[device.index or 0]]

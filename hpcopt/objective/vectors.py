@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import torch
 
-_BLOCK = 1 << 16  # columns summed in the vectors' own precision before float64 takes over
+_BLOCK = 1 << 16  # columns of a product summed in the vectors' own precision before float64 takes over
+_DOT_BLOCK = 1 << 18  # likewise for one pair of vectors, where BLAS keeps many partial sums itself
 
 
 def inner(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -24,5 +25,5 @@ def dot(x: torch.Tensor, y: torch.Tensor) -> float:
     """x^T y of two vectors (n,), as ``inner``."""
     if x.dtype == torch.float64:
         return float(torch.dot(x, y))
-    parts = [torch.dot(a, b) for a, b in zip(x.split(_BLOCK), y.split(_BLOCK), strict=True)]
+    parts = [torch.dot(a, b) for a, b in zip(x.split(_DOT_BLOCK), y.split(_DOT_BLOCK), strict=True)]
     return float(torch.stack(parts).sum(dtype=torch.float64)) if parts else 0.0

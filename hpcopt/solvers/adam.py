@@ -70,6 +70,7 @@ class Adam(ScheduledRate):
         if self.decoupled_weight_decay:
             parameters.mul_(1 - rate * self.decoupled_weight_decay)
         self._update(state, gradient, rate)
+        objective.release(gradient)
         return state, report
 
     def _update(self, state: State, gradient: torch.Tensor, rate: float) -> None:

@@ -68,15 +68,16 @@ class LARS(ScheduledRate):
             return state, report
         self._scale(objective, parameters, gradient)
         parameters.sub_(velocity.mul_(self.momentum).add_(gradient, alpha=rate))
+        objective.release(gradient)
         return state, report
 
     def _scale(self, objective: Objective, parameters: torch.Tensor, gradient: torch.Tensor) -> None:
         """Turn g into ratio_l (g_l + decay w_l), layer by layer, in place and without a wait for the device."""
         slices = layers(objective)
-        weights = [parameters[part] for part in slices]
-        gradients = [gradient[part] for part in slices]
         if not slices:
             return
+        weights = [parameters[part] for part in slices]
+        gradients = [gradient[part] for part in slices]
         size = torch.stack(torch._foreach_norm(weights))
         slope = torch.stack(torch._foreach_norm(gradients))
         if self.weight_decay:
@@ -87,9 +88,5 @@ class LARS(ScheduledRate):
 
 
 def layers(objective: Objective) -> list[slice]:
-    """The parameter tensors that LARS scales: those with two dimensions or more; all, where shapes are not known."""
-    slices = objective.parameter_slices()
-    shapes = getattr(objective, "parameter_shapes", None)
-    if shapes is None:
-        return slices
-    return [part for part, shape in zip(slices, shapes(), strict=True) if len(shape) > 1]
+    """The parameter tensors that LARS scales: those with two dimensions or more."""
+    return [part for part, shape in objective.parameter_tensors() if len(shape) > 1]

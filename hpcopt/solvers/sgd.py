@@ -61,6 +61,7 @@ class SGD(ScheduledRate):
             return state, report
         report.step_norm = math.nan if self.momentum else rate * norm  # with momentum it would cost one more pass
         parameters.add_(self._direction(state, gradient), alpha=-rate)
+        objective.release(gradient)
         return state, report
 
     def _direction(self, state: State, gradient: torch.Tensor) -> torch.Tensor:

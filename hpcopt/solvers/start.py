@@ -39,7 +39,7 @@ def evaluate_start(objective: Objective, state: State, batch: Batch) -> bool:
         False when they are not finite; the state is then as it was.
     """
     key = (int(state["key_epoch"]), int(state["key_number"]))
-    same = key == batch.key or getattr(objective, "deterministic", True)
+    same = key == batch.key or objective.deterministic
     if not (state["known"] and same and batch.indices is None):
         loss, gradient = objective.value_and_gradient(state["parameters"], batch)  # type: ignore[arg-type]
         square = agreed_dot(objective, gradient, gradient)

@@ -24,12 +24,11 @@ class Metrics:
     test_accuracy: float = math.nan
     test_explained_variance: float = math.nan
 
-    def score(self) -> float:
-        """What the best point is chosen by, higher is better: test accuracy, else test loss, else training loss."""
-        for figure in (self.test_accuracy, -self.test_loss, -self.train_loss):
-            if not math.isnan(figure):
-                return figure
-        return -math.inf
+    def score(self) -> tuple[float, float]:
+        """What the best point is chosen by, higher is better: test accuracy, then test loss, else training loss."""
+        loss = self.train_loss if math.isnan(self.test_loss) else self.test_loss
+        accuracy, loss = (-math.inf if math.isnan(figure) else figure for figure in (self.test_accuracy, -loss))
+        return accuracy, loss
 
 
 class Evaluator:

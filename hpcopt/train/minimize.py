@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,9 @@ def minimize(
         seconds=seconds,
         give_up_after=give_up_after,
     )
+    horizon = {"horizon_epochs": steps / sampler.per_epoch}
+    if getattr(solver, "horizon_epochs", 0.0) is None:
+        solver = replace(solver, **horizon)  # type: ignore[type-var]
     facts: dict[str, Any] = {
         "solver": type(solver).__name__.lower(),
         "model": type(objective.shard.module).__name__,

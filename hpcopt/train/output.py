@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +19,27 @@ from hpcopt.train.record import Recorder
 from hpcopt.train.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
+
+SECONDS_BETWEEN_BEATS = 20.0
+
+
+class Heartbeat:
+    """Touches status and lock now and then, by which other hosts know that the run is alive."""
+
+    def __init__(self, directory: RunDirectory) -> None:
+        self._directory, self._last = directory, time.monotonic()
+
+    def iteration(self, **columns: Any) -> None:
+        """Touch them when the last time is long ago."""
+        if time.monotonic() - self._last >= SECONDS_BETWEEN_BEATS:
+            self._last = time.monotonic()
+            self._directory.write_status()
+
+    def evaluation(self, **columns: Any) -> None:
+        """An iteration has just done it."""
+
+    def rank_times(self, iteration: int, step: Sequence[float], waited: Sequence[float]) -> None:
+        """An iteration has just done it."""
 
 
 class RunOutput:
@@ -60,8 +82,8 @@ class RunOutput:
 
     @property
     def listeners(self) -> Sequence[Listener]:
-        """The record, on rank 0."""
-        return [self._recorder] if self._recorder else []
+        """The record and the sign of life, on rank 0."""
+        return [self._recorder, Heartbeat(self._directory)] if self._recorder and self._directory else []
 
     def finish(self, result: Result) -> None:
         """Close the record and say in status.json how the run ended. *Collective*."""

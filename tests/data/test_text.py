@@ -176,5 +176,5 @@ def test_a_sparse_file_too_large_as_a_dense_table_is_refused(tmp_path: Path) -> 
 
 def test_a_shard_of_longer_lines_is_refused_although_they_agree_with_each_other(tmp_path: Path) -> None:
     reader = csv(tmp_path, "1,2\n3,4,5\n6,7,8\n")
-    with pytest.raises(UsageError, match="Line 2 of .* has 3 columns, the first row has 2"):
+    with pytest.raises(UsageError, match=r"Line 2 of .* has 3 columns, the first row has 2"):
         reader.read(np.array([1, 2]))

@@ -109,6 +109,23 @@ def test_dropout_masks_stay_the_same_within_a_batch_and_differ_between_batches(c
     assert not objective.deterministic
 
 
+def test_a_model_that_draws_no_random_numbers_is_found_out_and_one_that_hides_them_too(comm: Communicator) -> None:
+    class Hidden(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = small_network()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.dropout(self.inner(x), 0.5, self.training)
+
+    plain, hidden = sharded(comm), sharded(comm, model=Hidden())
+    for objective in (plain, hidden):
+        w = objective.initial_vector()
+        assert objective.value(w, objective.full_batch) == objective.value(w, objective.full_batch)
+    assert plain.deterministic
+    assert not hidden.deterministic
+
+
 def test_the_global_random_state_is_left_as_it_was(comm: Communicator) -> None:
     objective = sharded(comm, model=small_network(dropout=0.5))
     torch.manual_seed(5)

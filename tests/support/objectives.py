@@ -19,6 +19,7 @@ class SerialObjective:
         self.start = start
         self.size = start.numel()
         self.work = Work()
+        self.deterministic = True
         self.slices = slices or [slice(0, self.size)]
 
     def function(self, w: torch.Tensor, batch: Batch) -> torch.Tensor:
@@ -58,9 +59,13 @@ class SerialObjective:
         """The values: there is one process."""
         return tuple(float(value) for value in values)
 
-    def parameter_slices(self) -> list[slice]:
-        """The slices given at construction, or one."""
-        return self.slices
+    def release(self, gradient: torch.Tensor) -> None:
+        """Spoil the gradient, so that a solver that uses it after all is found out."""
+        gradient.fill_(torch.nan)
+
+    def parameter_tensors(self) -> list[tuple[slice, torch.Size]]:
+        """The slices given at construction, or one, as matrices of one column."""
+        return [(part, torch.Size([part.stop - part.start, 1])) for part in self.slices]
 
 
 class QuadraticObjective(SerialObjective):
@@ -120,9 +125,9 @@ class MlpObjective(SerialObjective):
         slices = [slice(sum(sizes[:k]), sum(sizes[: k + 1])) for k in range(len(sizes))]
         super().__init__(torch.cat([part.reshape(-1) for part in parts]).to(inputs.dtype), slices)
 
-    def parameter_shapes(self) -> list[tuple[int, ...]]:
-        """The shapes of the parameter tensors, in the order of their slices."""
-        return self.shapes
+    def parameter_tensors(self) -> list[tuple[slice, torch.Size]]:
+        """Slices and shapes of the weights and biases."""
+        return [(part, torch.Size(shape)) for part, shape in zip(self.slices, self.shapes, strict=True)]
 
     def outputs(self, w: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
         """The logits (N, classes)."""
