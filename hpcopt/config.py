@@ -196,7 +196,7 @@ def parse_job(text: str, settings: list[str] | None = None, name: str = "job") -
     for table, values in tables.items():
         if table not in known:
             raise UsageError(
-                f"[{table}] is not a table of a job file{nearest(table, list(known))} Known: {', '.join(known)}"
+                f"[{table}] is not a table of a job file{nearest(table, known)} Known: {', '.join(known)}"
             )
         if not isinstance(values, dict):
             raise UsageError(f"{table} = {values!r} stands alone; it must be a table, [{table}] with keys below it")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 class HpcoptError(Exception):
     """Base of all errors that end in one paragraph instead of a trace.
@@ -38,9 +40,9 @@ class CheckpointError(HpcoptError):
     exit_status = 4
 
 
-def nearest(word: str, known: list[str] | tuple[str, ...]) -> str:
-    """Return ``"; did you mean 'x'?"`` for the known word closest to ``word``, or an empty string."""
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The end of a sentence about an unknown word: ``"; did you mean 'x'?"`` for the closest known one, or ``"."``."""
     from difflib import get_close_matches
 
-    close = get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    close = get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else "."

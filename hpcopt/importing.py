@@ -28,7 +28,7 @@ def find_function(name: str, key: str) -> Callable[..., Any]:
     function = getattr(module, attribute, None)
     if not callable(function):
         known = [word for word in vars(module) if callable(getattr(module, word)) and not word.startswith("_")]
-        hint = nearest(attribute, known) or "."
+        hint = nearest(attribute, known)
         raise UsageError(
             f"{key} = {name!r}: the module {module_name!r} ({getattr(module, '__file__', 'built in')}) has no "
             f"function {attribute!r}{hint} Define it there or correct the name."
@@ -46,7 +46,7 @@ def _import(name: str, key: str, module_name: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise UsageError(f"{key} = {name!r}: importing {module_name!r} failed: {error}.") from error
-        hint = nearest(module_name, [path.stem for path in Path.cwd().glob("*.py")]) or "."
+        hint = nearest(module_name, [path.stem for path in Path.cwd().glob("*.py")])
         raise UsageError(
             f"{key} = {name!r}: there is no module {module_name!r} in the current directory ({here}) or in "
             f"Python's path{hint} Start hpcopt where the module is, or put its folder into PYTHONPATH."

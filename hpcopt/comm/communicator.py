@@ -373,4 +373,4 @@ def _check_length(call: str, staged: Staged, expected: int, name: str) -> None:
 
 
 def _unknown_op(op: str) -> MPI.Op:
-    raise UsageError(f"op = {op!r} is unknown{nearest(str(op), list(_OPS))}; it is one of {', '.join(_OPS)}.")
+    raise UsageError(f"op = {op!r} is unknown{nearest(str(op), _OPS)} It is one of {', '.join(_OPS)}.")

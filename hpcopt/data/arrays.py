@@ -59,7 +59,7 @@ def choose(
             if wanted is not None and wanted not in shapes:
                 raise UsageError(
                     f"data.{key} is {wanted!r}, which is no array of {name!r}"
-                    f"{nearest(wanted, list(shapes)) or '.'} It holds {_listing(shapes)}."
+                    f"{nearest(wanted, list(shapes))} It holds {_listing(shapes)}."
                 )
     given = inputs or (_common(shapes) if part == "train" else None)
     found = _named(shapes, part, given, INPUT_NAMES)

@@ -46,8 +46,7 @@ def known_set(name: str) -> Entry:
     """
     if name not in CATALOG:
         raise UsageError(
-            f"{name!r} is no set that hpcopt knows{nearest(name, list(CATALOG)) or '.'} `hpcopt data list` shows the"
-            " names."
+            f"{name!r} is no set that hpcopt knows{nearest(name, list(CATALOG))} `hpcopt data list` shows the names."
         )
     return CATALOG[name]
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
 from hpcopt.errors import UsageError, nearest
 
@@ -94,23 +92,6 @@ class DataOptions:
             if value is not None and not isinstance(value, str):
                 raise UsageError(f"data.{name} is {value!r}; it must be text.")
 
-    @classmethod
-    def from_table(cls, table: Mapping[str, Any]) -> DataOptions:
-        """The options of a [data] table; unknown keys are refused with the nearest known one."""
-        known = [field.name for field in fields(cls)]
-        for key in table:
-            if key not in known:
-                raise UsageError(
-                    f"data.{key} is not a key of the [data] table{nearest(key, known) or '.'} "
-                    f"The keys are {', '.join(known)}."
-                )
-        if "source" not in table:
-            raise UsageError(
-                'The [data] table has no key source, which names the data set: source = "mnist-5k", for'
-                " example. `hpcopt data list` shows the names."
-            )
-        return cls(**table)
-
     @property
     def batch_size(self) -> int | None:
         """The batch as a number, or None for the full set: what ``BatchPlan`` takes."""
@@ -156,8 +137,8 @@ class DataOptions:
     @staticmethod
     def _one_of(key: str, value: str | None, known: tuple[str, ...]) -> None:
         if value is not None and value not in known:
-            hint = nearest(value, known) if isinstance(value, str) else ""
-            raise UsageError(f"data.{key} is {value!r}{hint or '.'} It must be one of {', '.join(known)}.")
+            hint = nearest(value, known) if isinstance(value, str) else "."
+            raise UsageError(f"data.{key} is {value!r}{hint} It must be one of {', '.join(known)}.")
 
     @staticmethod
     def _at_least(key: str, value: int | None, least: int) -> None:

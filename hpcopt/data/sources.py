@@ -122,7 +122,7 @@ def _open_by_name(name: str, options: DataOptions) -> Source:
     if root is None:
         hint = nearest(name, [*BUILT_IN, *CATALOG])
         raise UsageError(
-            f"data.source is {name!r}, which is no set that hpcopt knows{hint or '.'} Known are"
+            f"data.source is {name!r}, which is no set that hpcopt knows{hint} Known are"
             f" {', '.join(BUILT_IN)}; files ending in {', '.join(SUFFIXES)}; 'package.module:function';"
             " and the files of a data folder by their names, once data.root or HPCOPT_DATA names one."
         )
@@ -136,7 +136,7 @@ def _open_by_name(name: str, options: DataOptions) -> Source:
     hint = nearest(name, [*BUILT_IN, *found])
     raise UsageError(
         f"data.source is {name!r}, which is no set that hpcopt knows, and {str(folder)!r} has no file of"
-        f" that name{hint or '.'} Known are {', '.join(BUILT_IN)}"
+        f" that name{hint} Known are {', '.join(BUILT_IN)}"
         f"{'; found there: ' + ', '.join(found[:30]) if found else ''}."
     )
 

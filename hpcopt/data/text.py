@@ -224,7 +224,7 @@ def _column(entry: str | int, header: list[str] | None, width: int, name: str) -
             '"last" or the number of the column.'
         )
     raise UsageError(
-        f"data.target is {entry!r}, which is no column of {name!r}{nearest(entry, header) or '.'} The columns"
+        f"data.target is {entry!r}, which is no column of {name!r}{nearest(entry, header)} The columns"
         f" are {', '.join(header[:20])}{', ...' if len(header) > 20 else ''}."
     )
 

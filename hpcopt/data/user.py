@@ -24,10 +24,7 @@ with one sample a row, in one of three ways:
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import os
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -35,38 +32,9 @@ import numpy as np
 
 from hpcopt.data.reader import Arrays, Source
 from hpcopt.errors import HpcoptError, UsageError, nearest
+from hpcopt.importing import find_function
 
 KNOWN = ("root", "seed", "rank", "size", "part", "start", "count")
-
-
-def find_function(name: str, key: str) -> Callable[..., Any]:
-    """The function named 'package.module:function'; the working directory is searched as well.
-
-    Args:
-        name: the value of the key.
-        key: the key, for messages, for example "data.source".
-
-    Raises:
-        UsageError: there is no such module or function, or importing it fails.
-    """
-    module_name, _, function_name = name.partition(":")
-    if os.getcwd() not in sys.path and "" not in sys.path:
-        # A console script has its own folder in the path, not the one it was called from.
-        sys.path.insert(0, os.getcwd())
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise UsageError(
-            f"{key} is {name!r}, but the module {module_name!r} cannot be imported: {error}. It must be in"
-            " the working directory, in PYTHONPATH or installed."
-        ) from error
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        hint = nearest(function_name, [item for item in vars(module) if not item.startswith("_")])
-        raise UsageError(
-            f"{key} is {name!r}, but the module {module_name!r} has no function {function_name!r}{hint or '.'}"
-        )
-    return function  # type: ignore[no-any-return]
 
 
 def open_user(name: str, root: str | None, seed: int, rank: int, size: int) -> Source:
@@ -143,7 +111,7 @@ def _parameters(function: Callable[..., Any], name: str) -> set[str]:
             parameter.VAR_KEYWORD,
         )
         if parameter.name not in KNOWN and not optional:
-            hint = nearest(parameter.name, KNOWN) or "."
+            hint = nearest(parameter.name, KNOWN)
             raise UsageError(
                 f"The data function {name!r} needs a parameter {parameter.name!r}{hint}"
                 f" The parameters it is given are {', '.join(KNOWN)}."

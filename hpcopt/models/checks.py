@@ -69,7 +69,7 @@ def choice(key: str, value: Any, choices: Sequence[str]) -> str:
         UsageError: it is none of them; the message names the nearest.
     """
     if value not in choices:
-        refuse(key, value, f"one of {', '.join(choices)}{nearest(str(value), tuple(choices)).rstrip('?')}")
+        refuse(key, value, f"one of {', '.join(choices)}{nearest(str(value), choices).rstrip('?.')}")
     return str(value)
 
 
@@ -81,7 +81,7 @@ def known_keys(owner: str, given: Sequence[str], known: Sequence[str]) -> None:
     """
     for key in given:
         if key not in known:
-            hint = nearest(key, tuple(known)) or "."
+            hint = nearest(key, known)
             listing = ", ".join(known) or "none"
             raise UsageError(
                 f"model.{key} is not an option of the model {owner!r}{hint} Known options: {listing}. "

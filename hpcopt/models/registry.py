@@ -64,7 +64,7 @@ def count_parameters(model: torch.nn.Module) -> int:
 
 def _options_class(name: str) -> Any:
     if name not in MODELS:
-        hint = nearest(name, tuple(MODELS)) or "."
+        hint = nearest(name, MODELS)
         raise UsageError(
             f"model.name = {name!r} is not a network of hpcopt{hint} Known networks: {', '.join(MODELS)}, or "
             "'package.module:function' for one of your own."

@@ -179,7 +179,7 @@ def make_loss(loss: str | Loss | LossFunction) -> Loss:
     """
     if isinstance(loss, str):
         if loss not in LOSSES:
-            hint = nearest(loss, tuple(LOSSES)) or "."
+            hint = nearest(loss, LOSSES)
             raise UsageError(f"loss.name = {loss!r} is not a loss{hint} Known losses: {', '.join(LOSSES)}.")
         return LOSSES[loss]()
     if isinstance(loss, Loss):

@@ -87,4 +87,4 @@ def check_choice(solver: object, key: str, choices: Sequence[str]) -> None:
     value = getattr(solver, key)
     if value not in choices:
         listing = ", ".join(repr(choice) for choice in choices)
-        fail(solver, key, f"must be one of {listing}{nearest(str(value), tuple(choices))}")
+        fail(solver, key, f"must be one of {listing}{nearest(str(value), choices).rstrip('?.')}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +34,7 @@ def solver_class(name: str) -> type:
     if name not in SOLVERS:
         known = ", ".join(sorted(SOLVERS))
         raise UsageError(
-            f"solver.name = {name!r} is not a method of hpcopt{_hint(name, SOLVERS)} "
+            f"solver.name = {name!r} is not a method of hpcopt{nearest(name, SOLVERS)} "
             f"Known methods: {known}. Change solver.name in the job file."
         )
     module, _, attribute = SOLVERS[name].partition(":")
@@ -65,7 +65,7 @@ def make_solver(name: str, options: Mapping[str, Any], horizon_epochs: float | N
     for key in given:
         if key not in known:
             raise UsageError(
-                f"solver.{key} is not an option of the method {name!r}{_hint(key, known)} "
+                f"solver.{key} is not an option of the method {name!r}{nearest(key, known)} "
                 f"Known options: {', '.join(known)}. Correct or remove the key."
             )
     values = _preset(cls, name, options.get("preset", "default")) | given
@@ -75,15 +75,11 @@ def make_solver(name: str, options: Mapping[str, Any], horizon_epochs: float | N
     return solver
 
 
-def _hint(word: object, known: Iterable[str]) -> str:
-    return nearest(str(word), tuple(known)) or "."
-
-
 def _preset(cls: Any, name: str, preset: str) -> dict[str, Any]:
     presets: dict[str, dict[str, Any]] = {"default": {}} | getattr(cls, "PRESETS", {})
     if preset not in presets:
         raise UsageError(
-            f"solver.preset = {preset!r} is not a preset of the method {name!r}{_hint(preset, presets)} "
+            f"solver.preset = {preset!r} is not a preset of the method {name!r}{nearest(str(preset), presets)} "
             f"Known presets: {', '.join(sorted(presets))}. Change solver.preset."
         )
     return dict(presets[preset])

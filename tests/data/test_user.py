@@ -80,7 +80,7 @@ def test_start_and_count_are_asked_for_the_span_of_rows(opened: Opener) -> None:
     [
         ("def lod(): pass", r"has no function 'load'; did you mean 'lod'\?"),
         ("load = 3", "has no function 'load'"),
-        ("import not_there", "cannot be imported: No module named 'not_there'"),
+        ("import not_there", "importing .* failed: No module named 'not_there'"),
         ("def load(sed): pass", r"needs a parameter 'sed'; did you mean 'seed'\? The parameters it is given are root"),
         ("def load(start): return X, Y", "'start', which is used only together with start and count"),
         ("def load(): return X", "it returned a ndarray"),
@@ -109,5 +109,5 @@ def test_a_bug_in_the_function_keeps_its_trace(opened: Opener) -> None:
 
 
 def test_an_unknown_module_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"data.source is 'no_such_module:f', but the module"):
+    with pytest.raises(UsageError, match="there is no module 'no_such_module'"):
         find_function("no_such_module:f", "data.source")
