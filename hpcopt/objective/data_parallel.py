@@ -126,6 +126,48 @@ class DataParallelObjective:
             gradient.add_(w, alpha=self.weight_decay)
         return value + self._decay(w), gradient
 
+    def value_and_gradients(self, w: Vector, batch: Batch) -> tuple[float, Vector, float, Vector]:
+        """f(w), its gradient, and this rank's f_d(w) with its gradient, from one evaluation. *Collective*.
+
+        One reduction, after the backward pass: in buckets this rank's own sum would be gone before it is complete.
+        """
+        buffer, scale = self._new_buffer(w), 1.0 / batch.total
+        gradient = buffer[: self.size]
+        loss = self.shard.gradient_sum(w, batch, scale, gradient)
+        own = gradient * (batch.total / max(batch.count, 1))
+        self._write_scalars(buffer, loss * scale)
+        self.comm.allreduce(buffer, label="gradient")
+        value, flags = self._read_scalars(buffer)
+        self.flags_seen += flags
+        self.work.gradients += batch.total / self.samples
+        if self.weight_decay:
+            gradient.add_(w, alpha=self.weight_decay)
+            own.add_(w, alpha=self.weight_decay)
+        decay = self._decay(w)
+        return value + decay, gradient, loss / max(batch.count, 1) + decay, own
+
+    def share(self, batch: Batch) -> float:
+        """w_d: the part of the batch's samples that this rank holds."""
+        return batch.count / batch.total
+
+    def combine(self, vector: Vector, *scalars: float) -> tuple[Vector, list[float]]:
+        """Sums over the ranks of ``vector`` (n,) and of float64 scalars, exact. *Collective*, one reduction.
+
+        The local work of all ranks since the last call rides along and is counted.
+        """
+        work = self.local.take_work()
+        numbers: Sequence[float] = (*scalars, work.values, work.gradients)
+        if vector.dtype != torch.float64:
+            numbers = exact_sum.split_all(numbers)
+        buffer = torch.cat([vector, torch.tensor(numbers, dtype=vector.dtype, device=vector.device)])
+        self.comm.allreduce(buffer, label="step")
+        sums = buffer[self.size :].tolist()
+        if vector.dtype != torch.float64:
+            sums = exact_sum.join_all(sums)
+        self.work.values += sums[-2]
+        self.work.gradients += sums[-1]
+        return buffer[: self.size], sums[:-2]
+
     def release(self, gradient: Vector) -> None:
         """Take back the memory of the latest gradient. Fresh pages for each would cost as much as its reduction."""
         if self._lent is not None and gradient.data_ptr() == self._lent.data_ptr():

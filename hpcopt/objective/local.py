@@ -20,6 +20,11 @@ class LocalObjective:
         self._shard, self._decay, self._samples = shard, weight_decay, samples
         self.work = Work()
 
+    def take_work(self) -> Work:
+        """The work since the last call; the count starts again from 0."""
+        work, self.work = self.work, Work()
+        return work
+
     def value(self, w: Vector, batch: Batch) -> float:
         """f_d(w); 0 loss when this rank has no sample in the batch."""
         self.work.values += batch.count / self._samples

@@ -65,11 +65,24 @@ class Linearization(Protocol):
         ...
 
 
+class LocalPart(Protocol):
+    """f_d(w): the mean loss over this rank's samples in the batch, plus weight decay. Nothing here communicates."""
+
+    def value_and_gradient(self, w: Vector, batch: Batch) -> tuple[float, Vector]:
+        """f_d(w) and its gradient, a new vector; without samples only the weight decay is left."""
+        ...
+
+
 class Objective(Protocol):
-    """f(w) = mean over the batch of loss(model(w, x), y) + weight_decay/2 |w|^2."""
+    """f(w) = mean over the batch of loss(model(w, x), y) + weight_decay/2 |w|^2 = sum over ranks of w_d f_d(w)."""
 
     size: int
     work: Work
+
+    @property
+    def local(self) -> LocalPart:
+        """What this rank can evaluate alone; its work is counted with the next ``combine``."""
+        ...
 
     @property
     def deterministic(self) -> bool:
@@ -86,6 +99,18 @@ class Objective(Protocol):
 
     def value_and_gradient(self, w: Vector, batch: Batch) -> tuple[float, Vector]:
         """f(w) and its gradient, a new vector the caller owns. *Collective*, one reduction."""
+        ...
+
+    def value_and_gradients(self, w: Vector, batch: Batch) -> tuple[float, Vector, float, Vector]:
+        """As ``value_and_gradient``, and this rank's own f_d(w) and its gradient from the same evaluation."""
+        ...
+
+    def share(self, batch: Batch) -> float:
+        """w_d: the part of the batch's samples that this rank holds; 1 in all over the ranks."""
+        ...
+
+    def combine(self, vector: Vector, *scalars: float) -> tuple[Vector, list[float]]:
+        """Sums over the ranks of a vector (n,), in a new one, and of float64 scalars. *Collective*, one reduction."""
         ...
 
     def release(self, gradient: Vector) -> None:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 SOLVERS: dict[str, str] = {
     "adam": "hpcopt.solvers.adam:Adam",
+    "apts": "hpcopt.solvers.apts:APTS",
     "lars": "hpcopt.solvers.lars:LARS",
     "lbfgs": "hpcopt.solvers.lbfgs:LBFGS",
     "sgd": "hpcopt.solvers.sgd:SGD",

@@ -43,6 +43,24 @@ class SerialObjective:
         (gradient,) = torch.autograd.grad(loss, point)
         return float(loss.detach()), gradient
 
+    def value_and_gradients(self, w: torch.Tensor, batch: Batch) -> tuple[float, torch.Tensor, float, torch.Tensor]:
+        """f(w) and its gradient, twice: there is one process."""
+        loss, gradient = self.value_and_gradient(w, batch)
+        return loss, gradient, loss, gradient.clone()
+
+    @property
+    def local(self) -> SerialObjective:
+        """This objective itself."""
+        return self
+
+    def share(self, batch: Batch) -> float:
+        """All of it."""
+        return 1.0
+
+    def combine(self, vector: torch.Tensor, *scalars: float) -> tuple[torch.Tensor, list[float]]:
+        """A copy of the vector, and the scalars."""
+        return vector.clone(), list(scalars)
+
     def linearize(self, w: torch.Tensor, batch: Batch) -> Linearization:
         """Not offered here."""
         raise NotImplementedError
@@ -168,6 +186,11 @@ class FaultyObjective:
             if self.where in ("both", "gradient"):
                 gradient[0] = self.fault
         return loss, gradient
+
+    def value_and_gradients(self, w: torch.Tensor, batch: Batch) -> tuple[float, torch.Tensor, float, torch.Tensor]:
+        """Twice the same, or the fault."""
+        loss, gradient = self.value_and_gradient(w, batch)
+        return loss, gradient, loss, gradient.clone()
 
     def _strikes(self) -> bool:
         self.evaluations += 1

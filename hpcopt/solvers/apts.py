@@ -1,0 +1,361 @@
+"""APTS, the additively preconditioned trust-region strategy, with the samples divided among the ranks.
+
+One iteration on a batch of B samples, of which rank d holds B_d; w_d = B_d / B, f = sum_d w_d f_d:
+
+    f, g      value and gradient at w                                                  one reduction, if not known
+    s_d       nu trials of a trust-region method on f_d(x) + (g - g_d)^T (x - w) from w,
+              within the ball of radius Delta                                          no communication
+    s, p      sum_d w_d s_d,  sum_d w_d (decrease of rank d's objective)               one reduction
+    rho       (f(w) - f(w + s)) / p;  accept w + s when rho >= accept                  one reduction, with its gradient
+    mu trials of a trust-region method on f from there, with a radius of its own       one reduction each
+
+(Gross and Krause 2009; Cruz Alegria, Trotti, Kopanicakova and Krause 2025, arXiv 2502.05133, from whose published code
+the preset "paper" takes constants and coupling.) What differs by default, each because the published choice loses
+quality with the number of ranks: the correction g - g_d is in the gradient and not only in the loss, no rank moves
+farther than Delta, steps and decreases are averaged instead of summed, and curvature is modelled in the local solves.
+
+On mini-batches all ratios on the batch itself look good long after the steps have begun to fit the batch rather than
+the problem. So the radius follows the next batch, B': (f_B'(w before) - f_B'(w after)) / (what the iteration promised),
+at the cost of one value (the control batch of Krejic et al. 2024, COAP 89, at a third of a gradient).
+Shapes: n parameters, m pairs at most.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
+
+import torch
+
+from hpcopt.objective.protocol import Batch, Objective, Vector
+from hpcopt.solvers.agreement import agreed_dot
+from hpcopt.solvers.checks import check_choice, check_count, check_flag, check_number, fail
+from hpcopt.solvers.local_solve import (
+    WHOLE,
+    AdamTrustRegion,
+    Anchor,
+    ConsistentObjective,
+    LocalStep,
+    local_memory,
+    solve_locally,
+)
+from hpcopt.solvers.solver import State, StepReport, StopReason
+from hpcopt.solvers.start import first_length, is_stationary, move, noise
+from hpcopt.solvers.trust_region import NEAR_BOUNDARY, NOT_FINITE_SHRINK, Trial, TrustRegion
+
+LOCAL_SOLVERS = ("lbfgs", "lsr1", "first_order", "adam")
+GLOBAL_SOLVERS = ("lbfgs", "lsr1", "first_order")
+
+
+class FixedBatch:
+    """An objective on one batch, for the trust-region method of the global pass. *Collective* in its evaluations.
+
+    Attributes:
+        own: this rank's loss and gradient (n,) of the latest evaluation, where the next iteration may need them.
+    """
+
+    deterministic = True
+
+    def __init__(self, objective: Objective, batch: Batch) -> None:
+        self._objective, self._batch = objective, batch
+        self.own: tuple[float, Vector] | None = None
+        self.dot, self.inner, self.agree = objective.dot, objective.inner, objective.agree
+
+    def value_and_gradient(self, w: Vector, _: Batch = WHOLE) -> tuple[float, Vector]:
+        """f(w) and its gradient on the batch."""
+        if self._batch.indices is not None:
+            return self._objective.value_and_gradient(w, self._batch)
+        loss, gradient, own_loss, own_gradient = self._objective.value_and_gradients(w, self._batch)
+        self.own = own_loss, own_gradient
+        return loss, gradient
+
+
+@dataclass(frozen=True, kw_only=True)
+class APTS:
+    """Local trust-region solves on every rank's samples as the preconditioner of a global trust-region method."""
+
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
+        "paper": {
+            "combination": "sum",
+            "consistency": "loss",
+            "budget": False,
+            "local_solver": "first_order",
+            "local_start": 1.0,
+            "global_solver": "first_order",
+            "shared_radius": True,
+            "radius_control": "batch",
+            "radius_initial": 1.0,
+            "radius_min": 1e-3,
+            "radius_max": 4.0,
+            "accept": 0.25,
+        }
+    }
+    """Constants of the published code (its later default of 1.0 for the first radius)."""
+
+    combination: str = "mean"
+    """"mean": every rank may move by the radius, steps and decreases are averaged by samples. "sum": rank d may move by
+    w_d times the radius (1 / ranks for equal shards), steps and decreases are added."""
+    consistency: str = "full"
+    """Correction of the local objectives to first order: in loss and gradient ("full"), in the loss only ("loss") or
+    nowhere ("none")."""
+    budget: bool = True
+    """Whether a rank's displacement is bounded by its radius; else by ``radius_max`` alone."""
+    local_solver: str = "lbfgs"
+    """Model of the local trials: "lbfgs", "lsr1", "first_order" or "adam" (first order in Adam's diagonal metric)."""
+    local_iterations: int = 5
+    """nu: trials of a rank between reductions; each evaluates the rank's samples once."""
+    local_memory: int = 8
+    """Pairs (step, gradient change) of a rank's own samples; each costs two vectors of n numbers."""
+    local_start: float | None = None
+    """First local radius as a part of the radius. Default: 1 for L-BFGS once it has a pair, since its steps have a
+    length of their own; 1 / ``local_iterations`` for the others, whose first step would spend the whole budget."""
+    global_solver: str = "lbfgs"
+    """Model of the global trials: "lbfgs", "lsr1" or "first_order"."""
+    global_iterations: int = 1
+    """mu: trials of the global pass after the preconditioned step; 0 leaves it out."""
+    global_memory: int = 8
+    """Pairs of the global pass: of the preconditioned steps and of its own trials."""
+    shared_radius: bool = False
+    """Whether preconditioned steps and global pass share one radius, which then both change."""
+    radius_initial: float | None = None
+    """First radius. Default: |f| / |g|, the step at which the linear model of the loss is 0, but at most |w|."""
+    radius_min: float = 1e-10
+    """The radius never falls below this (or below the rounding of w)."""
+    radius_max: float = 1e6
+    """The radius never grows beyond this."""
+    radius_control: str = "next_batch"
+    """What the radius follows on mini-batches: the loss of the next batch ("next_batch") or, as on full batches, of the
+    batch itself ("batch")."""
+    next_shrink_below: float = 0.25
+    """The radius is halved when the next batch gains less than this part of what the iteration promised."""
+    next_grow_above: float = 0.5
+    """The radius grows when the next batch gains more than this part of what the iteration promised."""
+    next_grow: float = 1.5
+    """Factor of the radius when it grows by the next batch."""
+    accept: float = 0.1
+    """A step is accepted when the loss falls by at least this part of the predicted decrease."""
+    shrink_below: float = 0.25
+    """The radius shrinks when actual over predicted decrease is below this."""
+    grow_above: float = 0.75
+    """The radius grows when actual over predicted decrease is above this and the ranks used most of it."""
+    shrink: float = 0.5
+    """New radius over old one (or over the length of the step) when it shrinks."""
+    grow: float = 2.0
+    """New radius over old one when it grows by the batch itself."""
+
+    def __post_init__(self) -> None:
+        """Check every option.
+
+        Raises:
+            UsageError: an option breaks its rule.
+        """
+        check_choice(self, "combination", ("mean", "sum"))
+        check_choice(self, "consistency", ("full", "loss", "none"))
+        check_choice(self, "local_solver", LOCAL_SOLVERS)
+        check_choice(self, "global_solver", GLOBAL_SOLVERS)
+        check_choice(self, "radius_control", ("next_batch", "batch"))
+        check_flag(self, "budget")
+        check_flag(self, "shared_radius")
+        for key in ("local_iterations", "local_memory", "global_memory"):
+            check_count(self, key)
+        check_count(self, "global_iterations", 0)
+        if self.local_start is not None:
+            check_number(self, "local_start", 0.0, 1.0, open_low=True)
+        check_number(self, "next_shrink_below", high=1.0)
+        check_number(self, "next_grow_above")
+        check_number(self, "next_grow", 1.0, open_low=True)
+        if self.next_shrink_below > self.next_grow_above:
+            fail(self, "next_shrink_below", f"must be at most next_grow_above = {self.next_grow_above:g}")
+        self._global()  # checks radii, thresholds and factors
+
+    def init(self, objective: Objective) -> State:
+        """The state of the global pass, the radius of the preconditioned step, this rank's own part and its memory.
+
+        Entries ``local_*`` and ``own_*`` are this rank's own; all others are the same on all ranks.
+        """
+        state = self._global().init(objective)
+        parameters: Vector = state["parameters"]  # type: ignore[assignment]
+        own: State = {"own_loss": 0.0, "own_gradient": torch.zeros_like(parameters)}
+        last: State = {"step_radius": 0.0, "previous": parameters.clone(), "promised": 0.0, "reach": 0.0}
+        return state | own | last | local_memory(self._local(), objective)
+
+    def step(self, objective: Objective, state: State, batch: Batch) -> tuple[State, StepReport]:
+        """One iteration. *Collective*: 2 + mu reductions of n numbers on a full batch, 3 + mu on a mini-batch."""
+        if not self._evaluate(objective, state, batch):
+            return state, StepReport(math.nan, accepted=False, finite=False, radius=float(state["step_radius"]))
+        report = StepReport(float(state["loss"]), float(state["loss"]), math.sqrt(float(state["gradient_square"])))
+        report.accepted = False
+        if report.gradient_norm == 0:
+            report.stop, report.radius = StopReason.GRADIENT_SMALL, float(state["step_radius"])
+            return state, report
+        if state["step_radius"] == 0:
+            self._choose_radii(objective, state)
+        self._look_back(objective, state, batch)
+        state["previous"].copy_(state["parameters"])  # type: ignore[union-attr, arg-type]
+        fixed = FixedBatch(objective, batch)
+        state["promised"] = self._precondition(objective, state, batch, fixed, report)
+        stop = self._global_pass(state, batch, fixed, report)
+        self._finish(objective, state, batch, report, stop)
+        return state, report
+
+    def _local(self) -> TrustRegion:
+        """The solver of the local phase; its radius is set anew in every phase."""
+        if self.local_solver == "adam":
+            return AdamTrustRegion()
+        return TrustRegion(model=self.local_solver, memory=self.local_memory)
+
+    def _global(self) -> TrustRegion:
+        """The solver of the global pass."""
+        return TrustRegion(
+            model=self.global_solver,
+            memory=self.global_memory,
+            radius_initial=self.radius_initial,
+            radius_min=self.radius_min,
+            radius_max=self.radius_max,
+            accept=self.accept,
+            shrink_below=self.shrink_below,
+            grow_above=self.grow_above,
+            shrink=self.shrink,
+            grow=self.grow,
+        )
+
+    def _evaluate(self, objective: Objective, state: State, batch: Batch) -> bool:
+        """Loss and gradient at w, of all ranks and of this one, where they are not known; False if not finite."""
+        key = (int(state["key_epoch"]), int(state["key_number"]))
+        whole = batch.indices is None
+        if not (state["known"] and whole and (key == batch.key or objective.deterministic)):
+            parameters: Vector = state["parameters"]  # type: ignore[assignment]
+            loss, gradient, own_loss, own_gradient = objective.value_and_gradients(parameters, batch)
+            square = agreed_dot(objective, gradient, gradient)
+            if not (math.isfinite(loss) and math.isfinite(square)):
+                return False
+            state |= {"loss": loss, "gradient": gradient, "gradient_square": square}
+            state |= {"own_loss": own_loss, "own_gradient": own_gradient}
+        state |= {"known": whole, "key_epoch": batch.key[0], "key_number": batch.key[1]}
+        if state["gradient_scale"] == 0:
+            state["loss_scale"] = abs(float(state["loss"]))
+            state["gradient_scale"] = math.sqrt(float(state["gradient_square"]))
+        return True
+
+    def _choose_radii(self, objective: Objective, state: State) -> None:
+        radius = self.radius_initial or first_length(objective, state)
+        state["step_radius"] = state["radius"] = min(max(radius, self.radius_min), self.radius_max)
+
+    def _look_back(self, objective: Objective, state: State, batch: Batch) -> None:
+        """Correct the radius by what the last iteration gained on this batch, which it has not seen (*collective*)."""
+        if batch.indices is None or self.radius_control != "next_batch" or not state["promised"]:
+            return
+        before = objective.value(state["previous"], batch)  # type: ignore[arg-type]
+        gained, promised, radius = before - float(state["loss"]), float(state["promised"]), float(state["step_radius"])
+        if not math.isfinite(gained):
+            return
+        if gained < self.next_shrink_below * promised:
+            state["step_radius"] = max(self.shrink * radius, self.radius_min)
+            state["radius"] = min(float(state["radius"]), float(state["step_radius"]))
+        elif gained > self.next_grow_above * promised:
+            state["step_radius"] = min(self.next_grow * radius, self.radius_max)
+
+    def _precondition(
+        self, objective: Objective, state: State, batch: Batch, fixed: FixedBatch, report: StepReport
+    ) -> float:
+        """Local solves, their combination and its ratio test; returns the predicted decrease of an accepted step."""
+        share = objective.share(batch)
+        found = self._solve(objective, state, batch, share)
+        weight = share if self.combination == "mean" else 1.0
+        step, (decrease, reach, iterations) = objective.combine(
+            found.step * weight, weight * found.decrease, weight * found.norm, float(found.iterations)
+        )
+        norm = math.sqrt(agreed_dot(objective, step, step))
+        report.inner_iterations, report.predicted = int(iterations), decrease
+        state["reach"] = reach
+        if not math.isfinite(norm + decrease + reach):
+            report.finite, state["step_radius"] = False, NOT_FINITE_SHRINK * float(state["step_radius"])
+            return 0.0
+        if decrease <= 0:
+            state["step_radius"] = self.shrink * float(state["step_radius"])
+            return 0.0
+        point = state["parameters"] + step
+        after, gradient = fixed.value_and_gradient(point)
+        square = agreed_dot(objective, gradient, gradient)
+        if not (math.isfinite(after) and math.isfinite(square)):
+            report.finite, state["step_radius"] = False, NOT_FINITE_SHRINK * min(reach, float(state["step_radius"]))
+            return 0.0
+        self._judge(state, batch, after, report)
+        self._global()._learn(objective, state, Trial(step, norm, decrease, 0, None), gradient)
+        if not report.accepted:
+            return 0.0
+        self._move(state, batch, fixed, (point, after, gradient, square))
+        return decrease
+
+    def _solve(self, objective: Objective, state: State, batch: Batch, share: float) -> LocalStep:
+        """This rank's local phase. A rank without samples in the batch has no curvature to add and stays at w."""
+        anchor = Anchor(
+            cast(Vector, state["parameters"]),
+            cast(Vector, state["gradient"]),
+            float(state["gradient_square"]),
+            float(state["own_loss"]),
+            cast(Vector, state["own_gradient"]),
+        )
+        if share == 0:
+            return LocalStep(torch.zeros_like(anchor.point), 0.0, 0.0, 0)
+        radius = float(state["step_radius"]) * (share if self.combination == "sum" else 1.0)
+        scaled = self.local_solver == "lbfgs" and int(state["local_pairs_stored"]) > 0
+        start = self.local_start or (1.0 if scaled else 1 / self.local_iterations)
+        problem = ConsistentObjective(objective.local, batch, anchor, self.consistency)
+        budget = radius if self.budget else self.radius_max
+        return solve_locally(self._local(), problem, state, self.local_iterations, budget, start * radius)
+
+    def _judge(self, state: State, batch: Batch, after: float, report: StepReport) -> None:
+        """Accept or reject the preconditioned step, and its radius. Nothing is divided by a decrease that may be 0."""
+        slack, radius, reach = noise(state), float(state["step_radius"]), float(state["reach"])
+        actual = report.loss - after
+        gained, promised = actual + slack, report.predicted + slack
+        report.rho = gained / promised
+        report.accepted = actual > 0 and gained >= self.accept * promised
+        by_batch = batch.indices is None or self.radius_control == "batch"
+        if not report.accepted or (by_batch and gained < self.shrink_below * promised):
+            state["step_radius"] = self.shrink * min(reach, radius)
+        elif by_batch and gained > self.grow_above * promised and reach >= NEAR_BOUNDARY * radius:
+            state["step_radius"] = min(self.grow * radius, self.radius_max)
+
+    def _move(self, state: State, batch: Batch, fixed: FixedBatch, trial: tuple[Vector, float, Vector, float]) -> None:
+        move(state, batch, *trial)
+        if fixed.own is not None:
+            state["own_loss"], state["own_gradient"] = fixed.own
+
+    def _global_pass(self, state: State, batch: Batch, fixed: FixedBatch, report: StepReport) -> StopReason:
+        """At most mu trials on the loss of all ranks from where the preconditioned step ended. *Collective*."""
+        solver, stop = self._global(), StopReason.RUNNING
+        if self.shared_radius:
+            state["radius"] = state["step_radius"]
+        for _ in range(self.global_iterations):
+            if state["gradient_square"] == 0 or stop is not StopReason.RUNNING:
+                break
+            state["known"] = True
+            _, trial = solver.step(cast(Objective, fixed), state, WHOLE)
+            report.finite, stop = report.finite and trial.finite, trial.stop
+            if trial.accepted:
+                report.accepted = True
+                state["promised"] = float(state["promised"]) + trial.predicted
+                if fixed.own is not None:
+                    state["own_loss"], state["own_gradient"] = fixed.own
+        state |= {"known": batch.indices is None, "key_epoch": batch.key[0], "key_number": batch.key[1]}
+        if self.shared_radius:
+            state["step_radius"] = state["radius"]
+        return stop
+
+    def _finish(self, objective: Objective, state: State, batch: Batch, report: StepReport, stop: StopReason) -> None:
+        """What the report says of the whole iteration, the floor of the radius, and the end of a full-batch run."""
+        parameters: Vector = state["parameters"]  # type: ignore[assignment]
+        moved = parameters - state["previous"]
+        square, size = objective.agree(objective.dot(moved, moved), objective.dot(parameters, parameters))
+        report.step_norm, report.loss_after = math.sqrt(square), float(state["loss"])
+        smallest = max(self.radius_min, torch.finfo(parameters.dtype).eps * math.sqrt(size))
+        spent = float(state["step_radius"]) <= smallest
+        state["step_radius"] = max(float(state["step_radius"]), smallest)
+        report.radius = float(state["step_radius"])
+        if report.accepted or batch.indices is not None:
+            return
+        if spent and (stop is not StopReason.RUNNING or not self.global_iterations):
+            report.stop = StopReason.GRADIENT_SMALL if is_stationary(state) else StopReason.RADIUS_SMALL
