@@ -66,7 +66,7 @@ def hpcopt_step(inputs: torch.Tensor, targets: torch.Tensor, args: argparse.Name
 
 
 def ddp_step(inputs: torch.Tensor, targets: torch.Tensor, args: argparse.Namespace) -> Callable[[], object]:
-    """The data parallelism of torch data parallelism over gloo."""
+    """The data parallelism of torch, over gloo."""
     world = MPI.COMM_WORLD
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

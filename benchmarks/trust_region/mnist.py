@@ -24,9 +24,11 @@ from hpcopt.train.job import PreparedJob
 from hpcopt.train.loop import Result
 
 JOB = Path(__file__).resolve().parents[2] / "jobs" / "mnist-trust-region.toml"
-BASELINES = {
-    "trust_region": [],
-    "lbfgs": ["solver.name=lbfgs"],
+FULL = ("trust_region, full batch", "lbfgs, full batch")
+METHODS = {
+    "trust_region, full batch": [],
+    "lbfgs, full batch": ["solver.name=lbfgs"],
+    "trust_region, 1000": ["data.batch=1000"],
     "adam, 1e-3": ["solver.name=adam", "data.batch=512"],
     "sgd, 0.1": ["solver.name=sgd", "solver.momentum=0.9", "data.batch=512", "solver.learning_rate=0.1"],
     "sgd, 0.01": ["solver.name=sgd", "solver.momentum=0.9", "data.batch=512", "solver.learning_rate=0.01"],
@@ -57,13 +59,13 @@ class Watch:
 
 def train(comm: Communicator, name: str, args: argparse.Namespace) -> tuple[Result, Watch]:
     """One run of the job with the settings of ``name``."""
-    settings = [f"data.root={args.root}", f"run.seed={args.seed}", f"run.name={name}", *BASELINES[name]]
-    if name not in ("trust_region", "lbfgs"):
+    settings = [f"data.root={args.root}", f"run.seed={args.seed}", f"run.name={name}", *METHODS[name]]
+    if name not in FULL:
         settings.append(f"run.epochs={args.small_batch_epochs}")
         settings.append("run.evaluate_every=1")
     prepared = PreparedJob(parse_job(read_job(JOB), settings), comm)
     watch = Watch()
-    directory = args.runs / name.replace(", ", "-")
+    directory = args.runs / name.replace(", ", "-").replace(" ", "-")
     return prepared.run(directory, fresh=True, listeners=[watch]), watch
 
 
@@ -72,7 +74,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", required=True)
     parser.add_argument("--runs", type=Path, default=Path("runs/benchmark-mnist"))
-    parser.add_argument("--methods", nargs="+", default=list(BASELINES), choices=list(BASELINES))
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--small-batch-epochs", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path)
@@ -86,8 +88,8 @@ def main() -> None:
             work = result.history[-1]["gradient_equivalents"]
             figures = [f"{work:.0f}", f"{result.seconds:.0f}", f"{result.final.train_loss:.2e}"]
             accuracies = [f"{100 * result.final.test_accuracy:.2f}", f"{100 * result.best.test_accuracy:.2f}"]
-            full = name in ("trust_region", "lbfgs")
-            rows.append([name, *figures, *accuracies, str(watch.rejected), str(watch.rises) if full else "-"])
+            rises = str(watch.rises) if name in FULL else "-"
+            rows.append([name, *figures, *accuracies, str(watch.rejected), rises])
     if comm.rank == 0:
         head = [
             "method",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 
@@ -46,10 +47,17 @@ class Ledger:
         account[1] += nbytes
         account[2] += seconds
 
-    def rows(self) -> list[LedgerRow]:
-        """One row a label, the most expensive first."""
-        rows = [LedgerRow(name, int(a[0]), int(a[1]), a[2]) for name, a in self._accounts.items()]
-        return sorted(rows, key=lambda row: (-row.seconds_waited, row.label))
+    def snapshot(self) -> dict[str, tuple[float, ...]]:
+        """A copy of the accounts, from which ``rows`` can count."""
+        return {name: tuple(account) for name, account in self._accounts.items()}
+
+    def rows(self, since: Mapping[str, tuple[float, ...]] | None = None) -> list[LedgerRow]:
+        """One row a label, the most expensive first; with ``since``, what was booked after that snapshot."""
+        before, rows = since or {}, []
+        for name, account in self._accounts.items():
+            calls, nbytes, seconds = before.get(name, (0.0, 0.0, 0.0))
+            rows.append(LedgerRow(name, int(account[0] - calls), int(account[1] - nbytes), account[2] - seconds))
+        return sorted((row for row in rows if row.calls), key=lambda row: (-row.seconds_waited, row.label))
 
     def totals(self) -> LedgerTotals:
         """Sums over all labels."""

@@ -59,14 +59,16 @@ class BucketedGradient:
         return self._long and (micro is None or batch.total <= micro)
 
     def reduce(
-        self, w: Vector, batch: Batch, scale: float, buffer: Vector, write: Callable[[Vector, float], None]
+        self, w: Vector, batch: Batch, scale: float, buffer: Vector, write: Callable[[Vector, Vector, float], None]
     ) -> float:
         """Fill ``buffer`` with the summed gradient and the scalars that ``write`` puts behind it. *Collective*."""
         self._buffer, self._requests = buffer, []
         self._missing, self._ready = [len(bucket) for bucket in self._buckets], set()
+        for tensor in self._shard.parameters.tensors:
+            tensor.grad = None  # one that is left from elsewhere would be added to
         loss = self._shard.backward_sum(w, batch, scale)
         self._complete()
-        write(buffer, loss * scale)
+        write(buffer, w, loss * scale)
         self._comm.allreduce(buffer[w.numel() :], label="loss")
         for request in self._requests:
             request.wait()

@@ -65,10 +65,10 @@ class DataParallelObjective:
         self.comm, self.weight_decay, self.size = comm, weight_decay, parameters.size
         self.shard = Shard(model, make_loss(loss), inputs, targets, parameters, stochastic, micro_batch)
         with comm.together("checking the data against the model"):
-            self.outputs = _check_fit(self.shard)
+            outputs, draws = _check_fit(self.shard)
         self.samples = int(comm.reduce_scalars([float(len(inputs))], label="samples")[0])
-        draws = comm.reduce_scalars([float(_draws(self.shard))], op="max", label="samples")[0]
-        stochastic.draws = bool(draws)
+        most = comm.reduce_scalars([outputs, draws], op="max", label="samples")
+        self.outputs, stochastic.draws = int(most[0]), bool(most[1])
         if self.samples == 0:
             raise UsageError("no rank has a training sample; the mean loss of nothing is not defined", collective=True)
         self.work = Work()
@@ -78,6 +78,9 @@ class DataParallelObjective:
         self._spare: Vector | None = None
         self._buckets = BucketedGradient(self.shard, comm, bucket_bytes)
         parameters.bind(comm.bcast(parameters.copy(), label="parameters"))
+        for buffer in model.buffers():
+            if buffer.is_floating_point() and buffer.numel():
+                buffer.copy_(comm.bcast(buffer.to(torch.float64).contiguous(), label="parameters"))
 
     @property
     def full_batch(self) -> Batch:
@@ -99,14 +102,14 @@ class DataParallelObjective:
 
     def value(self, w: Vector, batch: Batch) -> float:
         """f(w) on the batch. *Collective*, one reduction of float64 scalars."""
-        loss = self.shard.loss_sum(w, batch) / batch.total
+        loss = self.shard.loss_sum(w, batch) / batch.total + self._own_decay(w)
         self.work.values += batch.total / self.samples
         reduced = self.comm.reduce_scalars([loss, self.flag], label="value")
         self.flags_seen += reduced[1]
-        return reduced[0] + self._decay(w)
+        return reduced[0]
 
     def value_and_gradient(self, w: Vector, batch: Batch) -> tuple[float, Vector]:
-        """f(w) and its gradient, a new vector the caller owns. *Collective*, one reduction of n + 20 numbers.
+        """f(w) and its gradient, a new vector the caller owns. *Collective*, one reduction of n + 32 numbers.
 
         The loss rides at the end of the gradient's buffer, exact to float64 (see ``exact_sum``).
         """
@@ -114,17 +117,17 @@ class DataParallelObjective:
         gradient = buffer[: self.size]
         scale = 1.0 / batch.total
         if self._buckets.wanted(batch):
-            loss = self._buckets.reduce(w, batch, scale, buffer, self._write_scalars)
+            self._buckets.reduce(w, batch, scale, buffer, self._write_scalars)
         else:
             loss = self.shard.gradient_sum(w, batch, scale, gradient)
-            self._write_scalars(buffer, loss * scale)
+            self._write_scalars(buffer, w, loss * scale)
             self.comm.allreduce(buffer, label="gradient")
         value, flags = self._read_scalars(buffer)
         self.flags_seen += flags
         self.work.gradients += batch.total / self.samples
         if self.weight_decay:
             gradient.add_(w, alpha=self.weight_decay)
-        return value + self._decay(w), gradient
+        return value, gradient
 
     def value_and_gradients(self, w: Vector, batch: Batch) -> tuple[float, Vector, float, Vector]:
         """f(w), its gradient, and this rank's f_d(w) with its gradient, from one evaluation. *Collective*.
@@ -135,7 +138,7 @@ class DataParallelObjective:
         gradient = buffer[: self.size]
         loss = self.shard.gradient_sum(w, batch, scale, gradient)
         own = gradient * (batch.total / max(batch.count, 1))
-        self._write_scalars(buffer, loss * scale)
+        self._write_scalars(buffer, w, loss * scale)
         self.comm.allreduce(buffer, label="gradient")
         value, flags = self._read_scalars(buffer)
         self.flags_seen += flags
@@ -144,7 +147,7 @@ class DataParallelObjective:
             gradient.add_(w, alpha=self.weight_decay)
             own.add_(w, alpha=self.weight_decay)
         decay = self._decay(w)
-        return value + decay, gradient, loss / max(batch.count, 1) + decay, own
+        return value, gradient, loss / max(batch.count, 1) + decay, own
 
     def share(self, batch: Batch) -> float:
         """w_d: the part of the batch's samples that this rank holds."""
@@ -210,6 +213,19 @@ class DataParallelObjective:
         for buffer, part in zip(buffers, flat.split([b.numel() for b in buffers]), strict=True):
             buffer.copy_(part.view(buffer.shape))
 
+    def copy_buffers(self) -> list[torch.Tensor]:
+        """What the model holds besides parameters, such as running statistics."""
+        return [buffer.clone() for buffer in self.shard.module.buffers()]
+
+    def restore_buffers(self, buffers: list[torch.Tensor]) -> None:
+        """Put back what ``copy_buffers`` gave."""
+        for buffer, kept in zip(self.shard.module.buffers(), buffers, strict=True):
+            buffer.copy_(kept)
+
+    def _own_decay(self, w: Vector) -> float:
+        """Weight decay on rank 0, 0 elsewhere: added before the reduction, it is the same number on all ranks."""
+        return self._decay(w) if self.comm.rank == 0 else 0.0
+
     def _decay(self, w: Vector) -> float:
         return 0.5 * self.weight_decay * vectors.dot(w, w) if self.weight_decay else 0.0
 
@@ -225,8 +241,8 @@ class DataParallelObjective:
         self._lent = buffer
         return buffer
 
-    def _write_scalars(self, buffer: Vector, loss: float) -> None:
-        scalars: Sequence[float] = (loss, self.flag)
+    def _write_scalars(self, buffer: Vector, w: Vector, loss: float) -> None:
+        scalars: Sequence[float] = (loss + self._own_decay(w), self.flag)
         if buffer.dtype != torch.float64:
             scalars = exact_sum.split_all(scalars)
         if buffer.is_cuda:
@@ -248,30 +264,25 @@ def _on(array: torch.Tensor | np.ndarray, dtype: torch.dtype, device: torch.devi
     return tensor.to(device=device, dtype=kind).contiguous()
 
 
-def _draws(shard: Shard) -> bool:
-    """Whether the model draws random numbers in training, as this rank's first samples show; False without samples."""
-    if not len(shard.inputs):
-        return False
-    shard.module.train()
-    try:
-        with torch.no_grad():
-            return shard.stochastic.drew(lambda: shard.module(shard.inputs[:2]), shard.inputs.device)
-    except ValueError:  # batch normalisation of a single sample: assume the worse
-        return True
+def _check_fit(shard: Shard) -> tuple[int, bool]:
+    """Number of outputs C and whether the model draws random numbers, from samples of this rank; (0, False) without.
 
-
-def _check_fit(shard: Shard) -> int:
-    """Number of outputs C, after one sample went through the model and the loss accepted all targets."""
+    Raises:
+        UsageError: the model does not take the samples, or the loss does not take outputs or targets.
+    """
     if len(shard.inputs) != len(shard.targets):
         raise UsageError(
             f"there are {len(shard.inputs)} inputs but {len(shard.targets)} targets; every sample needs one of each"
         )
     if not len(shard.inputs):
-        return 0
+        return 0, False
     was_training = shard.module.training
     try:
         with torch.no_grad():
             outputs = shard.module.eval()(shard.inputs[:1])
+            if not isinstance(outputs, torch.Tensor):
+                raise TypeError(f"it returned a {type(outputs).__name__}, not a tensor of outputs")
+            draws = _draws(shard)
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         raise UsageError(
             f"the model {type(shard.module).__name__} does not take a sample of shape {tuple(shard.inputs.shape[1:])}: "
@@ -280,4 +291,13 @@ def _check_fit(shard: Shard) -> int:
     finally:
         shard.module.train(was_training)
     shard.loss.check(outputs.expand(1, *outputs.shape[1:]), shard.targets)
-    return int(outputs.shape[-1])
+    return int(outputs.shape[-1]), draws
+
+
+def _draws(shard: Shard) -> bool:
+    """Whether the model draws random numbers in training, as two samples show."""
+    shard.module.train()
+    try:
+        return shard.stochastic.drew(lambda: shard.module(shard.inputs[:2]), shard.inputs.device)
+    except ValueError:  # batch normalisation refuses a single sample: assume the worse
+        return True

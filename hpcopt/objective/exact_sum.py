@@ -11,16 +11,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-DIGITS = 10
+DIGITS = 16
 _BITS = 12
-_TOP = 40  # exponent of the first digit's upper end: values must be below 2**40
+_TOP = 112  # exponent of the first digit's upper end: leaves room in a float32 for the sum over 4,096 ranks
 _SCALES = tuple(2.0 ** (_TOP - _BITS * (i + 1)) for i in range(DIGITS))
 
 
 def split(value: float) -> list[float]:
     """Cut a float64 into ``DIGITS`` numbers that are exact in float32 and whose sum is ``value`` to 2**-80.
 
-    A value that is not finite or not below 2**40 in magnitude becomes NaN digits, and with them a NaN sum.
+    A value that is not finite or not below 2**112 in magnitude becomes NaN digits, and with them a NaN sum.
     """
     if not abs(value) < 2.0**_TOP:
         return [math.nan] * DIGITS

@@ -29,31 +29,38 @@ class ImplicitLinearization:
 
     def jvp(self, v: Vector) -> torch.Tensor:
         """J v for this rank's samples, shape (b, C)."""
-        with self._frozen():
-            tangents = [jvp(self._outputs(inputs), (self._w,), (v,))[1] for inputs, _ in self._pieces]
+        tangents = [self._push(piece, v) for piece in range(len(self._pieces))]
         return torch.cat(tangents) if tangents else self._w.new_zeros(0, self._objective.outputs)
 
     def vjp(self, u: torch.Tensor) -> Vector:
         """J^T u summed over the samples of all ranks, for u of shape (b, C). *Collective*."""
         total = torch.zeros_like(self._w)
-        with self._frozen():
-            for (inputs, _), part in zip(self._pieces, self._split(u), strict=True):
-                pull_back = vjp(self._outputs(inputs), self._w)[1]
-                total += pull_back(part)[0]
+        for piece, part in enumerate(self._split(u)):
+            total += self._linear(piece)[1](part)[0]
         return self._objective.reduce(total)
 
     def gauss_newton(self, v: Vector) -> Vector:
         """(1/B) J^T H J v + weight_decay v. *Collective*, one reduction."""
         loss, total = self._objective.shard.loss, torch.zeros_like(self._w)
-        with self._frozen():
-            for inputs, targets in self._pieces:
-                function = self._outputs(inputs)
-                tangents = jvp(function, (self._w,), (v,))[1]
-                outputs, pull_back = vjp(function, self._w)[:2]
-                total += pull_back(loss.hessian_product(outputs, targets, tangents))[0]
+        for piece, (_, targets) in enumerate(self._pieces):
+            tangents = self._push(piece, v)
+            outputs, pull_back = self._linear(piece)
+            total += pull_back(loss.hessian_product(outputs, targets, tangents))[0]
         self._objective.count_products(self._batch)
         product = self._objective.reduce(total.div_(max(self._batch.total, 1)))
         return product.add_(v, alpha=self._objective.weight_decay)
+
+    def _push(self, piece: int, v: Vector) -> torch.Tensor:
+        """J v of one piece of the batch."""
+        with self._frozen(piece):
+            tangents: torch.Tensor = jvp(self._outputs(self._pieces[piece][0]), (self._w,), (v,))[1]
+        return tangents
+
+    def _linear(self, piece: int) -> tuple[torch.Tensor, Callable[[torch.Tensor], tuple[Vector]]]:
+        """Outputs of one piece and the map u -> J^T u."""
+        with self._frozen(piece):
+            outputs, pull_back = vjp(self._outputs(self._pieces[piece][0]), self._w)[:2]
+        return outputs, pull_back
 
     def _outputs(self, inputs: torch.Tensor) -> Callable[[Vector], torch.Tensor]:
         """The outputs on ``inputs`` as a function of the flat vector."""
@@ -68,10 +75,10 @@ class ImplicitLinearization:
 
         return outputs
 
-    def _frozen(self) -> AbstractContextManager[None]:
+    def _frozen(self, piece: int) -> AbstractContextManager[None]:
         shard = self._objective.shard
         shard.module.train()
-        return shard.stochastic.frozen(self._batch.key, self._w.device, may_update=False)
+        return shard.stochastic.frozen(self._batch.key, piece, self._w.device, may_update=False)
 
     def _split(self, u: torch.Tensor) -> list[torch.Tensor]:
         return list(u.split([len(inputs) for inputs, _ in self._pieces])) if self._pieces else []

@@ -56,26 +56,27 @@ class Shard:
     def loss_sum(self, w: Vector, batch: Batch) -> float:
         """Sum of the losses of this rank's samples in ``batch`` at w."""
         self._prepare(w)
-        with torch.no_grad(), self.stochastic.frozen(batch.key, w.device, may_update=False):
-            sums = [self.loss.sum(self.module(inputs), targets) for inputs, targets in self.chunks(batch)]
-        return sum(float(part) for part in sums)
+        total = 0.0
+        for piece, (inputs, targets) in enumerate(self.chunks(batch)):
+            with torch.no_grad(), self.stochastic.frozen(batch.key, piece, w.device, may_update=False):
+                total += float(self.loss.sum(self.module(inputs), targets))
+        return total
 
     def gradient_sum(self, w: Vector, batch: Batch, scale: float, out: Vector) -> float:
         """Write ``scale`` times the gradient of the loss sum into ``out`` (n,) and return the loss sum itself."""
         self._prepare(w)
-        total, first = 0.0, True
-        with self.stochastic.frozen(batch.key, w.device, may_update=True):
-            for inputs, targets in self.chunks(batch):
+        total = 0.0
+        if not batch.count:
+            out.zero_()
+        for piece, (inputs, targets) in enumerate(self.chunks(batch)):
+            with self.stochastic.frozen(batch.key, piece, w.device, may_update=True):
                 loss = self.loss.sum(self.module(inputs), targets)
                 gradients = torch.autograd.grad(loss * scale, self.parameters.tensors, materialize_grads=True)
-                if first:
-                    self.parameters.flatten(gradients, out)
-                else:
-                    out.add_(torch.cat([g.reshape(-1) for g in gradients]))
-                total += float(loss.detach())
-                first = False
-        if first:
-            out.zero_()
+            if piece == 0:
+                self.parameters.flatten(gradients, out)
+            else:
+                out.add_(torch.cat([g.reshape(-1) for g in gradients]))
+            total += float(loss.detach())
         return total
 
     def backward_sum(self, w: Vector, batch: Batch, scale: float) -> float:
@@ -84,11 +85,11 @@ class Shard:
         The batch must fit in one pass (no ``micro_batch`` below it).
         """
         self._prepare(w)
-        with self.stochastic.frozen(batch.key, w.device, may_update=True):
-            for inputs, targets in self.chunks(batch):
+        for inputs, targets in self.chunks(batch):
+            with self.stochastic.frozen(batch.key, 0, w.device, may_update=True):
                 loss = self.loss.sum(self.module(inputs), targets)
                 (loss * scale).backward()
-                return float(loss.detach())
+            return float(loss.detach())
         return 0.0
 
     def _prepare(self, w: Vector) -> None:

@@ -2,13 +2,13 @@
 
 Dropout draws the same masks in every evaluation of one batch, seeded by (seed, batch key, rank). Batch normalisation
 normalises by the statistics of the batch, and its running averages, which evaluation uses, move once a batch: in the
-first gradient of that batch, as they would in a first-order trainer.
+first gradient of that batch (of its first micro-batch), as they would in a first-order trainer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 
@@ -31,28 +31,31 @@ class StochasticState:
         self.draws = True
 
     @contextmanager
-    def frozen(self, key: tuple[int, int], device: torch.device, *, may_update: bool) -> Iterator[None]:
-        """Evaluate on the batch ``key`` with its masks; running statistics move if they have not for this batch."""
+    def frozen(self, key: tuple[int, int], piece: int, device: torch.device, *, may_update: bool) -> Iterator[None]:
+        """One forward pass on the given piece of the batch ``key``, with the masks that this piece always has.
+
+        With ``may_update`` the running statistics move, if they have not yet for this batch and stay finite.
+        """
         update = may_update and bool(self._norms) and key != self._last_updated
+        before = [buffer.clone() for norm in self._norms for buffer in norm.buffers()]
         for norm in self._norms:
             norm.track_running_stats = update
         try:
-            if self.draws:
-                with self._seeded(key, device):
-                    yield
-            else:
+            with self._seeded((*key, piece), device) if self.draws else nullcontext():
                 yield
         finally:
             for norm in self._norms:
                 norm.track_running_stats = True
             if update:
                 self._last_updated = key
+            if not update or not self._finite():
+                self._restore(before)
 
     def drew(self, evaluate: Callable[[], object], device: torch.device) -> bool:
         """Whether ``evaluate`` drew from torch's generators, which are left as they were found."""
         found = [generator.get_state() for generator in _generators(device)]
         try:
-            with self.frozen((0, 0), device, may_update=False):
+            with self.frozen((0, 0), 0, device, may_update=False):
                 before = [generator.get_state() for generator in _generators(device)]
                 evaluate()
                 after = [generator.get_state() for generator in _generators(device)]
@@ -61,8 +64,15 @@ class StochasticState:
                 generator.set_state(state)
         return not all(map(torch.equal, before, after))
 
+    def _finite(self) -> bool:
+        return all(bool(buffer.isfinite().all()) for norm in self._norms for buffer in norm.buffers())
+
+    def _restore(self, before: list[torch.Tensor]) -> None:
+        for buffer, kept in zip((b for norm in self._norms for b in norm.buffers()), before, strict=True):
+            buffer.copy_(kept)
+
     @contextmanager
-    def _seeded(self, key: tuple[int, int], device: torch.device) -> Iterator[None]:
+    def _seeded(self, key: tuple[int, ...], device: torch.device) -> Iterator[None]:
         """The batch's own random numbers; torch's generators are left as they were found."""
         found = [generator.get_state() for generator in _generators(device)]
         for generator in _generators(device):

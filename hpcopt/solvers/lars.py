@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import torch
 
 from hpcopt.objective.protocol import Batch, Objective
+from hpcopt.solvers.agreement import agreed_dot
 from hpcopt.solvers.checks import check_number
 from hpcopt.solvers.schedules import ScheduledRate
 from hpcopt.solvers.solver import State, StepReport
@@ -59,7 +60,7 @@ class LARS(ScheduledRate):
         parameters: torch.Tensor = state["parameters"]  # type: ignore[assignment]
         velocity: torch.Tensor = state["velocity"]  # type: ignore[assignment]
         loss, gradient = objective.value_and_gradient(parameters, batch)
-        norm = math.sqrt(objective.dot(gradient, gradient))
+        norm = math.sqrt(agreed_dot(objective, gradient, gradient))
         rate = self.rate(batch.position)
         report = StepReport(loss=loss, gradient_norm=norm, step_norm=math.nan, step_size=rate)
         if not math.isfinite(loss + norm):
@@ -78,8 +79,8 @@ class LARS(ScheduledRate):
             return
         weights = [parameters[part] for part in slices]
         gradients = [gradient[part] for part in slices]
-        size = torch.stack(torch._foreach_norm(weights))
-        slope = torch.stack(torch._foreach_norm(gradients))
+        norms = torch.stack([*torch._foreach_norm(weights), *torch._foreach_norm(gradients)])
+        size, slope = torch.tensor(objective.agree(*norms.tolist()), dtype=norms.dtype).chunk(2)
         if self.weight_decay:
             torch._foreach_add_(gradients, weights, alpha=self.weight_decay)
         ratio = self.trust * size / (slope + self.weight_decay * size)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from hpcopt.objective.protocol import Batch, Objective
+from hpcopt.solvers.agreement import agreed_dot
 from hpcopt.solvers.checks import check_flag, check_number, fail
 from hpcopt.solvers.schedules import ScheduledRate
 from hpcopt.solvers.solver import State, StepReport
@@ -53,7 +54,7 @@ class SGD(ScheduledRate):
         """One update. *Collective*, one reduction. A loss or gradient that is not finite leaves the state untouched."""
         parameters: torch.Tensor = state["parameters"]  # type: ignore[assignment]
         loss, gradient = objective.value_and_gradient(parameters, batch)
-        norm = math.sqrt(objective.dot(gradient, gradient))
+        norm = math.sqrt(agreed_dot(objective, gradient, gradient))
         rate = self.rate(batch.position)
         report = StepReport(loss=loss, gradient_norm=norm, step_size=rate)
         if not math.isfinite(loss + norm):

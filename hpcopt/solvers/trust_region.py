@@ -220,5 +220,5 @@ class TrustRegion:
         if state["radius"] >= smallest:
             return
         state["radius"] = smallest
-        if batch.indices is None:
+        if batch.indices is None and report.finite:
             report.stop = StopReason.GRADIENT_SMALL if is_stationary(state) else StopReason.RADIUS_SMALL

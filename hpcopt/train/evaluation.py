@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from hpcopt.errors import UsageError
 from hpcopt.objective.data_parallel import DataParallelObjective
 from hpcopt.objective.losses import Loss, predictions_correct
 from hpcopt.objective.protocol import Vector
@@ -48,8 +49,14 @@ class Evaluator:
         classification: bool,
     ) -> None:
         self._objective, self._test, self._classification = objective, test, classification
-        sizes = objective.comm.reduce_scalars([float(len(test[0])) if test else 0.0], label="evaluation")
-        self._test_size = int(sizes[0])
+        given = objective.comm.allgather_objects(len(test[0]) if test else None, label="evaluation")
+        if None in given and any(size is not None for size in given):
+            raise UsageError(
+                f"rank {given.index(None)} was given no test set, but others were; give every rank its part, which may "
+                "be empty, or none of them any",
+                collective=True,
+            )
+        self._test_size = sum(size or 0 for size in given)
         self._test_variance = self._variance(test[1]) if test and not classification else math.nan
 
     def __call__(self, w: Vector) -> Metrics:
@@ -80,7 +87,7 @@ class Evaluator:
                 if self._classification:
                     sums[1] += predictions_correct(outputs, y)
                 else:
-                    sums[2] += float((outputs - y).square().sum(dtype=torch.float64))
+                    sums[2] += float((outputs - y.reshape(outputs.shape)).square().sum(dtype=torch.float64))
         return sums
 
     def _metrics(self, sums: list[float]) -> Metrics:
@@ -89,7 +96,8 @@ class Evaluator:
         return Metrics(
             train_loss=sums[0] / train,
             train_accuracy=sums[1] / train if accuracy else math.nan,
-            test_loss=sums[3] / test if test else math.nan,
+            # NaN says that there is no test set.
+            test_loss=(sums[3] / test if math.isfinite(sums[3]) else math.inf) if test else math.nan,
             test_accuracy=sums[4] / test if test and accuracy else math.nan,
             test_explained_variance=1 - sums[5] / self._test_variance if self._test_variance > 0 else math.nan,
         )
@@ -97,6 +105,7 @@ class Evaluator:
     def _variance(self, targets: torch.Tensor) -> float:
         """Sum of squared distances of all ranks' test targets from their mean."""
         comm, values = self._objective.comm, targets.to(torch.float64)
-        mean = torch.tensor(comm.reduce_scalars(values.sum(0).flatten().tolist(), label="evaluation"))
-        centred = values - (mean / max(self._test_size, 1)).to(values).reshape(values.shape[1:])
+        sums = comm.reduce_scalars(values.sum(0).flatten().tolist(), label="evaluation")
+        mean = torch.tensor(sums, dtype=torch.float64) / max(self._test_size, 1)
+        centred = values - mean.to(values).reshape(values.shape[1:])
         return comm.reduce_scalars([float(centred.square().sum())], label="evaluation")[0]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from hpcopt.errors import UsageError
+
 
 class RankLog:
     """Writes the package's log to ``log/rankNNNN.log``: all of it on rank 0, warnings only on the others.
@@ -14,8 +16,14 @@ class RankLog:
 
     def __init__(self, run_dir: Path, rank: int, size: int) -> None:
         path = run_dir / "log" / f"rank{rank:04d}.log"
-        path.parent.mkdir(exist_ok=True)
-        self._handler = logging.FileHandler(path, delay=rank != 0, encoding="utf-8")
+        try:
+            path.parent.mkdir(exist_ok=True)
+            self._handler = logging.FileHandler(path, delay=rank != 0, encoding="utf-8")
+        except OSError as error:
+            raise UsageError(
+                f"the log {path} cannot be written: {error.strerror}. All ranks must be able to write to the run "
+                "directory; choose one on a shared file system with --run-dir"
+            ) from error
         self._handler.setLevel(logging.INFO if rank == 0 else logging.WARNING)
         form = f"%(asctime)s [rank {rank}/{size}] %(levelname)s %(name)s: %(message)s"
         self._handler.setFormatter(logging.Formatter(form))

@@ -8,11 +8,12 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
+from hpcopt.comm.ledger import LedgerTotals
 from hpcopt.objective.data_parallel import DataParallelObjective
-from hpcopt.objective.protocol import Batch, Vector
+from hpcopt.objective.protocol import Batch, Vector, Work
 from hpcopt.solvers.solver import Solver, State, StepReport, StopReason
 from hpcopt.train.agreement import check_agreement
 from hpcopt.train.evaluation import Metrics
@@ -94,7 +95,7 @@ class TrainingLoop:
         self._listeners = listeners
         self._done, self._seconds, self._not_finite = 0, 0.0, 0
         self._accepted = self._rejected = 0
-        self._step_seconds = self._waited_before = 0.0
+        self._step_seconds = self._step_waited = 0.0
         self._history: list[dict[str, float]] = []
         self._best = Metrics()
         self._best_epoch = 0.0
@@ -102,6 +103,9 @@ class TrainingLoop:
     def run(self) -> Result:
         """Train to the end. *Collective*."""
         self._started = time.perf_counter()
+        self._ledger_before = self.objective.comm.ledger.totals()
+        self._work_before = replace(self.objective.work)
+        self.objective.flags_seen = 0.0
         state = self.solver.init(self.objective)
         report = StepReport(loss=math.nan)
         self._initial = self._look(state, report)
@@ -122,11 +126,12 @@ class TrainingLoop:
         objective, limit = self.objective, self.criteria.seconds
         out_of_time = limit is not None and time.perf_counter() - self._started >= limit
         objective.flag = 1.0 if out_of_time and objective.comm.rank == 0 else 0.0
-        started = time.perf_counter()
+        waited, started = self._spent().seconds_waited, time.perf_counter()
         state, report = self.solver.step(objective, state, self._batches(self._done))
         elapsed = time.perf_counter() - started
         self._seconds += elapsed
         self._step_seconds += elapsed
+        self._step_waited += self._spent().seconds_waited - waited
         self._done += 1
         if self.criteria.check_agreement:
             check_agreement(objective.comm, state["parameters"], self._done)
@@ -135,7 +140,8 @@ class TrainingLoop:
     def _after_step(self, report: StepReport) -> StopReason:
         self._accepted += report.accepted
         self._rejected += not report.accepted
-        self._not_finite = 0 if report.finite else self._not_finite + 1
+        # A trial within an accepted step may have met such a number and been cut back.
+        self._not_finite = 0 if report.finite or report.accepted else self._not_finite + 1
         self._tell_iteration(report)
         if self._not_finite >= self.criteria.give_up_after:
             return StopReason.NOT_FINITE
@@ -157,9 +163,8 @@ class TrainingLoop:
         """Evaluate the whole sets and tell the listeners. *Collective*."""
         metrics = self._evaluate(_parameters(state))
         comm = self.objective.comm
-        waited = comm.ledger.totals().seconds_waited
-        times = comm.gather_objects((self._step_seconds, waited - self._waited_before))
-        self._step_seconds, self._waited_before = 0.0, comm.ledger.totals().seconds_waited
+        times = comm.gather_objects((self._step_seconds, self._step_waited))
+        self._step_seconds = self._step_waited = 0.0
         if comm.rank == 0 and times is not None:
             row = self._evaluation_row(metrics, report)
             self._history.append(row)
@@ -172,7 +177,7 @@ class TrainingLoop:
         if not self._listeners:
             return
         columns = {k: v for k, v in asdict(report).items() if k not in ("finite", "stop")}
-        work, totals = self.objective.work, self.objective.comm.ledger.totals()
+        work, totals = self._work(), self._spent()
         columns |= {
             "iteration": self._done,
             "epoch": self._done / self._per_epoch,
@@ -197,20 +202,34 @@ class TrainingLoop:
             **asdict(metrics),
             "gradient_norm": report.gradient_norm,
             "radius": report.radius,
-            "gradient_equivalents": self.objective.work.gradient_equivalents,
-            "bytes": self.objective.comm.ledger.totals().bytes,
+            "gradient_equivalents": self._work().gradient_equivalents,
+            "bytes": self._spent().bytes,
             "accepted": self._accepted,
             "rejected": self._rejected,
         }
+
+    def _spent(self) -> LedgerTotals:
+        """Communication of this rank since the start of the run; the communicator may be older."""
+        now, before = self.objective.comm.ledger.totals(), self._ledger_before
+        return LedgerTotals(*(a - b for a, b in zip(now, before, strict=True)))  # type: ignore[arg-type]
+
+    def _work(self) -> Work:
+        """Evaluations since the start of the run; the objective may be older."""
+        now, before = self.objective.work, self._work_before
+        values, gradients = now.values - before.values, now.gradients - before.gradients
+        return Work(values, gradients, now.curvature_products - before.curvature_products, now.curvature_cost)
 
     def _keep_best(self, metrics: Metrics, state: State) -> None:
         if self._done == 0 or metrics.score() > self._best.score():
             self._best, self._best_epoch = metrics, self._done / self._per_epoch
             self._best_parameters = _parameters(state).clone()
+            self._best_buffers = self.objective.copy_buffers()
 
     def _result(self, stop: StopReason, state: State, metrics: Metrics) -> Result:
         diverged = stop is StopReason.NOT_FINITE
         final = self._best_parameters.clone() if diverged else _parameters(state)
+        if diverged:
+            self.objective.restore_buffers(self._best_buffers)
         self.objective.shard.parameters.bind(final)
         return Result(
             stop=stop,

@@ -9,14 +9,19 @@ from typing import Any
 
 import torch
 
+from hpcopt.config import RunOptions, StopOptions
 from hpcopt.data.batches import BatchPlan
 from hpcopt.errors import UsageError
 from hpcopt.objective.data_parallel import DataParallelObjective
+from hpcopt.objective.shard import Shard
+from hpcopt.solvers.registry import SOLVERS
 from hpcopt.solvers.solver import Solver
 from hpcopt.train.evaluation import Evaluator
 from hpcopt.train.loop import Criteria, Listener, Result, TrainingLoop
 from hpcopt.train.output import RunOutput
 from hpcopt.train.sampler import Sampler
+
+DEFAULT_EPOCHS = 10
 
 
 def minimize(
@@ -61,21 +66,24 @@ def minimize(
     Raises:
         UsageError: on all ranks, when the options do not fit together or the directory cannot be used.
     """
+    with objective.comm.together("checking the options"):
+        stop = StopOptions(train_loss=train_loss, test_accuracy=test_accuracy, seconds=seconds)
+        run = RunOptions(
+            epochs=epochs, iterations=iterations, stop=stop, evaluate_every=evaluate_every, give_up_after=give_up_after
+        )
     sampler = Sampler(plan_batches(objective, batch, overlap, seed), objective.shard.inputs.device)
-    steps = iterations if iterations is not None else max(1, round((epochs or 10) * sampler.per_epoch))
-    criteria = Criteria(
-        iterations=steps,
-        evaluate_every=max(1, round(evaluate_every * sampler.per_epoch)),
-        train_loss=train_loss,
-        test_accuracy=test_accuracy,
-        seconds=seconds,
-        give_up_after=give_up_after,
-    )
-    horizon = {"horizon_epochs": steps / sampler.per_epoch}
+    criteria = make_criteria(run, sampler.per_epoch)
+    if test_accuracy is not None and (test is None or not is_classification(objective)):
+        raise UsageError(
+            f"test_accuracy = {test_accuracy} can never be reached without a test set of classes; give one or drop it",
+            collective=True,
+        )
+    test = tuple(_on(part, objective.shard) for part in test) if test else None  # type: ignore[assignment]
+    horizon = {"horizon_epochs": criteria.iterations / sampler.per_epoch}
     if getattr(solver, "horizon_epochs", 0.0) is None:
         solver = replace(solver, **horizon)  # type: ignore[type-var]
     facts: dict[str, Any] = {
-        "solver": type(solver).__name__.lower(),
+        "solver": method_name(solver),
         "model": type(objective.shard.module).__name__,
         "data": None,
         "task": "classification" if is_classification(objective) else "regression",
@@ -107,6 +115,26 @@ def train(
     return result
 
 
+def make_criteria(run: RunOptions, per_epoch: int, check_agreement: bool = False) -> Criteria:
+    """The loop's criteria in iterations, from options in epochs."""
+    epochs = DEFAULT_EPOCHS if run.epochs is None else run.epochs
+    return Criteria(
+        iterations=run.iterations or max(1, round(epochs * per_epoch)),
+        evaluate_every=max(1, round(run.evaluate_every * per_epoch)),
+        train_loss=run.stop.train_loss,
+        test_accuracy=run.stop.test_accuracy,
+        seconds=run.stop.seconds,
+        give_up_after=run.give_up_after,
+        check_agreement=check_agreement,
+    )
+
+
+def method_name(solver: Solver) -> str:
+    """The method's name in a job file; a class of the user's own goes by its own name."""
+    own = type(solver).__name__
+    return next((name for name, target in SOLVERS.items() if target.endswith(f":{own}")), own)
+
+
 def plan_batches(objective: DataParallelObjective, batch: int | str, overlap: float, seed: int) -> BatchPlan:
     """The batches of samples that lie on the ranks in contiguous blocks, in the order of the ranks. *Collective*."""
     if isinstance(batch, str) and batch != "full":
@@ -131,3 +159,9 @@ def run_facts(objective: DataParallelObjective, solver: Solver) -> dict[str, Any
         "precision": str(objective.shard.parameters.dtype).removeprefix("torch."),
         "options": {k: v for k, v in vars(solver).items() if isinstance(v, (int, float, str, bool))},
     }
+
+
+def _on(part: torch.Tensor, shard: Shard) -> torch.Tensor:
+    """Test inputs or targets in the precision and on the device of the training samples."""
+    dtype = shard.parameters.dtype if part.is_floating_point() else torch.int64
+    return part.to(device=shard.inputs.device, dtype=dtype)

@@ -11,6 +11,7 @@ from typing import Any
 
 from hpcopt.comm.communicator import Communicator
 from hpcopt.comm.library import library_name
+from hpcopt.errors import HpcoptError
 from hpcopt.solvers.solver import StopReason
 from hpcopt.train.environment import environment
 from hpcopt.train.logs import RankLog
@@ -68,6 +69,7 @@ class RunOutput:
         rank_facts: Mapping[str, Any] | None = None,
     ) -> None:
         self._comm = comm
+        self._ledger_before = comm.ledger.snapshot()
         self._directory: RunDirectory | None = None
         self._recorder: Recorder | None = None
         self._log: RankLog | None = None
@@ -78,7 +80,15 @@ class RunOutput:
         with comm.together("preparing the run directory"):
             if comm.rank == 0:
                 self._open(path, fresh, job, dict(facts or {}), about_ranks or [])
-        self._log = RankLog(path, comm.rank, comm.size)
+        try:
+            with comm.together("opening the log"):
+                self._log = RankLog(path, comm.rank, comm.size)
+        except HpcoptError:
+            if self._recorder is not None:
+                self._recorder.close()
+            if self._directory is not None:
+                self._directory.abandon()
+            raise
 
     @property
     def listeners(self) -> Sequence[Listener]:
@@ -88,8 +98,9 @@ class RunOutput:
     def finish(self, result: Result) -> None:
         """Close the record and say in status.json how the run ended. *Collective*."""
         diverged = result.stop is StopReason.NOT_FINITE
-        totals = self._comm.ledger.totals()
-        calls, moved, waited = self._comm.reduce_scalars([totals.calls, totals.bytes, totals.seconds_waited])
+        rows = self._comm.ledger.rows(self._ledger_before)
+        mine = [sum(r.calls for r in rows), sum(r.bytes for r in rows), sum(r.seconds_waited for r in rows)]
+        calls, moved, waited = self._comm.reduce_scalars(mine)
         self._close(
             status="diverged" if diverged else "finished",
             exit_status=3 if diverged else 0,
@@ -103,7 +114,7 @@ class RunOutput:
                 "seconds": result.seconds,
                 "steps": {"accepted": result.accepted, "rejected": result.rejected},
                 "communication": {"calls": calls, "bytes": moved, "seconds_waited": waited},
-                "by_label": self._by_label(),
+                "by_label": [row._asdict() for row in rows],
             },
         )
 
@@ -138,6 +149,3 @@ class RunOutput:
             logger.info("%s: %s", status["status"], status["stop_reason"])
             self._log.close()
         self._directory = self._recorder = self._log = None
-
-    def _by_label(self) -> list[dict[str, Any]]:
-        return [row._asdict() for row in self._comm.ledger.rows()]

@@ -10,10 +10,12 @@ from mpi4py import MPI
 
 from hpcopt.comm.communicator import Communicator
 from hpcopt.data.batches import BatchPlan
-from hpcopt.errors import UsageError
+from hpcopt.errors import HpcoptError, UsageError
 from hpcopt.layout.block import block
 from hpcopt.objective.data_parallel import DataParallelObjective
 from hpcopt.objective.protocol import Batch
+from hpcopt.train.agreement import check_agreement
+from hpcopt.train.evaluation import Evaluator
 from hpcopt.train.sampler import Sampler
 from tests.support.problems import FEATURES, samples, sharded, small_network
 
@@ -169,3 +171,26 @@ def test_a_flag_raised_on_one_rank_reaches_all_with_the_next_evaluation(comm: Co
         assert objective.flags_seen == 1
         objective.value(w, objective.full_batch)
         assert objective.flags_seen == 2
+
+
+def test_weight_decay_is_added_before_the_reduction_so_that_all_ranks_hold_one_loss(comm: Communicator) -> None:
+    objective = sharded(comm, weight_decay=0.1)
+    w = objective.initial_vector() * (1 + 1e-15 * comm.rank)
+    for value in (objective.value(w, objective.full_batch), objective.value_and_gradient(w, objective.full_batch)[0]):
+        assert comm.allgather_objects(value) == [value] * comm.size
+
+
+def test_a_test_set_on_some_ranks_only_is_refused_on_all(comm: Communicator) -> None:
+    if comm.size == 1:
+        pytest.skip("needs two ranks")
+    objective = sharded(comm)
+    test = (objective.shard.inputs, objective.shard.targets) if comm.rank == 0 else None
+    with pytest.raises(UsageError, match="was given no test set"):
+        Evaluator(objective, test, classification=True)
+
+
+def test_variables_that_differ_between_ranks_are_found_out(comm: Communicator) -> None:
+    check_agreement(comm, torch.ones(5), 3)
+    if comm.size > 1:
+        with pytest.raises(HpcoptError, match="after iteration 3"):
+            check_agreement(comm, torch.full((5,), float(comm.rank == 1)), 3)

@@ -135,6 +135,23 @@ def test_the_global_random_state_is_left_as_it_was(comm: Communicator) -> None:
     assert torch.equal(torch.rand(3), expected)
 
 
+def test_losses_of_any_size_that_a_float32_can_hold_come_through(comm: Communicator) -> None:
+    inputs, targets = samples("squared")
+    objective = DataParallelObjective(small_network().float(), "squared", inputs, 1e9 * targets, comm)
+    w = objective.initial_vector()
+    value, _ = objective.value_and_gradient(w, objective.full_batch)
+    assert value == pytest.approx(objective.value(w, objective.full_batch), rel=1e-14)
+    assert value > 1e17
+
+
+def test_a_value_that_is_not_finite_leaves_the_running_statistics_as_they_were(comm: Communicator) -> None:
+    model = small_network(batch_norm=True)
+    objective = sharded(comm, model=model)
+    w, before = objective.initial_vector(), [b.clone() for b in model.buffers()]
+    objective.value_and_gradient(torch.full_like(w, math.nan), objective.full_batch)
+    assert all(map(torch.equal, before, model.buffers()))
+
+
 def test_running_statistics_move_once_a_batch_and_not_with_trial_evaluations(comm: Communicator) -> None:
     model = small_network(batch_norm=True)
     objective = sharded(comm, model=model)

@@ -90,3 +90,18 @@ def test_batch_normalisation_and_dropout_can_be_linearised(comm: Communicator) -
     linear = objective.linearize(objective.initial_vector(), objective.full_batch)
     v = torch.ones(objective.size, dtype=torch.float64)
     assert torch.equal(linear.gauss_newton(v), linear.gauss_newton(v))
+
+
+@pytest.mark.parametrize("micro_batch", [None, 10])
+def test_all_products_see_the_dropout_masks_of_the_value(comm: Communicator, micro_batch: int | None) -> None:
+    objective = sharded(comm, model=small_network(dropout=0.5), micro_batch=micro_batch)
+    w, batch, h = objective.initial_vector(), objective.full_batch, 1e-5
+    linear = objective.linearize(w, batch)
+    x, y = torch.randn(2, objective.size, generator=torch.Generator().manual_seed(8), dtype=torch.float64)
+    one, other = objective.dot(x, linear.gauss_newton(y)), objective.dot(y, linear.gauss_newton(x))
+    assert one == pytest.approx(other, rel=1e-11)
+    tangents = linear.jvp(x)
+    u = torch.ones_like(tangents)
+    assert float(tangents.sum()) == pytest.approx(objective.dot(x, linear.vjp(u)), rel=1e-11)
+    slope = (objective.value(w + h * x, batch) - objective.value(w - h * x, batch)) / (2 * h)
+    assert slope == pytest.approx(objective.dot(x, objective.value_and_gradient(w, batch)[1]), rel=1e-7)

@@ -40,6 +40,17 @@ class Ear:
 
 
 @dataclass(frozen=True)
+class CutsBack:
+    """A solver that met NaN in a trial and accepted a shorter step."""
+
+    def init(self, objective: Objective) -> State:
+        return {"parameters": objective.initial_vector()}
+
+    def step(self, objective: Objective, state: State, batch: Batch) -> tuple[State, StepReport]:
+        return state, StepReport(loss=1.0, accepted=True, finite=False)
+
+
+@dataclass(frozen=True)
 class Script:
     """A solver that walks through given points; NaN stands for a step that met a number that is not finite."""
 
@@ -131,6 +142,18 @@ def test_numbers_that_are_not_finite_end_the_run_at_the_best_point(comm: Communi
     assert float(result.parameters[0]) == 1.0
 
 
+def test_an_accepted_step_is_no_divergence_even_if_a_trial_in_it_was_not_finite(comm: Communicator) -> None:
+    result = loop(comm, CutsBack(), Criteria(iterations=6, give_up_after=3)).run()
+    assert result.stop is StopReason.EPOCHS_DONE
+
+
+def test_a_stop_by_time_does_not_reach_the_next_run_of_the_same_objective(comm: Communicator) -> None:
+    training = loop(comm, Script((1.0,)), Criteria(iterations=4, seconds=1e-9))
+    assert training.run().stop is StopReason.SECONDS_SPENT
+    training.criteria = Criteria(iterations=4)
+    assert training.run().stop is StopReason.EPOCHS_DONE
+
+
 def test_a_finite_step_in_between_starts_the_count_anew(comm: Communicator) -> None:
     result = run(comm, [3.0, math.nan, math.nan, 1.0, math.nan, math.nan, 2.0], give_up_after=3)
     assert result.stop is StopReason.EPOCHS_DONE
@@ -172,3 +195,16 @@ class TestEvaluation:
         objective = sharded(comm)
         Evaluator(objective, None, classification=True)(objective.initial_vector())
         assert objective.shard.module.training
+
+
+def test_a_second_run_with_the_same_objective_counts_from_zero(comm: Communicator) -> None:
+    training = loop(comm, SGD(learning_rate=0.1), Criteria(iterations=3))
+    first = training.run()
+    ear = Ear()
+    again = TrainingLoop(
+        training.objective, training.solver, training._batches, 1, training._evaluate, training.criteria, [ear]
+    )
+    again.run()
+    assert ear.iterations[-1]["gradients"] == 3
+    assert ear.evaluations[0]["bytes"] <= ear.evaluations[-1]["bytes"] / 3
+    assert len(first.history) == len(ear.evaluations)

@@ -1,0 +1,100 @@
+"""The entry for Python: what it leaves behind, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import hpcopt
+from hpcopt.comm.communicator import Communicator
+from hpcopt.errors import HpcoptError, UsageError
+from hpcopt.solvers.sgd import SGD
+from hpcopt.train.agreement import check_agreement
+from hpcopt.train.minimize import minimize
+from tests.support.problems import samples, sharded
+
+
+def test_it_trains_the_model_and_leaves_a_record(comm: Communicator, tmp_path: Path) -> None:
+    objective = sharded(comm)
+    test = tuple(part[:9] for part in samples())
+    result = minimize(objective, hpcopt.solvers.TrustRegion(), epochs=5, test=test, run_dir=tmp_path / "a")  # type: ignore[arg-type]
+    assert result.final.train_loss < result.initial.train_loss
+    assert torch.equal(objective.initial_vector(), result.parameters)
+    run = hpcopt.open_run(str(tmp_path / "a"))
+    assert run.history["train_loss"][-1] == result.final.train_loss
+    status = json.loads((tmp_path / "a/status.json").read_text())
+    assert (status["status"], status["solver"]) == ("finished", "trust_region")
+
+
+def test_a_second_run_in_the_directory_is_refused_unless_it_is_to_be_moved_aside(
+    comm: Communicator, tmp_path: Path
+) -> None:
+    objective = sharded(comm)
+    minimize(objective, SGD(), epochs=1, run_dir=tmp_path / "a")
+    with pytest.raises(UsageError, match="already holds a run"):
+        minimize(objective, SGD(), epochs=1, run_dir=tmp_path / "a")
+    minimize(objective, SGD(), epochs=1, run_dir=tmp_path / "a", fresh=True)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_schedule_ends_with_the_run(comm: Communicator) -> None:
+    rates: list[float] = []
+
+    class Ear:
+        def iteration(self, **columns: float) -> None:
+            rates.append(columns["step_size"])
+
+        def evaluation(self, **columns: float) -> None: ...
+
+        def rank_times(self, *_: Any) -> None: ...
+
+    minimize(sharded(comm), SGD(learning_rate=1.0, schedule="linear"), epochs=4, listeners=[Ear()])
+    assert rates == pytest.approx([1.0, 0.75, 0.5, 0.25])
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"epochs": 0}, "epochs"),
+        ({"epochs": 1, "iterations": 1}, "both given"),
+        ({"test_accuracy": 0.5}, "can never be reached"),
+        ({"seconds": -1}, "seconds"),
+        ({"batch": 38}, "38"),
+        ({"batch": "ful"}, '"full"'),
+        ({"evaluate_every": 0}, "evaluate_every"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(comm: Communicator, options: dict[str, Any], says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        minimize(sharded(comm), SGD(), **options)
+
+
+def test_public_names_can_be_imported_and_others_are_refused() -> None:
+    for name in hpcopt.__all__:
+        assert getattr(hpcopt, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = hpcopt.nothing
+
+
+def test_a_rank_with_other_variables_is_found_out(comm: Communicator, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_agreement(comm, torch.ones(3), 1)
+    monkeypatch.setattr(type(comm), "reduce_scalars", lambda *_, **__: [1.0, -2.0])
+    with pytest.raises(HpcoptError, match="after iteration 1"):
+        check_agreement(comm, torch.ones(3), 1)
+
+
+def test_a_test_loss_that_is_not_finite_is_never_the_best(comm: Communicator) -> None:
+    from hpcopt.train.evaluation import Evaluator
+
+    inputs, targets = samples("squared")
+    objective = sharded(comm, "squared")
+    bad = inputs.clone()
+    bad[0, 0] = math.nan
+    metrics = Evaluator(objective, (bad, targets), classification=False)(objective.initial_vector())
+    assert metrics.test_loss == math.inf
+    assert metrics.score()[1] == -math.inf
