@@ -14,7 +14,7 @@ from hpcopt.data.reader import Reader, Source, read_rows
 from hpcopt.data.sources import open_source
 from hpcopt.data.split import split_rows
 from hpcopt.data.standardize import Scaling, choose_kind, fit
-from hpcopt.data.targets import class_values, distinct_labels, infer_task, to_classes, to_values
+from hpcopt.data.targets import check_labels, class_values, distinct_labels, infer_task, to_classes, to_values
 from hpcopt.errors import UsageError
 from hpcopt.layout.block import block
 
@@ -111,7 +111,7 @@ def _read_shards(source: Source, options: DataOptions, comm: Communicator, seed:
     """This rank's shard of the training set and, if there is one, of the test set. *Collective*."""
     if options.test is False:
         source.test = None
-    _check_agreement(source, comm)
+    _check_sources(source, comm)
     if source.sharded:
         _refuse_cuts(options)
         readers = [reader for reader in (source.train, source.test) if reader is not None]
@@ -120,10 +120,12 @@ def _read_shards(source: Source, options: DataOptions, comm: Communicator, seed:
     else:
         readers, plans = _dealt_rows(source, options, comm, seed)
     with comm.together("reading the data"):
-        return [
+        shards = [
             Shard(*read_rows(reader, rows), rows, start, total, reader)
             for reader, (rows, start, total) in zip(readers, plans, strict=True)
         ]
+    _check_shards(shards, source, comm)
+    return shards
 
 
 Rows = tuple[np.ndarray, int, int]
@@ -177,18 +179,45 @@ def _refuse_cuts(options: DataOptions) -> None:
             )
 
 
-def _check_agreement(source: Source, comm: Communicator) -> None:
+def _check_sources(source: Source, comm: Communicator) -> None:
     """Refuse ranks that see different files, as happens with folders local to a machine. *Collective*."""
-    mine = [float(np.prod(source.train.shape)), float(len(source.train.shape))]
-    if not source.sharded:
-        mine += [float(source.train.rows), float(source.test.rows if source.test else -1)]
-    low, high = comm.reduce_scalars(mine, op="min"), comm.reduce_scalars(mine, op="max")
-    if low != high:
-        raise UsageError(
-            f"The ranks see different data: {source.train.name!r} has from {int(low[-2])} to"
-            f" {int(high[-2])} training samples and from {int(low[0])} to {int(high[0])} features. Put the"
-            " same files on every machine, or in a folder that all of them see."
-        )
+    whole = not source.sharded
+    facts: dict[str, object] = {"the shape of a training sample": source.train.shape}
+    if whole:
+        facts["the number of training samples"] = source.train.rows
+    facts["the test set"] = "there" if source.test else "missing"
+    if source.test:
+        facts["the shape of a test sample"] = source.test.shape
+        if whole:
+            facts["the number of test samples"] = source.test.rows
+    _refuse_differences(facts, source, comm)
+
+
+def _check_shards(shards: list[Shard], source: Source, comm: Communicator) -> None:
+    """Refuse targets of different widths, and bytes beside other numbers: all ranks scale alike. *Collective*."""
+    facts: dict[str, object] = {}
+    for part, shard in zip(("training", "test"), shards, strict=False):
+        facts[f"the shape of a {part} target"] = shard.targets.shape[1:]
+        facts[f"the type of the {part} inputs"] = "bytes" if shard.inputs.dtype == np.uint8 else "numbers"
+    _refuse_differences(facts, source, comm)
+
+
+def _refuse_differences(facts: dict[str, object], source: Source, comm: Communicator) -> None:
+    """Refuse ranks of which one knows something else than rank 0. *Collective*."""
+    everyone = comm.allgather_objects(facts, label="data")
+    advice = (
+        "A data function must give the same kind of samples and the same parts on every rank."
+        if "function" in source.facts
+        else "Put the same files on every machine, or in a folder that all of them see."
+    )
+    for what, expected in everyone[0].items():
+        for rank, found in enumerate(everyone):
+            if found.get(what, expected) != expected:
+                raise UsageError(
+                    f"The ranks see different data: of {source.train.name!r}, {what} is {expected} on rank 0, but"
+                    f" {found[what]} on rank {rank}. {advice}",
+                    collective=True,
+                )
 
 
 def _refuse_not_finite(shard: Shard) -> None:
@@ -208,7 +237,12 @@ def _refuse_not_finite(shard: Shard) -> None:
 def _classes(shards: list[Shard], labels: np.ndarray | None, known: int | None, comm: Communicator) -> Made:
     """Labels as classes 0 .. C-1. *Collective*."""
     with comm.together("reading the labels"):
-        values = class_values(labels, known) if labels is not None else np.empty(0, np.int64)
+        for shard in shards:
+            check_labels(shard.targets, shard.rows, shard.reader.name)
+    # Labels are missing only where a rank's are not whole numbers, so here every rank has them.
+    assert labels is not None
+    with comm.together("reading the labels"):
+        values = class_values(labels, known)
         targets = [
             to_classes(shard.targets, values, shard.rows, shard.reader.name, known is not None) for shard in shards
         ]

@@ -53,18 +53,11 @@ def class_values(labels: np.ndarray, classes: int | None) -> np.ndarray:
     return labels
 
 
-def to_classes(targets: np.ndarray, values: np.ndarray, rows: np.ndarray, name: str, known: bool) -> np.ndarray:
-    """The class of each label, int64.
-
-    Args:
-        targets: labels (n,).
-        values: the label of each class, ascending.
-        rows: the row of each label in its file, for messages.
-        name: the file, for messages.
-        known: whether the classes are given rather than taken from the training set, for messages.
+def check_labels(targets: np.ndarray, rows: np.ndarray, name: str) -> None:
+    """Refuse targets that cannot be labels of classes; ``rows`` and ``name`` are for messages.
 
     Raises:
-        UsageError: a target is not a whole number, or its label is none of the classes.
+        UsageError: there are several columns, or a target is not a whole number.
     """
     if targets.ndim != 1:
         raise UsageError(
@@ -78,6 +71,22 @@ def to_classes(targets: np.ndarray, values: np.ndarray, rows: np.ndarray, name: 
             " labels of classes are. Set data.target to the column of labels, or data.task ="
             ' "regression".'
         )
+
+
+def to_classes(targets: np.ndarray, values: np.ndarray, rows: np.ndarray, name: str, known: bool) -> np.ndarray:
+    """The class of each label, int64.
+
+    Args:
+        targets: labels (n,).
+        values: the label of each class, ascending.
+        rows: the row of each label in its file, for messages.
+        name: the file, for messages.
+        known: whether the classes are given rather than taken from the training set, for messages.
+
+    Raises:
+        UsageError: a target is not a whole number, or its label is none of the classes.
+    """
+    check_labels(targets, rows, name)
     labels = targets.astype(np.int64)
     classes = np.searchsorted(values, labels)
     wrong = (classes >= len(values)) | (values[np.minimum(classes, len(values) - 1)] != labels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import types
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from mpi4py import MPI
 
 from hpcopt.comm.communicator import Communicator
-from hpcopt.data import cifar, user
+from hpcopt.data import cifar
 from hpcopt.data.batches import BatchPlan
 from hpcopt.data.dataset import DataSet, Part
 from hpcopt.data.load import load
@@ -188,6 +189,14 @@ def test_a_label_out_of_range_in_one_shard_is_an_error_of_all_ranks(comm: Commun
         load(DataOptions(str(shared_path / "set.csv"), classes=2), comm, 0)
 
 
+def test_a_fractional_label_in_one_shard_is_an_error_of_all_ranks(comm: Communicator, shared_path: Path) -> None:
+    """The other shards hold whole numbers, so their ranks see nothing wrong by themselves."""
+    table = np.column_stack([[0, 1] * 10 + [0.5], np.arange(21.0)])
+    root_writes(comm, shared_path / "set.csv", lambda p: write_csv(p, table, "label,x"))
+    with pytest.raises(UsageError, match=r"Row 20 .* target 0.5, which is not a whole number"):
+        load(DataOptions(str(shared_path / "set.csv"), task="classification"), comm, 0)
+
+
 @pytest.mark.mpi(min_size=2)
 def test_a_shard_without_a_sample_is_refused_but_an_empty_test_shard_is_not(
     comm: Communicator, shared_path: Path
@@ -210,7 +219,7 @@ def test_a_shard_without_a_sample_is_refused_but_an_empty_test_shard_is_not(
 def test_ranks_that_see_different_files_are_refused(comm: Communicator, shared_path: Path) -> None:
     mine = shared_path / f"rank{comm.rank}.csv"
     write_csv(mine, labelled(20 + comm.rank))
-    with pytest.raises(UsageError, match=rf"from 20 to {19 + comm.size} training samples"):
+    with pytest.raises(UsageError, match=r"number of training samples is 20 on rank 0, but 21 on rank 1"):
         load(DataOptions(str(mine), target="first"), comm, 0)
 
 
@@ -227,7 +236,7 @@ def from_module(monkeypatch: pytest.MonkeyPatch, function: Any) -> str:
     """The name under which a job file would name a function."""
     module = types.ModuleType("user_data_module")
     module.load = function  # type: ignore[attr-defined]
-    monkeypatch.setitem(user.sys.modules, "user_data_module", module)
+    monkeypatch.setitem(sys.modules, "user_data_module", module)
     return "user_data_module:load"
 
 
@@ -269,4 +278,49 @@ def test_a_function_that_leaves_a_rank_without_samples_is_refused(
         return np.ones((0 if rank == 1 else 3, 2)), np.zeros(0 if rank == 1 else 3)
 
     with pytest.raises(UsageError, match="no training samples on rank 1"):
+        load(DataOptions(from_module(monkeypatch, shard)), comm, 0)
+
+
+NUMBERS, LABELS = np.ones((4, 3)), np.arange(4) % 2
+DIFFERING = {
+    "a test set on one rank only": (
+        (NUMBERS, LABELS),
+        ((NUMBERS, LABELS), (NUMBERS, LABELS)),
+        "the test set is missing on rank 0, but there on rank 1",
+    ),
+    "other features": (
+        (NUMBERS, LABELS),
+        (np.ones((4, 2)), LABELS),
+        r"the shape of a training sample is \(3,\) on rank 0, but \(2,\) on rank 1",
+    ),
+    "other features of the test set": (
+        ((NUMBERS, LABELS), (np.ones((0, 3)), LABELS[:0])),
+        ((NUMBERS, LABELS), (np.ones((0, 2)), LABELS[:0])),
+        r"the shape of a test sample is \(3,\) on rank 0, but \(2,\) on rank 1",
+    ),
+    "more targets": (
+        (NUMBERS, np.ones((4, 2))),
+        (NUMBERS, np.ones((4, 3))),
+        r"the shape of a training target is \(2,\) on rank 0, but \(3,\) on rank 1",
+    ),
+    "pixels as bytes": (
+        (NUMBERS, LABELS),
+        (NUMBERS.astype(np.uint8), LABELS),
+        "the type of the training inputs is numbers on rank 0, but bytes on rank 1",
+    ),
+}
+
+
+@pytest.mark.mpi(min_size=2)
+@pytest.mark.parametrize("case", DIFFERING)
+def test_a_function_that_gives_ranks_different_things_is_refused(
+    comm: Communicator, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    """No rank may wait for another one in a collective call of a part that only one of them has."""
+    first, second, says = DIFFERING[case]
+
+    def shard(rank: int, size: int) -> Any:
+        return second if rank == 1 else first
+
+    with pytest.raises(UsageError, match=says):
         load(DataOptions(from_module(monkeypatch, shard)), comm, 0)
