@@ -7,10 +7,14 @@ model and the method named there, and are checked by them.
 
 from __future__ import annotations
 
+import math
 import sys
+from collections.abc import Callable
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from numbers import Real
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from hpcopt.data.options import DataOptions
 from hpcopt.errors import UsageError, nearest
@@ -33,12 +37,10 @@ class StopOptions:
     """Wall time of the whole run."""
 
     def __post_init__(self) -> None:
-        if self.test_accuracy is not None and not 0 < self.test_accuracy <= 1:
-            _refuse("run.stop.test_accuracy", self.test_accuracy, "a fraction above 0 and at most 1")
-        if self.seconds is not None and self.seconds <= 0:
-            _refuse("run.stop.seconds", self.seconds, "a positive number of seconds")
-        if self.train_loss is not None and self.train_loss < 0:
-            _refuse("run.stop.train_loss", self.train_loss, "not negative, since no loss here goes below zero")
+        _check("run.stop.test_accuracy", self.test_accuracy, "a fraction above 0 and at most 1", lambda x: 0 < x <= 1)
+        _check("run.stop.seconds", self.seconds, "a positive, finite number of seconds", lambda x: x > 0)
+        rule = "finite and not negative, since no loss here goes below zero"
+        _check("run.stop.train_loss", self.train_loss, rule, lambda x: x >= 0)
 
 
 @dataclass(frozen=True)
@@ -68,17 +70,13 @@ class RunOptions:
         if self.epochs is not None and self.iterations is not None:
             raise UsageError(
                 f"run.epochs = {self.epochs} and run.iterations = {self.iterations} are both given; they say the same "
-                "thing in two units, so keep one of them"
+                "thing in two units, so keep one of them."
             )
-        for key, value in (("epochs", self.epochs), ("iterations", self.iterations)):
-            if value is not None and value <= 0:
-                _refuse(f"run.{key}", value, "a positive number")
-        if self.evaluate_every <= 0:
-            _refuse("run.evaluate_every", self.evaluate_every, "a positive number of epochs")
-        if self.give_up_after < 1:
-            _refuse("run.give_up_after", self.give_up_after, "at least 1")
-        if self.seed < 0:
-            _refuse("run.seed", self.seed, "not negative")
+        _check("run.epochs", self.epochs, "a positive, finite number", lambda x: x > 0)
+        _check("run.iterations", self.iterations, "a positive, finite number", lambda x: x > 0)
+        _check("run.evaluate_every", self.evaluate_every, "a positive, finite number of epochs", lambda x: x > 0)
+        _check("run.give_up_after", self.give_up_after, "at least 1", lambda x: x >= 1)
+        _check("run.seed", self.seed, "not negative", lambda x: x >= 0)
 
 
 @dataclass(frozen=True)
@@ -103,10 +101,8 @@ class LossOptions:
     """Most samples in one forward pass on a rank; larger batches are accumulated."""
 
     def __post_init__(self) -> None:
-        if self.weight_decay < 0:
-            _refuse("loss.weight_decay", self.weight_decay, "not negative")
-        if self.micro_batch is not None and self.micro_batch < 1:
-            _refuse("loss.micro_batch", self.micro_batch, "at least 1")
+        _check("loss.weight_decay", self.weight_decay, "finite and not negative", lambda x: x >= 0)
+        _check("loss.micro_batch", self.micro_batch, "at least 1", lambda x: x >= 1)
 
 
 @dataclass(frozen=True)
@@ -171,7 +167,7 @@ def read_job(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"the job file {path} cannot be read: {error}. Give the path of a TOML file") from error
+        raise UsageError(f"the job file {path} cannot be read: {error}. Give the path of a TOML file.") from error
 
 
 def parse_job(text: str, settings: list[str] | None = None, name: str = "job") -> Job:
@@ -188,7 +184,7 @@ def parse_job(text: str, settings: list[str] | None = None, name: str = "job") -
     try:
         tables: dict[str, Any] = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"the job file is not valid TOML: {error}. Strings need quotes, tables [brackets]") from error
+        raise UsageError(f"the job file is not valid TOML: {error}. Strings need quotes, tables [brackets].") from error
     for setting in settings or []:
         _override(tables, setting)
     known = {f.name: f for f in fields(Job)}
@@ -196,10 +192,10 @@ def parse_job(text: str, settings: list[str] | None = None, name: str = "job") -
     for table, values in tables.items():
         if table not in known:
             raise UsageError(
-                f"[{table}] is not a table of a job file{nearest(table, known)} Known: {', '.join(known)}"
+                f"[{table}] is not a table of a job file{nearest(table, known)} Known: {', '.join(known)}."
             )
         if not isinstance(values, dict):
-            raise UsageError(f"{table} = {values!r} stands alone; it must be a table, [{table}] with keys below it")
+            raise UsageError(f"{table} = {values!r} stands alone; it must be a table, [{table}] with keys below it.")
     job = {table: _build(types[table], values, table) for table, values in ({"data": {}} | tables).items()}
     job.setdefault("run", RunOptions())
     if not job["run"].name:
@@ -217,29 +213,38 @@ def _build(kind: type[Table], values: dict[str, Any], where: str) -> Table:
         values = {**{k: v for k, v in values.items() if k in known}, "options": {k: values[k] for k in unknown}}
     elif unknown:
         raise UsageError(
-            f"{where}.{unknown[0]} is not a key of [{where}]{nearest(unknown[0], known)} Known: {', '.join(known)}"
+            f"{where}.{unknown[0]} is not a key of [{where}]{nearest(unknown[0], known)} Known: {', '.join(known)}."
         )
     needed = [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING]  # type: ignore[arg-type]
     for key in needed:
         if key not in values:
             raise UsageError(
-                f"{where}.{key} is missing; [{where}] cannot do without it. See docs/jobs.md for its values"
+                f"{where}.{key} is missing; [{where}] cannot do without it. See docs/jobs.md for its values."
             )
     hints = get_type_hints(kind)
     for key, value in values.items():
         if is_dataclass(hints.get(key)):
             if not isinstance(value, dict):
-                raise UsageError(f"{where}.{key} = {value!r} must be a table such as {{ key = value }}")
+                raise UsageError(f"{where}.{key} = {value!r} must be a table such as {{ key = value }}.")
             values = {**values, key: _build(hints[key], value, f"{where}.{key}")}
     try:
         config = ConfigDict(strict=True, arbitrary_types_allowed=True)
-        checked = {k: TypeAdapter(hints[k], config=None if is_dataclass(hints[k]) else config) for k in values}
-        return kind(**{k: checked[k].validate_python(v) for k, v in values.items()})
+        checked = {
+            k: TypeAdapter(hints[k], config=None if is_dataclass(hints[k]) else config)
+            for k in values
+            if not _says_its_own_rule(hints[k])
+        }
+        return kind(**{k: checked[k].validate_python(v) if k in checked else v for k, v in values.items()})
     except ValidationError as error:
         first = error.errors()[0]
-        key = next(k for k in values if _fails(checked[k], values[k]))
+        key = next(k for k in checked if _fails(checked[k], values[k]))
         message = first["msg"].replace("Input", "it")
-        raise UsageError(f"{where}.{key} = {values[key]!r} is not allowed: {message}") from error
+        raise UsageError(f"{where}.{key} = {values[key]!r} is not allowed: {message}.") from error
+
+
+def _says_its_own_rule(hint: Any) -> bool:
+    """Whether a key takes values of several types: pydantic would name one of them, the table's own check names all."""
+    return get_origin(hint) in (Union, UnionType) and len(set(get_args(hint)) - {NoneType}) > 1
 
 
 def _fails(adapter: Any, value: Any) -> bool:
@@ -257,7 +262,7 @@ def _override(tables: dict[str, Any], setting: str) -> None:
     path, equals, value = setting.partition("=")
     keys = path.strip().split(".")
     if not equals or len(keys) < 2 or not all(keys):
-        raise UsageError(f"--set {setting} is not of the form table.key=value, such as --set run.epochs=5")
+        raise UsageError(f"--set {setting} is not of the form table.key=value, such as --set run.epochs=5.")
     try:
         parsed = tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
@@ -266,7 +271,7 @@ def _override(tables: dict[str, Any], setting: str) -> None:
     for key in keys[:-1]:
         table = table.setdefault(key, {})
         if not isinstance(table, dict):
-            raise UsageError(f"--set {setting}: {key} is not a table")
+            raise UsageError(f"--set {setting}: {key} is not a table. Name a key of a table, as in --set run.epochs=5.")
     table[keys[-1]] = parsed
 
 
@@ -277,5 +282,8 @@ def _without_none(value: Any) -> Any:
     return [_without_none(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
-def _refuse(key: str, value: object, rule: str) -> None:
-    raise UsageError(f"{key} = {value} is not allowed; it must be {rule}")
+def _check(key: str, value: object, rule: str, fits: Callable[[Any], bool]) -> None:
+    """Refuse what is not a finite number or does not fit; None stands for a key that is not given."""
+    number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    if value is not None and not (number and fits(value)):
+        raise UsageError(f"{key} = {value!r} is not allowed; it must be {rule}.")

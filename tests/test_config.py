@@ -78,6 +78,50 @@ def test_a_setting_that_is_no_table_key_and_value_is_refused(setting: str) -> No
         parse_job(DATA, [setting])
 
 
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("run.epochs", "run.evaluate_every", "run.stop.train_loss", "run.stop.test_accuracy", "run.stop.seconds"),
+        *("loss.weight_decay", "data.overlap", "data.test"),
+    ],
+)
+def test_numbers_are_finite(key: str, value: str) -> None:
+    with pytest.raises(UsageError, match=rf"{key} (=|is) {value}"):
+        parse_job(DATA, [f"{key}={value}"])
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("data.test=[1]", r"data.test is \[1\]; it must be a file, a fraction .* or false"),
+        ("data.test=true", "data.test is True; it must be a file, a fraction"),
+        ("data.standardize=3", "data.standardize is 3; it must be true, false, or one of feature, channel, global"),
+        ("data.standardize='features'", "data.standardize is 'features'; did you mean 'feature'"),
+        ("data.batch=0.5", 'data.batch is 0.5; it must be a number of samples of at least 1, or "full"'),
+        ("data.batch='ful'", "data.batch is 'ful'; it must be"),
+        ("data.target=1.5", 'data.target is 1.5; it must be "first", "last", the name or the number'),
+        ("data.target=[true]", r"data.target is \[True\]; it must be"),
+    ],
+)
+def test_a_key_that_takes_values_of_several_types_names_all_of_them(setting: str, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        parse_job(DATA, [setting])
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        *("run.epochs=0", "run.epochs=ten", "run.epoch=1", "run=5", "run.stop=5", "run.stop.secods=5", "solvr.name=x"),
+        *("data.test=[1]", "data.task=guess", "data.limit=0", "data.root=5", "run.epochs", "run.seed.x=1", "x=1"),
+    ],
+)
+def test_every_refusal_is_whole_sentences(setting: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_job(DATA + "[run]\nseed = 1\n", [setting])
+    assert str(caught.value).endswith(".")
+
+
 def test_a_setting_below_a_value_is_refused() -> None:
     with pytest.raises(UsageError, match="is not a table"):
         parse_job(DATA + "[run]\nseed = 1\n", ["run.seed.x=1"])

@@ -85,6 +85,10 @@ class DataOptions:
         self._one_of("task", self.task, TASKS)
         if isinstance(self.standardize, str):
             self._one_of("standardize", self.standardize, STANDARDIZE)
+        elif self.standardize is not None and not isinstance(self.standardize, bool):
+            raise UsageError(
+                f"data.standardize is {self.standardize!r}; it must be true, false, or one of {', '.join(STANDARDIZE)}."
+            )
         self._at_least("classes", self.classes, 2)
         self._at_least("limit", self.limit, 1)
         for name in ("root", "inputs"):
