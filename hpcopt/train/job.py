@@ -19,12 +19,10 @@ from hpcopt.models.registry import build
 from hpcopt.objective.data_parallel import DataParallelObjective
 from hpcopt.solvers.registry import make_solver
 from hpcopt.solvers.solver import Solver
-from hpcopt.train.loop import Criteria, Listener, Result
-from hpcopt.train.minimize import plan_batches, run_facts, train
+from hpcopt.train.loop import Listener, Result
+from hpcopt.train.minimize import make_criteria, plan_batches, run_facts, train
 from hpcopt.train.output import RunOutput
 from hpcopt.train.sampler import Sampler
-
-DEFAULT_EPOCHS = 10
 
 
 class PreparedJob:
@@ -34,7 +32,7 @@ class PreparedJob:
 
     Args:
         job: the checked job file.
-        comm: the ranks of the run.
+        comm: the ranks of the run; it is told whether its MPI reads device memory.
 
     Raises:
         UsageError: on all ranks.
@@ -42,6 +40,7 @@ class PreparedJob:
 
     def __init__(self, job: Job, comm: Communicator) -> None:
         self.job, self.comm = job, comm
+        comm.gpu_aware = job.parallel.gpu_aware
         with comm.together("checking the method's options"):
             make_solver(job.solver.name, job.solver.options, 1.0)  # refuses wrong keys before the data are read
         device = choose_device(job.run.device, comm)
@@ -51,7 +50,7 @@ class PreparedJob:
         self.objective = self._build_objective(device)
         plan = plan_batches(self.objective, job.data.batch, job.data.overlap, job.run.seed)
         self.sampler = Sampler(plan, device)
-        self.criteria = self._criteria()
+        self.criteria = make_criteria(job.run, self.sampler.per_epoch, job.debug.check_agreement)
         horizon = self.criteria.iterations / self.sampler.per_epoch
         self.solver = make_solver(job.solver.name, job.solver.options, horizon)
         self.test = self._on_device(self.data.test, device) if self.data.test else None
@@ -98,19 +97,6 @@ class PreparedJob:
 
         return move(part.inputs), move(part.targets)
 
-    def _criteria(self) -> Criteria:
-        run, per_epoch = self.job.run, self.sampler.per_epoch
-        epochs = run.epochs if run.epochs is not None else DEFAULT_EPOCHS
-        return Criteria(
-            iterations=run.iterations or max(1, round(epochs * per_epoch)),
-            evaluate_every=max(1, round(run.evaluate_every * per_epoch)),
-            train_loss=run.stop.train_loss,
-            test_accuracy=run.stop.test_accuracy,
-            seconds=run.stop.seconds,
-            give_up_after=run.give_up_after,
-            check_agreement=self.job.debug.check_agreement,
-        )
-
     def _facts(self) -> dict[str, Any]:
         job, data = self.job, self.data
         names = {"name": job.run.name, "solver": job.solver.name, "model": job.model.name, "data": data.name}
@@ -142,28 +128,32 @@ def check_job(job: Job, data: DataSet) -> None:
         if data.test is None or data.task != "classification":
             raise UsageError(
                 f"run.stop.test_accuracy = {job.run.stop.test_accuracy} can never be reached, since {lacks}; "
-                "remove it, or give the data a test set (data.test) and classes"
+                "remove it, or give the data a test set (data.test) and classes."
             )
     if job.loss.name == "cross_entropy" and data.task == "regression":
         raise UsageError(
             'loss.name = "cross_entropy" needs classes, but the targets of '
-            f'{data.name} are numbers; use loss.name = "squared", or data.task = "classification" if they are labels'
+            f'{data.name} are numbers; use loss.name = "squared", or data.task = "classification" if they are labels.'
         )
 
 
 def choose_device(name: str, comm: Communicator) -> torch.device:
-    """The device of this rank: its GPU by position on the host, or the CPU. *Collective*.
+    """The device of this rank: its GPU by position on the host, or the CPU. Ranks may differ. *Collective*.
 
     Raises:
         UsageError: on all ranks, when "cuda" is asked for and a rank has none.
     """
+    if name == "cpu":
+        return torch.device("cpu")
     with comm.together("choosing the device"):
         if name == "cuda" and not torch.cuda.is_available():
-            raise UsageError('run.device = "cuda" but torch sees no GPU here; use run.device = "auto" or "cpu"')
-    if name == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
+            raise UsageError('run.device = "cuda" but torch sees no GPU here; use run.device = "auto" or "cpu".')
+    # Ranks without a GPU take part too: those with one number themselves in a collective call.
     neighbours = comm.split_shared()
-    index = neighbours.rank % torch.cuda.device_count()
+    position = neighbours.rank
     neighbours.free()
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    index = position % torch.cuda.device_count()
     torch.cuda.set_device(index)
     return torch.device("cuda", index)
