@@ -127,10 +127,11 @@ class APTS:
     radius_control: str = "next_batch"
     """What the radius follows on mini-batches: the loss of the next batch ("next_batch") or, as on full batches, of the
     batch itself ("batch")."""
-    next_shrink_below: float = 0.25
-    """The radius is halved when the next batch gains less than this part of what the iteration promised."""
-    next_grow_above: float = 0.5
-    """The radius grows when the next batch gains more than this part of what the iteration promised."""
+    next_shrink_below: float = 0.1
+    """The radius shrinks when the next batch gains less than this part of what the iteration promised."""
+    next_grow_above: float = 0.3
+    """The radius grows when the next batch gains more than this part of what the iteration promised, and the ranks used
+    most of it."""
     next_grow: float = 1.5
     """Factor of the radius when it grows by the next batch."""
     accept: float = 0.1
@@ -247,14 +248,14 @@ class APTS:
         if batch.indices is None or self.radius_control != "next_batch" or not state["promised"]:
             return
         before = objective.value(state["previous"], batch)  # type: ignore[arg-type]
-        gained, promised, radius = before - float(state["loss"]), float(state["promised"]), float(state["step_radius"])
-        if not math.isfinite(gained):
-            return
+        gained, promised = before - float(state["loss"]), float(state["promised"])
+        radius, reach = float(state["step_radius"]), float(state["reach"])
         if gained < self.next_shrink_below * promised:
-            state["step_radius"] = max(self.shrink * radius, self.radius_min)
-            state["radius"] = min(float(state["radius"]), float(state["step_radius"]))
-        elif gained > self.next_grow_above * promised:
+            state["step_radius"] = max(self.shrink * min(radius, reach), self.radius_min)
+        elif gained > self.next_grow_above * promised and reach >= NEAR_BOUNDARY * radius:
             state["step_radius"] = min(self.next_grow * radius, self.radius_max)
+        # Left alone, the global pass would undo it: its ratio on the batch itself is always good.
+        state["radius"] = min(float(state["radius"]), float(state["step_radius"]))
 
     def _precondition(
         self, objective: Objective, state: State, batch: Batch, fixed: FixedBatch, report: StepReport
