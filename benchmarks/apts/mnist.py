@@ -4,8 +4,8 @@
 
 Starts one ``mpirun`` for each number of ranks; more ranks than cores are fine for the accuracy (Open MPI:
 ``export PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe OMPI_MCA_mpi_yield_when_idle=true``). DIR holds MNIST's
-four files (hpcopt data fetch mnist --root DIR). Runs stay under --runs; one that is finished is read, not repeated, so a
-measurement that was interrupted goes on. ``--set`` as for ``hpcopt run``, for example ``solver.preset=paper``.
+four files (hpcopt data fetch mnist --root DIR). Runs stay under --runs; one that is finished is read, not repeated, so
+a measurement that was interrupted goes on. ``--set`` as for ``hpcopt run``, for example ``solver.preset=paper``.
 Work is counted in gradients of the whole training set.
 """
 
