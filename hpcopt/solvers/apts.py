@@ -42,7 +42,7 @@ from hpcopt.solvers.local_solve import (
 )
 from hpcopt.solvers.solver import State, StepReport, StopReason
 from hpcopt.solvers.start import first_length, is_stationary, move, noise
-from hpcopt.solvers.trust_region import NEAR_BOUNDARY, NOT_FINITE_SHRINK, Trial, TrustRegion
+from hpcopt.solvers.trust_region import NEAR_BOUNDARY, NOT_FINITE_SHRINK, Trial, TrustRegion, check_radii
 
 LOCAL_SOLVERS = ("lbfgs", "lsr1", "first_order", "adam")
 GLOBAL_SOLVERS = ("lbfgs", "lsr1", "first_order")
@@ -168,7 +168,7 @@ class APTS:
         check_number(self, "next_grow", 1.0, open_low=True)
         if self.next_shrink_below > self.next_grow_above:
             fail(self, "next_shrink_below", f"must be at most next_grow_above = {self.next_grow_above:g}")
-        self._global()  # checks radii, thresholds and factors
+        check_radii(self)
 
     def init(self, objective: Objective) -> State:
         """The state of the global pass, the radius of the preconditioned step, this rank's own part and its memory.

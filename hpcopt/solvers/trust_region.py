@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -57,6 +58,27 @@ class Trial:
     predicted: float
     iterations: int
     model: CompactModel | None
+
+
+def check_radii(solver: Any) -> None:
+    """Check the bounds of the radius, the thresholds on the ratio and the factors of the radius, of any such method.
+
+    Raises:
+        UsageError: one of them breaks its rule, or they are out of order.
+    """
+    for key in ("radius_min", "radius_max"):
+        check_number(solver, key, 0.0, open_low=True)
+    if solver.radius_min > solver.radius_max:
+        fail(solver, "radius_min", f"must be at most radius_max = {solver.radius_max:g}")
+    if solver.radius_initial is not None:
+        check_number(solver, "radius_initial", solver.radius_min, solver.radius_max)
+    check_number(solver, "accept", 0.0, 1.0, open_high=True)
+    for key in ("shrink_below", "grow_above", "shrink"):
+        check_number(solver, key, 0.0, 1.0, open_low=True, open_high=True)
+    check_number(solver, "grow", 1.0, open_low=True)
+    if not solver.accept <= solver.shrink_below < solver.grow_above:
+        bounds = f"from accept = {solver.accept:g} to below grow_above = {solver.grow_above:g}"
+        fail(solver, "shrink_below", f"must be {bounds}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,20 +119,8 @@ class TrustRegion:
         """
         check_choice(self, "model", MODELS)
         check_count(self, "memory")
-        for key in ("radius_min", "radius_max", "curvature_outside"):
-            check_number(self, key, 0.0, open_low=True)
-        if self.radius_initial is not None:
-            check_number(self, "radius_initial", self.radius_min, self.radius_max)
-        check_number(self, "accept", 0.0, 1.0, open_high=True)
-        for key in ("shrink_below", "grow_above", "shrink"):
-            check_number(self, key, 0.0, 1.0, open_low=True, open_high=True)
-        check_number(self, "grow", 1.0, open_low=True)
-        if not self.accept <= self.shrink_below < self.grow_above:
-            fail(
-                self, "shrink_below", f"must be from accept = {self.accept:g} to below grow_above = {self.grow_above:g}"
-            )
-        if self.radius_min > self.radius_max:
-            fail(self, "radius_min", f"must be at most radius_max = {self.radius_max:g}")
+        check_number(self, "curvature_outside", 0.0, open_low=True)
+        check_radii(self)
 
     def init(self, objective: Objective) -> State:
         """Parameters, loss and gradient there once they are known, the radius (0: not chosen yet), and the pairs."""

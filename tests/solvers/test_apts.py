@@ -197,7 +197,7 @@ def test_a_local_solve_without_room_does_nothing():
         ({"consistency": "half"}, "must be one of"),
         ({"local_iterations": 0}, "local_iterations = 0 must be a whole number of at least 1"),
         ({"global_iterations": -1}, "at least 0"),
-        ({"radius_min": 2, "radius_max": 1}, "radius_min = 2 must be at most radius_max"),
+        ({"radius_min": 2, "radius_max": 1}, "APTS: radius_min = 2 must be at most radius_max"),
         ({"radius_initial": 5, "radius_max": 4}, "radius_initial = 5"),
         ({"next_shrink_below": 0.4}, "at most next_grow_above"),
         ({"next_grow": 1.0}, "above 1"),
