@@ -28,18 +28,6 @@ class UsageError(HpcoptError):
     exit_status = 2
 
 
-class DivergedError(HpcoptError):
-    """The run left the finite numbers and could not come back."""
-
-    exit_status = 3
-
-
-class CheckpointError(HpcoptError):
-    """No valid checkpoint could be found."""
-
-    exit_status = 4
-
-
 def nearest(word: str, known: Iterable[str]) -> str:
     """The end of a sentence about an unknown word: ``"; did you mean 'x'?"`` for the closest known one, or ``"."``."""
     from difflib import get_close_matches

@@ -5,7 +5,6 @@ Needs neither MPI nor torch. The reader never waits for the writer and never dis
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import time
@@ -16,7 +15,7 @@ from typing import Any, TypeVar
 import h5py
 import numpy as np
 
-from hpcopt.errors import UsageError
+from hpcopt.errors import UsageError, nearest
 from hpcopt.train import run_lock
 from hpcopt.train.record import EVALUATION_COLUMNS, FORMAT, ITERATION_COLUMNS, RANK_COLUMNS, SCHEMA, Column
 from hpcopt.train.run_directory import ENVIRONMENT, METRICS, STATUS, holds_run
@@ -259,9 +258,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _no_run(given: Path, path: Path) -> str:
     if not path.exists():
         siblings = [entry.name for entry in path.parent.iterdir() if entry.is_dir()] if path.parent.is_dir() else []
-        close = difflib.get_close_matches(path.name, siblings, n=1, cutoff=0.5)
-        hint = f"; did you mean {str(Path(given).parent / close[0])!r}?" if close else "."
-        return f"There is no run directory {str(given)!r}{hint}"
+        return f"There is no run directory {str(given)!r}{nearest(path.name, siblings)}"
     if not path.is_dir():
         return f"{str(given)!r} is a file, not a run directory. Give the directory that holds {STATUS} and {METRICS}."
     inside = sorted(entry.name for entry in path.iterdir() if entry.is_dir() and holds_run(entry))[:5]

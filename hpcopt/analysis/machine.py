@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from hpcopt.errors import UsageError
-from hpcopt.train.environment import cpu_model, package_version
+from hpcopt.train.environment import PACKAGES, cpu_model, package_version
 
-PACKAGES = ("torch", "numpy", "mpi4py", "h5py", "scipy", "pydantic", "cupy-cuda12x", "cupy-cuda13x")
 LAUNCH_PREFIXES = ("OMPI_COMM_WORLD_", "PMI_", "PMIX_RANK", "PMIX_NAMESPACE", "MV2_COMM_WORLD_", "HYDI_", "MPIEXEC_")
 LAUNCH_VARIABLES = (
     "SLURM_JOB_ID",

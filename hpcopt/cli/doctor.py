@@ -10,7 +10,7 @@ from rich.table import Table
 
 from hpcopt.analysis.doctor import Report, examine
 from hpcopt.cli.format import console
-from hpcopt.cli.main import launcher_rank
+from hpcopt.comm.faults import launcher_rank
 from hpcopt.train.run_directory import plain
 
 SIGNS = {"green": "[green]ok[/]", "yellow": "[yellow]care[/]", "red": "[bold red]FAIL[/]"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -11,10 +10,10 @@ from typing import Annotated
 
 import typer
 
+from hpcopt.comm.faults import launcher_rank, run_guarded
+
 COLLECTIVE = ("run", "doctor")
 """Commands that are meant to be started on several ranks; of the others only the first process does anything."""
-
-RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "MV2_COMM_WORLD_RANK", "SLURM_PROCID")
 
 app = typer.Typer(
     name="hpcopt",
@@ -32,19 +31,11 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status: 2 for usage errors, else what the command says."""
-    from hpcopt.comm.faults import run_guarded
-
     given = list(sys.argv[1:] if arguments is None else arguments)
     rank = launcher_rank()
     if rank > 0 and given[:1] and given[0] not in COLLECTIVE:
         return 0
     return run_guarded(lambda: _invoke(given, rank))
-
-
-def launcher_rank() -> int:
-    """The number of this process among those of its launch, 0 outside of one. Known without starting MPI."""
-    values = (os.environ.get(name, "") for name in RANK_VARIABLES)
-    return next((int(value) for value in values if value.isdigit()), 0)
 
 
 def _invoke(arguments: Sequence[str], rank: int) -> int:
@@ -102,7 +93,8 @@ def _run(
     """Train as the job file says; on as many ranks as mpirun or srun starts."""
     from hpcopt.cli.run import run
 
-    raise typer.Exit(run(job, run_dir, settings or [], fresh, quiet))
+    # In here, since typer turns an interrupt and a closed pipe into exits that would leave the other ranks waiting.
+    raise typer.Exit(run_guarded(lambda: run(job, run_dir, settings or [], fresh, quiet)))
 
 
 @app.command("inspect")
@@ -141,7 +133,7 @@ def _doctor(as_json: Json = False) -> None:
     """Say what this allocation will do: MPI, ranks, threads, devices, HDF5, disk. Works under mpirun and alone."""
     from hpcopt.cli.doctor import doctor
 
-    raise typer.Exit(doctor(as_json))
+    raise typer.Exit(run_guarded(lambda: doctor(as_json)))
 
 
 @app.command(

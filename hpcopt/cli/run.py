@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from hpcopt.comm.launch import Threads
     from hpcopt.train.job import PreparedJob
     from hpcopt.train.loop import Result
-    from hpcopt.train.progress import PlainProgress, TerminalProgress
+    from hpcopt.train.progress import Display, Harmless
 
 
 def run(job_file: Path, run_dir: Path | None, settings: list[str], fresh: bool, quiet: bool) -> int:
@@ -54,28 +54,28 @@ def run(job_file: Path, run_dir: Path | None, settings: list[str], fresh: bool, 
 
 
 class _Display:
-    """Header, progress and table on rank 0; nothing on the others or when quiet."""
+    """Header, progress and table on rank 0; nothing on the others or when quiet. Its failure does not end the run."""
 
     def __init__(
         self, prepared: PreparedJob, directory: Path, threads: Threads, comm: Communicator, quiet: bool
     ) -> None:
         from rich.console import Console
 
-        from hpcopt.train.progress import PlainProgress, TerminalProgress
+        from hpcopt.train.progress import Harmless
         from hpcopt.train.terminal import terminal_columns
 
         columns = terminal_columns() if comm.rank == 0 else None
         console = Console(force_terminal=columns is not None, width=columns)
         self._console = None if quiet or comm.rank else console
         self._directory, self._prepared = directory, prepared
-        self._progress: TerminalProgress | PlainProgress | None = None
+        self._progress: Harmless | None = None
         if self._console is not None:
-            self._header(self._console, threads, comm)
-            kind = TerminalProgress if columns else PlainProgress
-            self._progress = kind(self._console, prepared.criteria.iterations)
+            self._progress = Harmless()
+            self._progress.attempt(lambda: self._header(console, threads, comm))
+            self._progress.start(lambda: self._bar_or_lines(console))
 
     @property
-    def listeners(self) -> list[TerminalProgress | PlainProgress]:
+    def listeners(self) -> list[Harmless]:
         """The progress display, where there is one."""
         return [self._progress] if self._progress else []
 
@@ -86,20 +86,33 @@ class _Display:
 
     def summarise(self, result: Result) -> None:
         """The table at the end."""
+        if self._progress is not None and self._console is not None:
+            console = self._console
+            self._progress.attempt(lambda: self._end(console, result))
+
+    def _bar_or_lines(self, console: Console) -> Display:
+        from hpcopt.train.progress import PlainProgress, TerminalProgress
+
+        kind = TerminalProgress if console.is_terminal else PlainProgress
+        return kind(console, self._prepared.criteria.iterations)
+
+    def _end(self, console: Console, result: Result) -> None:
         from hpcopt.train.progress import final_table
 
-        if self._console is not None:
-            self._console.print(final_table(result, self._prepared.job.run.name))
-            self._console.print(f"run directory: {self._directory}", highlight=False, soft_wrap=True)
+        console.print(final_table(result, self._prepared.job.run.name))
+        console.print(f"run directory: {self._directory}", markup=False, emoji=False, highlight=False, soft_wrap=True)
 
     def _header(self, console: Console, threads: Threads, comm: Communicator) -> None:
+        from rich.text import Text
+
         prepared = self._prepared
         job, data, objective = prepared.job, prepared.data, prepared.objective
         ranks = "1 rank" if comm.size == 1 else f"{comm.size} ranks"
-        console.print(
-            f"[bold]hpcopt[/bold] {job.run.name}: {job.solver.name} on {data.name} "
+        # As text, since names may hold brackets, which rich would read as markup.
+        header = Text.assemble(
+            ("hpcopt", "bold"),
+            f" {job.run.name}: {job.solver.name} on {data.name} "
             f"({objective.samples} samples, {data.outputs} outputs), {job.model.name} with {objective.size} "
             f"parameters, {ranks} of {threads.threads} thread{'s' if threads.threads > 1 else ''}",
-            highlight=False,
-            soft_wrap=True,
         )
+        console.print(header, highlight=False, soft_wrap=True)

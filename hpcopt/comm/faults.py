@@ -29,7 +29,14 @@ INTERRUPTED = 130
 _WAIT_COLLECTIVE = 5.0
 _WAIT_ALONE = 1.5
 _TAG = 32001
-_RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "MV2_COMM_WORLD_RANK", "SLURM_PROCID")
+RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "MV2_COMM_WORLD_RANK", "SLURM_PROCID")
+"""In which launchers say the number of a process."""
+
+
+def launcher_rank() -> int:
+    """The number of this process among those of its launch, 0 outside of one. Known without starting MPI."""
+    values = (os.environ.get(name, "") for name in RANK_VARIABLES)
+    return next((int(value) for value in values if value.isdigit()), 0)
 
 
 def mark_collective(error: BaseException, rank: int) -> None:
@@ -115,7 +122,7 @@ def _joined(messages: Mapping[int, str]) -> str:
 
 def _print_alone(error: HpcoptError) -> None:
     """Print without MPI. The other processes of a launch most likely fail alike, so the first one speaks for them."""
-    if _environment_rank() > 0:
+    if launcher_rank() > 0:
         if is_collective(error):
             return
         # A launcher that ends the job when its first process failed does so meanwhile.
@@ -137,7 +144,7 @@ def _end_interrupted() -> int:
 def _end_with_trace(error: Exception) -> int:
     mpi = initialised_mpi()
     if mpi is None:
-        _write(labelled(_trace(error), max(0, _environment_rank()), 1, socket.gethostname()))
+        _write(labelled(_trace(error), launcher_rank(), 1, socket.gethostname()))
         return 1
     comm = mpi.COMM_WORLD
     if is_collective(error) and getattr(error, "failed_rank", 0) != comm.rank:
@@ -197,15 +204,6 @@ def _abort(mpi: ModuleType, status: int) -> None:
     last_resort.start()
     mpi.COMM_WORLD.Abort(status)
     os._exit(status)
-
-
-def _environment_rank() -> int:
-    """This process's number according to its launcher, or -1."""
-    for name in _RANK_VARIABLES:
-        text = os.environ.get(name, "")
-        if text.isdigit():
-            return int(text)
-    return -1
 
 
 def _write(text: str) -> None:

@@ -23,7 +23,6 @@ __all__ = [
     "choose_threads",
     "detect_launcher",
     "expected_ranks",
-    "local_position",
     "run_guarded",
     "threads_per_rank",
 ]
@@ -161,14 +160,6 @@ def threads_per_rank(masks: Sequence[frozenset[int]], me: int) -> int:
     mine = masks[me]
     sharing = sum(1 for mask in masks if mask & mine)
     return max(1, len(mine) // max(1, sharing))
-
-
-def local_position(comm: Communicator) -> tuple[int, int]:
-    """(number of this rank on its host, number of ranks on its host). *Collective*."""
-    group = comm.split_shared()
-    position = group.rank, group.size
-    group.free()
-    return position
 
 
 def choose_threads(comm: Communicator, environ: Mapping[str, str] = os.environ) -> Threads:

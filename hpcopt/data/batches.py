@@ -17,8 +17,6 @@ Letters: N samples of the set, nb batches in an epoch, K complete cells.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 
 from hpcopt.errors import UsageError
@@ -78,11 +76,6 @@ class BatchPlan:
             return self.total
         self._prepare(epoch)
         return self._cells + int(self._last_picks[number] < self.total) + self._shared
-
-    def steps(self, epoch: int) -> Iterator[tuple[int, np.ndarray, int]]:
-        """The batches of an epoch in order: (number, positions in this shard, size over all ranks)."""
-        for number in range(self.per_epoch):
-            yield number, self.local(epoch, number), self.size(number=number, epoch=epoch)
 
     def _check(self, number: int) -> None:
         if not 0 <= number < self.per_epoch:

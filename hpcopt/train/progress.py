@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import math
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
-from hpcopt.train.loop import Result
+from hpcopt.train.loop import Listener, Result
+
+logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LINES = 3.0
 
@@ -49,12 +54,63 @@ class TerminalProgress:
         self._progress.stop()
 
 
+class Display(Listener, Protocol):
+    """A listener that shows what it hears."""
+
+    def close(self) -> None:
+        """Show the last state and stop."""
+
+
+class Harmless:
+    """A display whose failure is logged and ends the display, not the run: a terminal may close, a pipe may break."""
+
+    def __init__(self) -> None:
+        self._display: Display | None = None
+
+    def start(self, make: Callable[[], Display]) -> None:
+        """Make the display and pass everything on to it."""
+        self.attempt(lambda: setattr(self, "_display", make()))
+
+    def iteration(self, **columns: Any) -> None:
+        """Pass it on."""
+        self._tell(lambda display: display.iteration(**columns))
+
+    def evaluation(self, **columns: Any) -> None:
+        """Pass it on."""
+        self._tell(lambda display: display.evaluation(**columns))
+
+    def rank_times(self, iteration: int, step: Sequence[float], waited: Sequence[float]) -> None:
+        """Pass it on."""
+        self._tell(lambda display: display.rank_times(iteration, step, waited))
+
+    def close(self) -> None:
+        """Stop the display."""
+        self._tell(lambda display: display.close())
+        self._display = None
+
+    def attempt(self, show: Callable[[], object]) -> bool:
+        """Do something that shows something; whether it worked."""
+        try:
+            show()
+        except Exception as error:
+            logger.warning("The display of the run failed and is off: %s: %s.", type(error).__name__, error)
+            return False
+        return True
+
+    def _tell(self, what: Callable[[Display], object]) -> None:
+        display = self._display
+        if display is not None and not self.attempt(lambda: what(display)):
+            self._display = None
+            with contextlib.suppress(Exception):
+                display.close()
+
+
 class PlainProgress:
     """A line every few seconds, without control characters, for batch logs and pipes."""
 
     def __init__(self, console: Console, iterations: int) -> None:
         self._console, self._iterations = console, iterations
-        self._latest: dict[str, Any] = {}
+        self._unprinted: dict[str, Any] = {}
         self._printed = -math.inf
 
     def iteration(self, **columns: Any) -> None:
@@ -64,16 +120,16 @@ class PlainProgress:
 
     def evaluation(self, **columns: Any) -> None:
         """Print the figures of the evaluation when the last line is a few seconds old, and always the first."""
-        self._latest = columns
+        self._unprinted = columns
         if columns["iteration"] == 0 or time.monotonic() - self._printed >= SECONDS_BETWEEN_LINES:
-            self._line(columns["iteration"], columns["epoch"], columns["seconds"], figures(columns))
+            self.close()
 
     def rank_times(self, iteration: int, step: Sequence[float], waited: Sequence[float]) -> None:
         """Not shown."""
 
     def close(self) -> None:
-        """Print the figures of the last evaluation."""
-        columns = self._latest
+        """Print the figures of the last evaluation, unless they stand there already."""
+        columns, self._unprinted = self._unprinted, {}
         if columns:
             self._line(columns["iteration"], columns["epoch"], columns["seconds"], figures(columns))
 
@@ -96,7 +152,9 @@ def figures(columns: dict[str, Any]) -> str:
 
 def final_table(result: Result, title: str) -> Table:
     """Start, end and best point of a run side by side."""
-    table = Table(title=title, caption=result.stop.sentence, title_justify="left", caption_justify="left")
+    # As text, since a name may hold brackets, which rich would read as markup.
+    heading = Text(title, style="italic")
+    table = Table(title=heading, caption=result.stop.sentence, title_justify="left", caption_justify="left")
     table.add_column("")
     points = (("start", result.initial, 0.0), ("end", result.final, result.epochs))
     for name, _, epoch in (*points, ("best", result.best, result.best_epoch)):

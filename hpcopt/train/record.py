@@ -22,12 +22,12 @@ import h5py
 import numpy as np
 
 from hpcopt.errors import UsageError
+from hpcopt.train.run_directory import METRICS
 
 logger = logging.getLogger(__name__)
 
 SCHEMA = 1
 FORMAT = "hpcopt metrics"
-FILE_NAME = "metrics.h5"
 CHUNK_ROWS = 1024
 BUFFER_ROWS = 64
 FLUSH_SECONDS = 2.0
@@ -149,7 +149,7 @@ class Recorder:
 
     def __init__(self, run_dir: Path, ranks: int) -> None:
         """Create the file in ``run_dir`` for a run on ``ranks`` ranks. Raises UsageError when that fails."""
-        self.path = Path(run_dir) / FILE_NAME
+        self.path = Path(run_dir) / METRICS
         self.ranks = ranks
         self._written = -FLUSH_SECONDS
         self._size_limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
@@ -214,7 +214,7 @@ class Recorder:
 
     def _create(self) -> h5py.File:
         # Under its name the file appears only once readers can open it.
-        unfinished = self.path.with_name(f".{FILE_NAME}.{os.getpid()}")
+        unfinished = self.path.with_name(f".{METRICS}.{os.getpid()}")
         file = h5py.File(unfinished, "w", libver="latest", locking="best-effort")
         try:
             self._file = file

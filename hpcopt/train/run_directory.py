@@ -95,11 +95,6 @@ class RunDirectory:
         return cls(path, lock, made, moved_to)
 
     @property
-    def log_path(self) -> Path:
-        """The log file of rank 0."""
-        return self.path / "log" / "rank0000.log"
-
-    @property
     def status(self) -> dict[str, Any]:
         """A copy of what ``status.json`` says now, or will say after the first ``write_status``."""
         return dict(self._status)

@@ -113,8 +113,13 @@ class RunLock:
                 refuse_if_held(path)
                 _take_away(path)
                 continue
-            with os.fdopen(descriptor, "w") as file:
-                json.dump(asdict(owner), file)
+            try:
+                with os.fdopen(descriptor, "w") as file:
+                    json.dump(asdict(owner), file)
+            except OSError:
+                # A full disk; an empty lock would keep others out, and the directory from being removed.
+                path.unlink(missing_ok=True)
+                raise
             return cls(path, owner)
         raise UsageError(f"The lock {path} could not be taken: others keep taking it. Start one job at a time.")
 

@@ -10,8 +10,9 @@ import pytest
 
 import hpcopt
 from hpcopt.cli import main as cli
-from hpcopt.cli.main import RANK_VARIABLES, launcher_rank, main
-from hpcopt.errors import CheckpointError, DivergedError, HpcoptError, UsageError
+from hpcopt.cli.main import main
+from hpcopt.comm.faults import RANK_VARIABLES, launcher_rank
+from hpcopt.errors import HpcoptError, UsageError
 from tests.support.runs import write_run
 
 ROOT = Path(hpcopt.__file__).parents[1]
@@ -83,7 +84,7 @@ def test_a_mistake_on_the_command_line_ends_with_status_2(
     assert output.out == ""
 
 
-@pytest.mark.parametrize("kind", [HpcoptError, UsageError, DivergedError, CheckpointError])
+@pytest.mark.parametrize("kind", [HpcoptError, UsageError])
 def test_an_error_the_user_can_mend_is_one_paragraph_with_its_status(
     kind: type[HpcoptError], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,13 +9,13 @@ import pytest
 from hpcopt.comm import faults
 from hpcopt.comm.faults import labelled, mark_collective, paragraph, run_guarded
 from hpcopt.comm.together import Report, agreed_error
-from hpcopt.errors import CheckpointError, DivergedError, HpcoptError, UsageError
+from hpcopt.errors import HpcoptError, UsageError
 
 
 @pytest.fixture(autouse=True)
 def _without_mpi(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(faults, "initialised_mpi", lambda: None)
-    for name in faults._RANK_VARIABLES:
+    for name in faults.RANK_VARIABLES:
         monkeypatch.delenv(name, raising=False)
 
 
@@ -32,7 +32,7 @@ def test_the_status_of_main_is_returned() -> None:
 
 @pytest.mark.parametrize(
     ("error", "status"),
-    [(UsageError("x"), 2), (DivergedError("x"), 3), (CheckpointError("x"), 4), (HpcoptError("x"), 1)],
+    [(UsageError("x"), 2), (HpcoptError("x"), 1)],
 )
 def test_an_error_of_ours_is_a_paragraph_and_its_status(capsys: Any, error: HpcoptError, status: int) -> None:
     assert run_guarded(raising(error)) == status

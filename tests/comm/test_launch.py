@@ -16,7 +16,6 @@ from hpcopt.comm.launch import (
     choose_threads,
     detect_launcher,
     expected_ranks,
-    local_position,
     threads_per_rank,
 )
 from hpcopt.errors import UsageError
@@ -161,7 +160,3 @@ def test_a_process_bound_to_one_core_computes_with_one_thread() -> None:
         assert choose_threads(Communicator(), {}).threads == 1
     finally:
         os.sched_setaffinity(0, before)
-
-
-def test_one_rank_is_the_first_of_its_host() -> None:
-    assert local_position(Communicator()) == (0, 1)

@@ -127,12 +127,11 @@ def test_full_batch_is_the_whole_shard_in_order(batch: int | None) -> None:
     assert plan.size(0, 0) == 37
 
 
-def test_steps_walk_through_the_epoch() -> None:
+def test_the_batches_of_an_epoch_make_up_the_set_and_the_shard() -> None:
     plan = BatchPlan(50, 10, 20, 16, seed=3)
-    steps = list(plan.steps(1))
-    assert [number for number, _, _ in steps] == [0, 1, 2, 3]
-    assert sum(size for _, _, size in steps) == 50
-    assert sum(len(positions) for _, positions, _ in steps) == 20
+    assert plan.per_epoch == 4
+    assert sum(plan.size(number, epoch=1) for number in range(4)) == 50
+    assert sum(len(plan.local(1, number)) for number in range(4)) == 20
 
 
 def test_an_empty_shard_gets_empty_batches() -> None:

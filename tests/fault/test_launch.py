@@ -15,7 +15,11 @@ JOB = """
 import sys, time
 from pathlib import Path
 from hpcopt.comm.launch import check_launch, choose_threads, run_guarded
-from hpcopt.errors import DivergedError, UsageError
+from hpcopt.errors import HpcoptError, UsageError
+
+
+class Saved(HpcoptError):
+    exit_status = 75
 
 
 def main():
@@ -39,7 +43,7 @@ def main():
     if how == "agreed":
         with comm.together("reading"):
             if odd:
-                raise DivergedError("bad value 3")
+                raise Saved("bad value 3")
     if how == "bug-together":
         with comm.together("reading"):
             if odd:
@@ -122,7 +126,7 @@ def test_a_users_error_on_one_rank_only_cannot_hang_the_others(launch: Launch, j
 
 def test_an_error_agreed_on_is_one_paragraph(launch: Launch, job: Path) -> None:
     done = launch(3, [job, "agreed"])
-    assert done.returncode == 3
+    assert done.returncode == 75
     assert len(paragraphs(done.stderr)) == 1
     assert re.search(r"^hpcopt: error: on rank 2 \(\S+\): bad value 3$", done.stderr, re.MULTILINE)
     assert "Traceback" not in done.stderr

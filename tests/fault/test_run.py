@@ -6,11 +6,15 @@ import gzip
 import json
 import os
 import re
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from hpcopt.analysis.history import open_run
 
 JOB = """
 [run]
@@ -25,6 +29,9 @@ learning_rate = 0.1
 """
 
 MODELS = """
+import os, signal, time
+from pathlib import Path
+
 import torch
 
 def good(input_shape, outputs):
@@ -36,15 +43,35 @@ def narrow(input_shape, outputs):
 def few_outputs(input_shape, outputs):
     return torch.nn.Linear(input_shape[0], outputs - 1)
 
-class FailsOnOneRank(torch.nn.Linear):
+class Planted(torch.nn.Linear):
+    passes = 0
+
     def forward(self, x):
         from mpi4py import MPI
-        if self.training and MPI.COMM_WORLD.rank == 1:
+        self.passes += self.training
+        if self.passes == 5 and MPI.COMM_WORLD.rank == self.rank:
+            Path("failed").write_text(str(time.time()))
+            if self.how == "interrupt":
+                os.kill(os.getpid(), signal.SIGINT)
             raise ArithmeticError("planted failure")
         return super().forward(x)
 
-def fails_on_one_rank(input_shape, outputs):
-    return FailsOnOneRank(input_shape[0], outputs)
+def planted(input_shape, outputs, rank=0, how="bug"):
+    model = Planted(input_shape[0], outputs)
+    model.rank, model.how = rank, how
+    return model
+
+class Waits(torch.nn.Linear):
+    def forward(self, x):
+        deadline = time.monotonic() + 50
+        # Not before: the model is also tried once when it is built.
+        started = self.training and Path("out/status.json").exists()
+        while started and not Path("go").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return super().forward(x)
+
+def waits(input_shape, outputs):
+    return Waits(input_shape[0], outputs)
 
 class Poison(torch.nn.Linear):
     def forward(self, x):
@@ -97,26 +124,50 @@ def test_the_saved_job_repeats_the_run(workplace: Path, launch: Callable) -> Non
 
 
 BAD = {
-    "an unknown key": (["--set", "run.epoch=3"], "run.epoch .*epochs"),
-    "a wrong value": (["--set", "solver.learning_rate=-1"], "learning_rate"),
-    "an unknown method": (["--set", "solver.name=sdg"], "'sdg'.*sgd"),
-    "an unknown key of the method": (["--set", "solver.momentun=0.5"], "momentun.*momentum"),
-    "a missing file": (["--set", "data.source=nothing.csv"], "nothing.csv"),
-    "a damaged gz": (["--set", "data.source=damaged.csv.gz"], "damaged.csv.gz"),
-    "a label out of range": (["--set", "data.test=strange.csv"], "strange.csv"),
-    "labels that do not fit the classes": (["--set", "data.classes=2", "--set", "data.source=strange.csv"], "7"),
-    "a batch larger than the data": (["--set", "data.batch=500"], "500"),
-    "more ranks than samples": (["--set", "data.limit=1", "--set", "data.batch=full"], "1 "),
-    "a model that does not take the samples": (["--set", "model.name=mymodels:narrow"], r"sample of shape \(3,\)"),
-    "a model whose output does not fit the loss": (["--set", "model.name=mymodels:few_outputs"], "output"),
-    "a model that is not there": (["--set", "model.name=mymodels:god"], "good"),
+    "an unknown key": (["--set", "run.epoch=3"], r"run\.epoch is not a key of \[run\]; did you mean 'epochs'\?"),
+    "a wrong value": (["--set", "solver.learning_rate=-1"], "learning_rate = -1 must be a number above 0"),
+    "an unknown method": (["--set", "solver.name=sdg"], "'sdg' is not a method of hpcopt; did you mean 'sgd'"),
+    "an unknown key of the method": (
+        ["--set", "solver.momentun=0.5"],
+        "solver.momentun is not an option of the method 'sgd'; did you mean 'momentum'",
+    ),
+    "a missing file": (["--set", "data.source=nothing.csv"], "'nothing.csv', which does not exist"),
+    "a damaged gz": (["--set", "data.source=damaged.csv.gz"], "data file 'damaged.csv.gz' is damaged"),
+    "a label out of range": (
+        ["--set", "data.test=strange.csv"],
+        "row 1 of 'strange.csv' has the label 7, but the training set has only the labels 0, 1",
+    ),
+    "labels that do not fit the classes": (
+        ["--set", "data.classes=2", "--set", "data.test=strange.csv"],
+        "row 1 of 'strange.csv' has the label 7, but the 2 classes have the labels 0 to 1",
+    ),
+    "a batch larger than the data": (
+        ["--set", "data.batch=500"],
+        "data.batch is 500, but the training set has only 76 samples",
+    ),
+    "more ranks than samples": (
+        ["--set", "data.limit=1", "--set", "data.batch=full"],
+        r"has 1 samples \(data.limit = 1\), which are not enough for 2 ranks",
+    ),
+    "a model that does not take the samples": (
+        ["--set", "model.name=mymodels:narrow"],
+        r"'mymodels:narrow' does not take a batch of two samples of shape \(3,\)",
+    ),
+    "a model whose output does not fit the loss": (
+        ["--set", "model.name=mymodels:few_outputs"],
+        r"'mymodels:few_outputs' maps two samples to \(2, 1\), but this data needs \(2, 2\)",
+    ),
+    "a model that is not there": (["--set", "model.name=mymodels:god"], "no function 'god'; did you mean 'good'"),
     "a stop criterion without a test set": (
         ["--set", "data.test=false", "--set", "run.stop.test_accuracy=0.9"],
-        "can never be reached",
+        "can never be reached, since there is no test set",
     ),
-    "a stop criterion above one": (["--set", "run.stop.test_accuracy=95"], "95"),
-    "an unwritable run directory": (["--run-dir", "file/out"], "file"),
-    "a run directory that is a file": (["--run-dir", "file"], "is a file"),
+    "a stop criterion above one": (
+        ["--set", "run.stop.test_accuracy=95"],
+        "run.stop.test_accuracy = 95.0 is not allowed; it must be a fraction above 0 and at most 1",
+    ),
+    "an unwritable run directory": (["--run-dir", "file/out"], r"run directory \S+/file/out cannot be written"),
+    "a run directory that is a file": (["--run-dir", "file"], r"run directory \S+/file is a file"),
 }
 
 
@@ -157,13 +208,78 @@ def test_a_second_job_in_a_directory_is_refused_and_fresh_keeps_the_old_run(work
     assert (kept[0] / "metrics.h5").exists()
 
 
-def test_an_exception_on_one_rank_ends_the_job_with_its_trace(workplace: Path, launch: Callable) -> None:
-    argv = ["hpcopt", "run", "job.toml", "--run-dir", "out", "--set", "model.name=mymodels:fails_on_one_rank"]
-    done = launch(3, argv, timeout=60)
-    assert done.returncode == 1
-    assert "planted failure" in done.stderr
-    assert "[rank 1/3" in done.stderr
-    assert done.seconds < 25
+def test_of_two_jobs_in_a_directory_at_once_the_second_is_refused_and_the_first_finishes(
+    workplace: Path, launch: Callable
+) -> None:
+    """The first one waits within its first step until the others have been refused."""
+    argv = ["hpcopt", "run", "job.toml", "--run-dir", "out"]
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(launch, 2, [*argv, "--set", "model.name=mymodels:waits"], timeout=100)
+        try:
+            wait_for(workplace / "out/status.json")
+            others = [launch(1, [*argv, *more], timeout=30) for more in ([], ["--fresh"])]
+        finally:
+            (workplace / "go").touch()
+        done = first.result()
+    for other in others:
+        assert other.returncode == 2
+        assert re.search(r"The run directory \S+/out is in use by process \d+", other.stderr), other.stderr
+    assert done.returncode == 0, done.stderr
+    assert open_run(workplace / "out").status == "finished"
+
+
+def wait_for(path: Path, seconds: float = 40.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} did not appear"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("how", "rank", "status"), [("bug", 0, 1), ("bug", 1, 1), ("interrupt", 0, 130), ("interrupt", 1, 130)]
+)
+def test_a_failure_of_one_rank_amid_training_ends_the_job_within_ten_seconds(
+    workplace: Path, launch: Callable, how: str, rank: int, status: int
+) -> None:
+    """In the fifth training pass, while the other rank waits in a reduction."""
+    model = ["model.name=mymodels:planted", f"model.rank={rank}", f"model.how={how}"]
+    options = [word for setting in model for word in ("--set", setting)]
+    done = launch(2, ["hpcopt", "run", "job.toml", "--run-dir", "out", *options], timeout=60)
+    assert done.returncode == status, done.stderr
+    assert done.ended - float((workplace / "failed").read_text()) < 10
+    assert open_run(workplace / "out").status == "failed"
+    if how == "bug":
+        trace = [line for line in done.stderr.splitlines() if line.startswith(f"[rank {rank}/2 ")]
+        assert trace[-1].endswith("] ArithmeticError: planted failure")
+        assert any(line.endswith(", in step") for line in trace), "not in the step of a solver"
+    else:
+        assert "Traceback" not in done.stderr
+
+
+def test_a_run_stops_when_its_seconds_are_spent(workplace: Path, launch: Callable) -> None:
+    """On all ranks in the same step, although only one clock decides."""
+    options = [
+        "--set",
+        "run.stop.seconds=1.5",
+        "--set",
+        "run.epochs=10_000_000",
+        "--set",
+        "run.evaluate_every=1_000_000",
+    ]
+    done = launch(2, ["hpcopt", "run", "job.toml", "--run-dir", "out", *options], timeout=40)
+    assert done.returncode == 0, done.stderr
+    run = open_run(workplace / "out")
+    assert (run.status, run.facts["stop_reason"]) == ("finished", "The time given in run.stop.seconds is spent.")
+    assert 1.5 <= run.evaluations.wall_seconds[-1] < 5
+
+
+def test_a_name_with_brackets_is_a_name(workplace: Path, launch: Callable) -> None:
+    argv = ["hpcopt", "run", "job.toml", "--run-dir", "out[/b]", "--set", "run.name=a[/b]"]
+    done = launch(2, argv, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "hpcopt a[/b]: sgd on " in done.stdout
+    assert "\na[/b]" in done.stdout
+    assert "run directory: out[/b]" in done.stdout
 
 
 def test_nan_on_one_rank_is_rejected_on_all_and_the_run_ends_as_diverged(workplace: Path, launch: Callable) -> None:

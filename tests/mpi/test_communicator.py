@@ -16,7 +16,7 @@ import torch
 
 from hpcopt.comm.communicator import Communicator
 from hpcopt.comm.ledger import Ledger
-from hpcopt.errors import DivergedError, HpcoptError, UsageError
+from hpcopt.errors import HpcoptError, UsageError
 
 pytestmark = pytest.mark.mpi
 
@@ -344,8 +344,8 @@ def test_a_block_that_works_raises_nothing_and_costs_one_call(comm: Communicator
 @pytest.mark.mpi(min_size=2)
 def test_an_error_of_one_rank_is_raised_on_all_with_the_rank_named(comm: Communicator) -> None:
     last = comm.size - 1
-    error = failing_together(comm, "stepping", {last: DivergedError("too large; use less")})
-    assert type(error) is DivergedError
+    error = failing_together(comm, "stepping", {last: UsageError("too large; use less")})
+    assert type(error) is UsageError
     assert re.fullmatch(rf"on rank {last} \([^)]+\): too large; use less", str(error))
     assert error.collective  # type: ignore[attr-defined]
     assert error.failed_rank == last  # type: ignore[attr-defined]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hpcopt.comm.communicator import Communicator
-from hpcopt.comm.launch import affinity, choose_threads, local_position
+from hpcopt.comm.launch import affinity, choose_threads
 
 pytestmark = pytest.mark.mpi
 
@@ -48,6 +48,6 @@ def test_a_number_set_on_one_rank_keeps_all_as_they_are(comm: Communicator) -> N
 
 
 def test_ranks_of_a_host_are_numbered_without_gaps(comm: Communicator) -> None:
-    rank, size = local_position(comm)
-    places = comm.allgather_objects((comm.host, rank))
-    assert sorted(place for host, place in places if host == comm.host) == list(range(size))
+    report = choose_threads(comm, {"OMP_NUM_THREADS": "1"})
+    places = comm.allgather_objects((comm.host, report.local_rank))
+    assert sorted(place for host, place in places if host == comm.host) == list(range(report.local_size))

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import subprocess
@@ -36,7 +37,7 @@ def finished_run(path: Path) -> None:
 def test_creates_the_directory_its_parents_and_the_log_folder(tmp_path: Path) -> None:
     with RunDirectory.create(tmp_path / "runs" / "a", fresh=False) as run:
         assert run.path == tmp_path / "runs" / "a"
-        assert run.log_path.parent.is_dir()
+        assert (run.path / "log").is_dir()
         assert (run.path / "lock").exists()
     assert not (run.path / "lock").exists()
 
@@ -51,6 +52,18 @@ def test_accepts_a_directory_that_holds_a_run_when_it_can_be_resumed(tmp_path: P
     finished_run(tmp_path / "a")
     with RunDirectory.create(tmp_path / "a", fresh=False, resumable=True) as run:
         assert (run.path / "status.json").exists()
+
+
+def test_a_lock_that_cannot_be_written_is_not_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a full disk: the file can be made, but takes no content."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(run_lock.json, "dump", full)
+    with pytest.raises(UsageError, match="cannot be written: No space left on device"):
+        RunDirectory.create(tmp_path / "runs" / "a", fresh=False)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_accepts_an_existing_directory_without_a_run(tmp_path: Path) -> None:
@@ -121,7 +134,7 @@ def test_abandoning_a_start_restores_what_was_there(tmp_path: Path) -> None:
     run = RunDirectory.create(tmp_path / "a", fresh=True)
     run.write_job("x = 1\n")
     run.write_status()
-    run.log_path.write_text("line")
+    (run.path / "log" / "rank0000.log").write_text("line")
     run.abandon()
     assert list(tmp_path.iterdir()) == [tmp_path / "a"]
     assert json.loads((tmp_path / "a" / "status.json").read_text())["status"] == "finished"

@@ -1,0 +1,74 @@
+"""What a person sees while a run is going."""
+
+from __future__ import annotations
+
+import io
+import logging
+import math
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from hpcopt.train.progress import Harmless, PlainProgress, TerminalProgress
+
+
+def evaluation(iteration: int) -> dict[str, Any]:
+    figures = {"train_loss": 0.5, "test_loss": math.nan, "test_accuracy": 0.9, "test_explained_variance": math.nan}
+    return {"iteration": iteration, "epoch": iteration / 2, "seconds": 0.1, **figures}
+
+
+@pytest.fixture
+def console() -> Console:
+    return Console(file=io.StringIO(), width=200)
+
+
+def lines(console: Console) -> list[str]:
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue().splitlines()
+
+
+def test_the_first_and_the_last_evaluation_are_printed_once(console: Console) -> None:
+    progress = PlainProgress(console, 4)
+    for iteration in (0, 2, 4):
+        progress.evaluation(**evaluation(iteration))
+    progress.close()
+    progress.close()
+    assert [line.split()[1] for line in lines(console)] == ["0/4", "4/4"]
+
+
+def test_an_evaluation_that_is_printed_already_is_not_printed_at_the_end(console: Console) -> None:
+    progress = PlainProgress(console, 4)
+    progress.evaluation(**evaluation(0))
+    progress.close()
+    assert len(lines(console)) == 1
+
+
+@pytest.mark.parametrize("kind", [PlainProgress, TerminalProgress])
+def test_a_display_that_fails_is_switched_off_and_the_run_goes_on(
+    console: Console, kind: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise BrokenPipeError("the pipe is closed")
+
+    progress = Harmless()
+    progress.start(lambda: kind(console, 4))
+    monkeypatch.setattr(kind, "evaluation", broken)
+    with caplog.at_level(logging.WARNING):
+        progress.evaluation(**evaluation(0))
+        progress.evaluation(**evaluation(2))
+        progress.iteration(**evaluation(3))
+        progress.rank_times(3, [0.1], [0.0])
+        progress.close()
+    assert [record.getMessage() for record in caplog.records] == [
+        "The display of the run failed and is off: BrokenPipeError: the pipe is closed."
+    ]
+    assert not progress.attempt(broken)
+
+
+def test_a_display_that_cannot_start_does_not_end_the_run(caplog: pytest.LogCaptureFixture) -> None:
+    progress = Harmless()
+    progress.start(lambda: 1 // 0)
+    progress.iteration(iteration=1)
+    progress.close()
+    assert len(caplog.records) == 1
