@@ -273,24 +273,27 @@ def test_nan_in_one_ranks_local_phase_costs_that_ranks_trials_only(comm: Communi
 
 
 class Fails(DataParallelObjective):
-    """Rank 1 (or the only one) sees NaN in its global evaluation number ``at``, counted from 1."""
+    """The last rank that has samples sees NaN in global evaluation number ``at``, counted from 1."""
 
     at = 0
     seen = 0
 
-    def _poison(self, w: Vector) -> Vector:
+    def _poison(self, w: Vector, batch: Batch) -> Vector:
         self.seen += 1
-        if self.seen != self.at or self.comm.rank != min(1, self.comm.size - 1):
+        if self.seen != self.at:
+            return w
+        counts = self.comm.allgather_objects(batch.count)
+        if self.comm.rank != max(rank for rank, count in enumerate(counts) if count):
             return w
         poisoned = w.clone()
         poisoned[0] = math.nan
         return poisoned
 
     def value_and_gradient(self, w: Vector, batch: Batch) -> tuple[float, Vector]:
-        return super().value_and_gradient(self._poison(w), batch)
+        return super().value_and_gradient(self._poison(w, batch), batch)
 
     def value_and_gradients(self, w: Vector, batch: Batch) -> tuple[float, Vector, float, Vector]:
-        return super().value_and_gradients(self._poison(w), batch)
+        return super().value_and_gradients(self._poison(w, batch), batch)
 
 
 @pytest.mark.parametrize("total", [None, 12])
