@@ -1,0 +1,61 @@
+"""What a user can set is written down: every key of a job file stands in the section where one looks for it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from hpcopt.config import DebugOptions, LossOptions, ParallelOptions, RunOptions, StopOptions
+from hpcopt.data.files import SUFFIXES
+from hpcopt.data.options import DataOptions
+from hpcopt.models.registry import MODELS
+from hpcopt.models.registry import option_names as model_keys
+from hpcopt.solvers.registry import SOLVERS
+from hpcopt.solvers.registry import option_names as solver_keys
+
+DOCS = Path(__file__).parents[1] / "docs"
+TABLES = {
+    "run": (RunOptions, StopOptions),
+    "data": (DataOptions,),
+    "loss": (LossOptions,),
+    "parallel": (ParallelOptions,),
+    "debug": (DebugOptions,),
+}
+
+
+def section(page: str, word: str) -> str:
+    """The part of a page below the heading with `word` in it."""
+    parts = re.split(r"^## ", (DOCS / page).read_text(), flags=re.MULTILINE)
+    (found,) = [part for part in parts if f"`{word}`" in part.split("\n")[0]]
+    return found
+
+
+def lacking(text: str, keys: list[str]) -> list[str]:
+    """The keys that do not stand in `code` in the text."""
+    code = " ".join(re.findall(r"`([^`]+)`", text))
+    return [key for key in keys if not re.search(rf"\b{key}\b", code)]
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_every_key_of_a_table_is_described(table: str) -> None:
+    keys = [field.name for options in TABLES[table] for field in fields(options)]
+    assert lacking(section("jobs.md", f"[{table}]"), keys) == []
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_key_of_a_model_is_described(model: str) -> None:
+    (row,) = [line for line in section("jobs.md", "[model]").splitlines() if line.startswith(f"| `{model}` |")]
+    assert lacking(row, model_keys(model)) == []
+
+
+@pytest.mark.parametrize("method", SOLVERS)
+def test_every_key_of_a_method_is_described(method: str) -> None:
+    assert lacking(section("methods.md", method), solver_keys(method)) == []
+
+
+def test_every_ending_of_a_data_file_is_named() -> None:
+    code = " ".join(re.findall(r"`([^`]+)`", section("jobs.md", "[data]"))).split()
+    assert [suffix for suffix in SUFFIXES if suffix not in code] == []
