@@ -31,8 +31,8 @@ import torch
 from hpcopt.objective.protocol import Batch, Objective, Vector
 from hpcopt.solvers.agreement import agreed_dot
 from hpcopt.solvers.checks import check_choice, check_count, check_flag, check_number, fail
+from hpcopt.solvers.fixed_batch import WHOLE, FixedBatch
 from hpcopt.solvers.local_solve import (
-    WHOLE,
     AdamTrustRegion,
     Anchor,
     ConsistentObjective,
@@ -46,29 +46,6 @@ from hpcopt.solvers.trust_region import NEAR_BOUNDARY, NOT_FINITE_SHRINK, Trial,
 
 LOCAL_SOLVERS = ("lbfgs", "lsr1", "first_order", "adam")
 GLOBAL_SOLVERS = ("lbfgs", "lsr1", "first_order")
-
-
-class FixedBatch:
-    """An objective on one batch, for the trust-region method of the global pass. *Collective* in its evaluations.
-
-    Attributes:
-        own: this rank's loss and gradient (n,) of the latest evaluation, where the next iteration may need them.
-    """
-
-    deterministic = True
-
-    def __init__(self, objective: Objective, batch: Batch) -> None:
-        self._objective, self._batch = objective, batch
-        self.own: tuple[float, Vector] | None = None
-        self.dot, self.inner, self.agree = objective.dot, objective.inner, objective.agree
-
-    def value_and_gradient(self, w: Vector, _: Batch = WHOLE) -> tuple[float, Vector]:
-        """f(w) and its gradient on the batch."""
-        if self._batch.indices is not None:
-            return self._objective.value_and_gradient(w, self._batch)
-        loss, gradient, own_loss, own_gradient = self._objective.value_and_gradients(w, self._batch)
-        self.own = own_loss, own_gradient
-        return loss, gradient
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,20 +238,11 @@ class APTS:
         self, objective: Objective, state: State, batch: Batch, fixed: FixedBatch, report: StepReport
     ) -> float:
         """Local solves, their combination and its ratio test; returns the predicted decrease of an accepted step."""
-        share = objective.share(batch)
-        found = self._solve(objective, state, batch, share)
-        weight = share if self.combination == "mean" else 1.0
-        step, (decrease, reach, iterations) = objective.combine(
-            found.step * weight, weight * found.decrease, weight * found.norm, float(found.iterations)
-        )
-        norm = math.sqrt(agreed_dot(objective, step, step))
-        report.inner_iterations, report.predicted = int(iterations), decrease
-        state["reach"] = reach
-        if not math.isfinite(norm + decrease + reach):
-            report.finite, state["step_radius"] = False, NOT_FINITE_SHRINK * float(state["step_radius"])
-            return 0.0
-        if decrease <= 0:
-            state["step_radius"] = self.shrink * float(state["step_radius"])
+        step, norm = self._combine(objective, state, batch, report)
+        decrease, reach = report.predicted, float(state["reach"])
+        report.finite = math.isfinite(norm + decrease + reach)
+        if not report.finite or decrease <= 0:
+            state["step_radius"] = float(state["step_radius"]) * (self.shrink if report.finite else NOT_FINITE_SHRINK)
             return 0.0
         point = state["parameters"] + step
         after, gradient = fixed.value_and_gradient(point)
@@ -288,6 +256,16 @@ class APTS:
             return 0.0
         self._move(state, batch, fixed, (point, after, gradient, square))
         return decrease
+
+    def _combine(self, objective: Objective, state: State, batch: Batch, report: StepReport) -> tuple[Vector, float]:
+        """The preconditioned step (n,) and its 2-norm. *Collective*, one reduction, in which the prediction rides."""
+        share = objective.share(batch)
+        found = self._solve(objective, state, batch, share)
+        weight = share if self.combination == "mean" else 1.0
+        scalars = weight * found.decrease, weight * found.norm, float(found.iterations)
+        step, (report.predicted, state["reach"], iterations) = objective.combine(found.step * weight, *scalars)
+        report.inner_iterations = int(iterations)
+        return step, math.sqrt(agreed_dot(objective, step, step))
 
     def _solve(self, objective: Objective, state: State, batch: Batch, share: float) -> LocalStep:
         """This rank's local phase. A rank without samples in the batch has no curvature to add and stays at w."""

@@ -18,12 +18,10 @@ import torch
 
 from hpcopt.objective import vectors
 from hpcopt.objective.protocol import Batch, LocalPart, Objective, Vector
+from hpcopt.solvers.fixed_batch import WHOLE
 from hpcopt.solvers.solver import State
 from hpcopt.solvers.start import empty_start
 from hpcopt.solvers.trust_region import Trial, TrustRegion
-
-WHOLE = Batch(None, 1, 1)
-"""The batch named to a trust-region solver that works on an objective whose batch is fixed."""
 
 SPENT = 1e-4
 """The phase ends when less than this part of the budget is left."""

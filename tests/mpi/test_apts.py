@@ -16,7 +16,8 @@ from hpcopt.objective.data_parallel import DataParallelObjective
 from hpcopt.objective.local import LocalObjective
 from hpcopt.objective.protocol import Batch, Vector
 from hpcopt.solvers.apts import APTS
-from hpcopt.solvers.local_solve import WHOLE, Anchor, ConsistentObjective
+from hpcopt.solvers.fixed_batch import WHOLE
+from hpcopt.solvers.local_solve import Anchor, ConsistentObjective
 from hpcopt.solvers.solver import State, StepReport
 from hpcopt.solvers.trust_region import TrustRegion
 from hpcopt.train.minimize import minimize
