@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from dataclasses import asdict
 
 from rich.markup import escape
@@ -21,10 +23,15 @@ def doctor(as_json: bool) -> int:
     report = examine()
     # Without a common MPI every process is a rank 0 of its own: the first of the launch speaks for all.
     if report is not None and launcher_rank() == 0:
-        if as_json:
-            print(json.dumps(_as_mapping(report), indent=2, allow_nan=False))
-        else:
-            _show(report)
+        try:
+            if as_json:
+                print(json.dumps(_as_mapping(report), indent=2, allow_nan=False))
+            else:
+                _show(report)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # The reader left, which is no failure of a rank; without this Python would complain again at its end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return _same_everywhere(0 if report is None or report.healthy else 2)
 
 

@@ -1,11 +1,16 @@
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+import hpcopt
 from hpcopt.analysis.doctor import Finding, Report
 from hpcopt.cli import doctor as command
 from hpcopt.cli.main import main
+
+ROOT = Path(hpcopt.__file__).parents[1]
 
 SOUND = Report([Finding("MPI", "green", "Some MPI")], {"ranks": []})
 BROKEN = Report([Finding("MPI", "red", "no [MPI]", "install one")], {"ranks": []})
@@ -43,3 +48,9 @@ def test_of_processes_that_did_not_find_each_other_the_first_speaks(
     monkeypatch.setenv("PMI_RANK", "1")
     assert main(["doctor"]) == 2
     assert capsys.readouterr().out == ""
+
+
+def test_a_reader_that_leaves_is_no_bug(tmp_path: Path) -> None:
+    command = f"{sys.executable} -m hpcopt doctor --json | true"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=ROOT, timeout=60, check=False)
+    assert done.stderr == ""

@@ -1,0 +1,19 @@
+"""Numbers that are not finite are refused by every option of every method."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from hpcopt.errors import UsageError
+from hpcopt.solvers.registry import SOLVERS, make_solver, option_names
+
+OPTIONS = [(method, key) for method in SOLVERS for key in option_names(method)]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize(("method", "key"), OPTIONS, ids=lambda word: word)
+def test_an_option_that_is_not_finite_is_refused(method: str, key: str, value: float) -> None:
+    with pytest.raises(UsageError, match=key):
+        make_solver(method, {key: value}, 1.0)
