@@ -84,9 +84,10 @@ class APTS:
     """nu: trials of a rank between reductions; each evaluates the rank's samples once."""
     local_memory: int = 8
     """Pairs (step, gradient change) of a rank's own samples; each costs two vectors of n numbers."""
-    local_start: float | None = None
-    """First local radius as a part of the radius. Default: 1 for L-BFGS once it has a pair, since its steps have a
-    length of their own; 1 / ``local_iterations`` for the others, whose first step would spend the whole budget."""
+    local_start: float = 0.3
+    """First local radius as a part of the budget; it changes with every trial. At 1 the first trial spends the budget
+    wherever the radius binds, and no curvature is met on the way; so half a point of accuracy is lost in the first
+    epochs on MNIST."""
     global_solver: str = "lbfgs"
     """Model of the global trials: "lbfgs", "lsr1" or "first_order"."""
     global_iterations: int = 1
@@ -138,8 +139,7 @@ class APTS:
         for key in ("local_iterations", "local_memory", "global_memory"):
             check_count(self, key)
         check_count(self, "global_iterations", 0)
-        if self.local_start is not None:
-            check_number(self, "local_start", 0.0, 1.0, open_low=True)
+        check_number(self, "local_start", 0.0, 1.0, open_low=True)
         check_number(self, "next_shrink_below", high=1.0)
         check_number(self, "next_grow_above")
         check_number(self, "next_grow", 1.0, open_low=True)
@@ -279,11 +279,9 @@ class APTS:
         if share == 0:
             return LocalStep(torch.zeros_like(anchor.point), 0.0, 0.0, 0)
         radius = float(state["step_radius"]) * (share if self.combination == "sum" else 1.0)
-        scaled = self.local_solver == "lbfgs" and int(state["local_pairs_stored"]) > 0
-        start = self.local_start or (1.0 if scaled else 1 / self.local_iterations)
         problem = ConsistentObjective(objective.local, batch, anchor, self.consistency)
         budget = radius if self.budget else self.radius_max
-        return solve_locally(self._local(), problem, state, self.local_iterations, budget, start * radius)
+        return solve_locally(self._local(), problem, state, self.local_iterations, budget, self.local_start * radius)
 
     def _judge(self, state: State, batch: Batch, after: float, report: StepReport) -> None:
         """Accept or reject the preconditioned step, and its radius. Nothing is divided by a decrease that may be 0."""
