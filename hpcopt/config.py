@@ -7,15 +7,14 @@ model and the method named there, and are checked by them.
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Callable
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
-from numbers import Real
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from hpcopt.checks import is_number
 from hpcopt.data.options import DataOptions
 from hpcopt.errors import UsageError, nearest
 
@@ -284,6 +283,5 @@ def _without_none(value: Any) -> Any:
 
 def _check(key: str, value: object, rule: str, fits: Callable[[Any], bool]) -> None:
     """Refuse what is not a finite number or does not fit; None stands for a key that is not given."""
-    number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-    if value is not None and not (number and fits(value)):
+    if value is not None and not (is_number(value) and fits(value)):
         raise UsageError(f"{key} = {value!r} is not allowed; it must be {rule}.")

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hpcopt.checks import is_number, is_whole
 from hpcopt.errors import UsageError, nearest
 
 TASKS = ("classification", "regression")
 STANDARDIZE = ("feature", "channel", "global")
-
-
-def _is_int(value: object) -> bool:
-    """Whether a value is an integer and not a boolean, which Python counts as one."""
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)
@@ -103,7 +99,7 @@ class DataOptions:
 
     def _check_target(self) -> None:
         entries = self.target if isinstance(self.target, list) else [self.target]
-        if self.target is not None and not (entries and all(isinstance(e, str) or _is_int(e) for e in entries)):
+        if self.target is not None and not (entries and all(isinstance(e, str) or is_whole(e) for e in entries)):
             raise UsageError(
                 f'data.target is {self.target!r}; it must be "first", "last", the name or the number of a'
                 " column (from 0), or a list of names or numbers that is not empty."
@@ -119,22 +115,21 @@ class DataOptions:
             test is None
             or test is False
             or (isinstance(test, str) and bool(test))
-            or (_is_int(test) and int(test) >= 1)
+            or is_whole(test, 1)
             or (isinstance(test, float) and 0.0 < test < 1.0)
         )
         if not fits:
             raise UsageError(f"data.test is {test!r}; it must be {rule}.")
 
     def _check_batch(self) -> None:
-        if self.batch != "full" and not (_is_int(self.batch) and int(self.batch) >= 1):
+        if self.batch != "full" and not is_whole(self.batch, 1):
             raise UsageError(
                 f'data.batch is {self.batch!r}; it must be a number of samples of at least 1, or "full"'
                 " for all samples in every step."
             )
-        overlap = self.overlap
-        if isinstance(overlap, bool) or not isinstance(overlap, int | float) or not 0.0 <= overlap < 1.0:
+        if not is_number(self.overlap, 0, 1, open_high=True):
             raise UsageError(
-                f"data.overlap is {overlap!r}; it must be a number of at least 0 and less than 1 (0.3 lets"
+                f"data.overlap is {self.overlap!r}; it must be a number of at least 0 and less than 1 (0.3 lets"
                 " each batch take 30 % of the next one)."
             )
 
@@ -146,5 +141,5 @@ class DataOptions:
 
     @staticmethod
     def _at_least(key: str, value: int | None, least: int) -> None:
-        if value is not None and not (_is_int(value) and value >= least):
+        if value is not None and not is_whole(value, least):
             raise UsageError(f"data.{key} is {value!r}; it must be a whole number of at least {least}.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from hpcopt.checks import is_number, is_whole
 from hpcopt.errors import UsageError, nearest
 
 
@@ -23,7 +24,7 @@ def whole(key: str, value: Any, low: int = 1) -> int:
     Raises:
         UsageError: it is not one.
     """
-    if not isinstance(value, int) or isinstance(value, bool) or value < low:
+    if not is_whole(value, low):
         refuse(key, value, f"a whole number of at least {low}")
     return int(value)
 
@@ -35,9 +36,9 @@ def wholes(key: str, values: Any) -> tuple[int, ...]:
         UsageError: it is no list, or an entry is not such a number.
     """
     listed = isinstance(values, (list, tuple))
-    if not listed or any(not isinstance(v, int) or isinstance(v, bool) or v < 1 for v in values):
+    if not listed or not all(is_whole(v, 1) for v in values):
         refuse(key, values, "a list of whole numbers of at least 1")
-    return tuple(values)
+    return tuple(int(v) for v in values)
 
 
 def fraction(key: str, value: Any) -> float:
@@ -46,7 +47,7 @@ def fraction(key: str, value: Any) -> float:
     Raises:
         UsageError: it is not one.
     """
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < 1:
+    if not is_number(value, 0, 1, open_high=True):
         refuse(key, value, "a number from 0 to below 1")
     return float(value)
 

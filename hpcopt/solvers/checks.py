@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from numbers import Integral, Real
 
+from hpcopt.checks import is_number, is_whole
 from hpcopt.errors import UsageError, nearest
 
 
@@ -41,10 +41,7 @@ def check_number(
         UsageError: it is not.
     """
     value = getattr(solver, key)
-    inside = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-    inside = inside and (low < value if open_low else low <= value)
-    inside = inside and (value < high if open_high else value <= high)
-    if not inside:
+    if not is_number(value, low, high, open_low=open_low, open_high=open_high):
         fail(solver, key, f"must be a number{_range_words(low, high, open_low, open_high)}")
 
 
@@ -64,7 +61,7 @@ def check_count(solver: object, key: str, low: int = 1) -> None:
         UsageError: it is not.
     """
     value = getattr(solver, key)
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < low:
+    if not is_whole(value, low):
         fail(solver, key, f"must be a whole number of at least {low}")
 
 
