@@ -122,12 +122,7 @@ class DataParallelObjective:
             loss = self.shard.gradient_sum(w, batch, scale, gradient)
             self._write_scalars(buffer, w, loss * scale)
             self.comm.allreduce(buffer, label="gradient")
-        value, flags = self._read_scalars(buffer)
-        self.flags_seen += flags
-        self.work.gradients += batch.total / self.samples
-        if self.weight_decay:
-            gradient.add_(w, alpha=self.weight_decay)
-        return value, gradient
+        return self._reduced(buffer, w, batch), gradient
 
     def value_and_gradients(self, w: Vector, batch: Batch) -> tuple[float, Vector, float, Vector]:
         """f(w), its gradient, and this rank's f_d(w) with its gradient, from one evaluation. *Collective*.
@@ -140,11 +135,8 @@ class DataParallelObjective:
         own = gradient * (batch.total / max(batch.count, 1))
         self._write_scalars(buffer, w, loss * scale)
         self.comm.allreduce(buffer, label="gradient")
-        value, flags = self._read_scalars(buffer)
-        self.flags_seen += flags
-        self.work.gradients += batch.total / self.samples
+        value = self._reduced(buffer, w, batch)
         if self.weight_decay:
-            gradient.add_(w, alpha=self.weight_decay)
             own.add_(w, alpha=self.weight_decay)
         decay = self._decay(w)
         return value, gradient, loss / max(batch.count, 1) + decay, own
@@ -232,6 +224,15 @@ class DataParallelObjective:
     @property
     def _tail(self) -> int:
         return 2 if self.shard.parameters.dtype == torch.float64 else 2 * exact_sum.DIGITS
+
+    def _reduced(self, buffer: Vector, w: Vector, batch: Batch) -> float:
+        """The loss at the end of a reduced buffer; flags and work are counted, the gradient gets its weight decay."""
+        value, flags = self._read_scalars(buffer)
+        self.flags_seen += flags
+        self.work.gradients += batch.total / self.samples
+        if self.weight_decay:
+            buffer[: self.size].add_(w, alpha=self.weight_decay)
+        return value
 
     def _new_buffer(self, w: Vector) -> Vector:
         """Room for a gradient and the scalars behind it."""

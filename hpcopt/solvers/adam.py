@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 
 from hpcopt.objective.protocol import Batch, Objective
-from hpcopt.solvers.agreement import agreed_dot
 from hpcopt.solvers.checks import check_number, fail
+from hpcopt.solvers.first_order import evaluate
 from hpcopt.solvers.schedules import ScheduledRate
 from hpcopt.solvers.solver import State, StepReport
 
@@ -60,13 +60,9 @@ class Adam(ScheduledRate):
     def step(self, objective: Objective, state: State, batch: Batch) -> tuple[State, StepReport]:
         """One update. *Collective*, one reduction. A loss or gradient that is not finite leaves the state untouched."""
         parameters: torch.Tensor = state["parameters"]  # type: ignore[assignment]
-        loss, gradient = objective.value_and_gradient(parameters, batch)
-        norm = math.sqrt(agreed_dot(objective, gradient, gradient))
         rate = self.rate(batch.position)
-        report = StepReport(loss=loss, gradient_norm=norm, step_norm=math.nan, step_size=rate)
-        if not math.isfinite(loss + norm):
-            report.accepted = report.finite = False
-            report.step_norm = 0.0
+        gradient, report = evaluate(objective, state, batch, rate)
+        if not report.finite:
             return state, report
         if self.decoupled_weight_decay:
             parameters.mul_(1 - rate * self.decoupled_weight_decay)

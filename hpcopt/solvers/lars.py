@@ -8,15 +8,14 @@ custom, and so does a tensor whose weights or gradient are all 0. Layers must be
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 
 from hpcopt.objective.protocol import Batch, Objective
-from hpcopt.solvers.agreement import agreed_dot
 from hpcopt.solvers.checks import check_number
+from hpcopt.solvers.first_order import evaluate
 from hpcopt.solvers.schedules import ScheduledRate
 from hpcopt.solvers.solver import State, StepReport
 
@@ -59,13 +58,9 @@ class LARS(ScheduledRate):
         """One update. *Collective*, one reduction. A loss or gradient that is not finite leaves the state untouched."""
         parameters: torch.Tensor = state["parameters"]  # type: ignore[assignment]
         velocity: torch.Tensor = state["velocity"]  # type: ignore[assignment]
-        loss, gradient = objective.value_and_gradient(parameters, batch)
-        norm = math.sqrt(agreed_dot(objective, gradient, gradient))
         rate = self.rate(batch.position)
-        report = StepReport(loss=loss, gradient_norm=norm, step_norm=math.nan, step_size=rate)
-        if not math.isfinite(loss + norm):
-            report.accepted = report.finite = False
-            report.step_norm = 0.0
+        gradient, report = evaluate(objective, state, batch, rate)
+        if not report.finite:
             return state, report
         self._scale(objective, parameters, gradient)
         parameters.sub_(velocity.mul_(self.momentum).add_(gradient, alpha=rate))

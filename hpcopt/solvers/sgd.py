@@ -9,14 +9,13 @@ check for numbers that are not finite, and one (plain), two (momentum) or three 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 
 from hpcopt.objective.protocol import Batch, Objective
-from hpcopt.solvers.agreement import agreed_dot
 from hpcopt.solvers.checks import check_flag, check_number, fail
+from hpcopt.solvers.first_order import evaluate
 from hpcopt.solvers.schedules import ScheduledRate
 from hpcopt.solvers.solver import State, StepReport
 
@@ -53,14 +52,12 @@ class SGD(ScheduledRate):
     def step(self, objective: Objective, state: State, batch: Batch) -> tuple[State, StepReport]:
         """One update. *Collective*, one reduction. A loss or gradient that is not finite leaves the state untouched."""
         parameters: torch.Tensor = state["parameters"]  # type: ignore[assignment]
-        loss, gradient = objective.value_and_gradient(parameters, batch)
-        norm = math.sqrt(agreed_dot(objective, gradient, gradient))
         rate = self.rate(batch.position)
-        report = StepReport(loss=loss, gradient_norm=norm, step_size=rate)
-        if not math.isfinite(loss + norm):
-            report.accepted = report.finite = False
+        gradient, report = evaluate(objective, state, batch, rate)
+        if not report.finite:
             return state, report
-        report.step_norm = math.nan if self.momentum else rate * norm  # with momentum it would cost one more pass
+        if not self.momentum:
+            report.step_norm = rate * report.gradient_norm
         parameters.add_(self._direction(state, gradient), alpha=-rate)
         objective.release(gradient)
         return state, report
