@@ -86,8 +86,8 @@ class APTS:
     """Pairs (step, gradient change) of a rank's own samples; each costs two vectors of n numbers."""
     local_start: float = 0.3
     """First local radius as a part of the budget; it changes with every trial. At 1 the first trial spends the budget
-    wherever the radius binds, and no curvature is met on the way; so half a point of accuracy is lost in the first
-    epochs on MNIST."""
+    wherever the radius binds, and no curvature is met on the way: on MNIST that costs half a point of test accuracy
+    after 1 and 2 epochs and nothing after 10, for 15 % less work (one seed, 2 and 8 ranks)."""
     global_solver: str = "lbfgs"
     """Model of the global trials: "lbfgs", "lsr1" or "first_order"."""
     global_iterations: int = 1
