@@ -67,7 +67,7 @@ def _memory() -> str:
 
 
 def _mpi_lines() -> list[str]:
-    from hpcopt.comm.library import initialised_mpi, library_name
+    from hpcopt.comm.mpi_library import initialised_mpi, library_name
 
     mpi = initialised_mpi()
     if mpi is None:

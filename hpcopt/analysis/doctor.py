@@ -66,7 +66,7 @@ def examine(directory: Path = Path("runs")) -> Report | None:
     """
     try:
         from hpcopt.comm.communicator import Communicator
-        from hpcopt.comm.library import load_mpi
+        from hpcopt.comm.mpi_library import load_mpi
 
         load_mpi()
         comm = Communicator()
@@ -108,7 +108,7 @@ def _mpi_facts(comm: Any, error: str) -> dict[str, Any]:
     if comm is None:
         return {"error": error, "library": "", "size": 1, "launcher": "none", "launch_error": ""}
     from hpcopt.comm.launch import check_launch, detect_launcher
-    from hpcopt.comm.library import library_name
+    from hpcopt.comm.mpi_library import library_name
 
     launch_error = ""
     try:

@@ -55,7 +55,7 @@ def _show(report: Report) -> None:
 
 def _same_everywhere(status: int) -> int:
     """The status of rank 0 on all ranks. *Collective*."""
-    from hpcopt.comm.library import initialised_mpi
+    from hpcopt.comm.mpi_library import initialised_mpi
 
     if initialised_mpi() is None:
         return status

@@ -27,7 +27,7 @@ def run(job_file: Path, run_dir: Path | None, settings: list[str], fresh: bool, 
     """
     from hpcopt.comm.communicator import Communicator
     from hpcopt.comm.launch import check_launch, choose_threads
-    from hpcopt.comm.library import library_name
+    from hpcopt.comm.mpi_library import library_name
     from hpcopt.config import parse_job, read_job
     from hpcopt.solvers.solver import StopReason
 

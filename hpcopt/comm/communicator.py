@@ -14,7 +14,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hpcopt.comm.ledger import Ledger
-from hpcopt.comm.library import load_mpi
+from hpcopt.comm.mpi_library import load_mpi
 from hpcopt.comm.staging import HostPool, Staged, empty_like, stage
 from hpcopt.comm.together import Together
 from hpcopt.errors import UsageError, nearest

@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from types import ModuleType, TracebackType
 from typing import Any
 
-from hpcopt.comm.library import initialised_mpi
+from hpcopt.comm.mpi_library import initialised_mpi
 from hpcopt.errors import HpcoptError
 
 INTERRUPTED = 130

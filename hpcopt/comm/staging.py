@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from hpcopt.comm.library import load_mpi
+from hpcopt.comm.mpi_library import load_mpi
 from hpcopt.errors import UsageError
 
 if TYPE_CHECKING:

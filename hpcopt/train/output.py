@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcopt.comm.communicator import Communicator
-from hpcopt.comm.library import library_name
+from hpcopt.comm.mpi_library import library_name
 from hpcopt.errors import HpcoptError
 from hpcopt.solvers.solver import StopReason
 from hpcopt.train.environment import environment

@@ -194,13 +194,13 @@ def test_this_process_alone_is_examined(tmp_path: Path) -> None:
 
 
 def test_a_machine_without_mpi_is_examined_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from hpcopt.comm import library
+    from hpcopt.comm import mpi_library
     from hpcopt.errors import UsageError
 
     def missing() -> None:
         raise UsageError("no MPI library could be loaded")
 
-    monkeypatch.setattr(library, "load_mpi", missing)
+    monkeypatch.setattr(mpi_library, "load_mpi", missing)
     report = doctor.examine(tmp_path)
     assert report is not None
     assert not report.healthy

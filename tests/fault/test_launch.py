@@ -28,7 +28,7 @@ def main():
         raise UsageError("bad word")
     import torch
     from hpcopt.comm.communicator import Communicator
-    from hpcopt.comm.library import library_name
+    from hpcopt.comm.mpi_library import library_name
 
     comm = Communicator()
     check_launch(comm.size, library=library_name())
