@@ -43,7 +43,7 @@ class Installation:
     """One MPI: its launcher, and the folder of its library when that is not the environment's own."""
 
     mpirun: str
-    library: str | None = None
+    lib: str | None = None
 
 
 def own_mpi() -> Installation:
@@ -167,7 +167,7 @@ def launch() -> Launch:
         cwd: Path | None = None,
     ) -> Finished:
         chosen = own_mpi() if mpi == "own" else other_mpi()
-        library = None if mpi == "mismatched" else chosen.library
+        library = None if mpi == "mismatched" else chosen.lib
         words = [*([chosen.mpirun, "-n", str(n)] if n else []), *command(argv)]
         return run(words, environment(library, env or {}), timeout, cwd)
 
