@@ -118,8 +118,16 @@ class SolverTable:
 class ParallelOptions:
     """``[parallel]``: how the work is spread over the ranks."""
 
-    layout: Literal["data"] = "data"
-    """data: every rank holds all variables and a shard of the samples."""
+    layout: Literal["data", "variables"] = "data"
+    """data: every rank varies all variables on its shard of the samples. variables: groups of ranks share the samples
+    of a shard, and each rank of a group varies a block of the variables in the local phase of APTS."""
+    data: int = 1
+    """With layout = "variables": number of shards, each of ranks / data ranks."""
+    quorum: float | None = None
+    """The local phase of APTS ends when this part of the ranks has finished it; the others contribute the step they have
+    (after one local iteration at least). Off by default."""
+    replay: str | None = None
+    """A run directory: every local phase ends where the record there says that it did."""
     gpu_aware: bool = False
     """Hand device buffers to MPI directly; only for an MPI built for it. Off: staged through the host."""
 
@@ -130,6 +138,10 @@ class DebugOptions:
 
     check_agreement: bool = False
     """Prove after every step, by a reduction of a hash of w, that all ranks hold the same variables."""
+    slow_rank: int | None = None
+    """This rank waits ``slow_seconds`` before every local iteration, to see what a straggler costs."""
+    slow_seconds: float = 0.1
+    """How long it waits."""
 
 
 @dataclass(frozen=True, kw_only=True)

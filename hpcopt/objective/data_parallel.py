@@ -88,6 +88,11 @@ class DataParallelObjective:
         return Batch(None, len(self.shard.inputs), self.samples)
 
     @property
+    def blocks(self) -> Sequence[int]:
+        """All ranks may change all variables."""
+        return [0] * self.comm.size
+
+    @property
     def deterministic(self) -> bool:
         """Whether two evaluations of one point on the same samples agree whatever the batch's key: nothing is drawn."""
         return not self.shard.stochastic.draws
@@ -145,23 +150,28 @@ class DataParallelObjective:
         """w_d: the part of the batch's samples that this rank holds."""
         return batch.count / batch.total
 
-    def combine(self, vector: Vector, *scalars: float) -> tuple[Vector, list[float]]:
+    def combine(
+        self, vector: Vector, scalars: Sequence[float], own: Sequence[float] = ()
+    ) -> tuple[Vector, list[float], torch.Tensor]:
         """Sums over the ranks of ``vector`` (n,) and of float64 scalars, exact. *Collective*, one reduction.
 
-        The local work of all ranks since the last call rides along and is counted.
+        The local work of all ranks since the last call rides along and is counted. So does what each rank tells of its
+        own, in a row that the others fill with zeros.
         """
-        work = self.local.take_work()
+        work, comm = self.local.take_work(), self.comm
         numbers: Sequence[float] = (*scalars, work.values, work.gradients)
         if vector.dtype != torch.float64:
             numbers = exact_sum.split_all(numbers)
-        buffer = torch.cat([vector, torch.tensor(numbers, dtype=vector.dtype, device=vector.device)])
-        self.comm.allreduce(buffer, label="step")
-        sums = buffer[self.size :].tolist()
-        if vector.dtype != torch.float64:
-            sums = exact_sum.join_all(sums)
-        self.work.values += sums[-2]
-        self.work.gradients += sums[-1]
-        return buffer[: self.size], sums[:-2]
+        told = torch.zeros(comm.size, len(own), dtype=vector.dtype)
+        told[comm.rank] = torch.tensor(own, dtype=vector.dtype)
+        tail = torch.cat([torch.tensor(numbers, dtype=vector.dtype), told.flatten()]).to(vector.device)
+        buffer = torch.cat([vector, tail])
+        comm.allreduce(buffer, label="step")
+        sums, told = buffer[self.size :].cpu().split([len(numbers), told.numel()])
+        reduced = sums.tolist() if vector.dtype == torch.float64 else exact_sum.join_all(sums.tolist())
+        self.work.values += reduced[-2]
+        self.work.gradients += reduced[-1]
+        return buffer[: self.size], reduced[:-2], told.view(comm.size, len(own))
 
     def release(self, gradient: Vector) -> None:
         """Take back the memory of the latest gradient. Fresh pages for each would cost as much as its reduction."""

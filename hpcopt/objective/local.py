@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 
 from hpcopt.objective import vectors
@@ -9,21 +11,63 @@ from hpcopt.objective.protocol import Batch, Vector, Work
 from hpcopt.objective.shard import Shard
 
 
+class Pace(Protocol):
+    """Says when a rank must end its local phase. Every rank calls ``begin`` and ``end`` once in every phase."""
+
+    def begin(self) -> None:
+        """A phase begins."""
+        ...
+
+    def goes_on(self, done: int) -> bool:
+        """Whether this rank may make another iteration after ``done`` of them, at least 1."""
+        ...
+
+    def end(self) -> None:
+        """This rank has ended the phase."""
+        ...
+
+
 class LocalObjective:
     """f_d(w): the mean loss over this rank's samples in a batch, plus weight decay. Never communicates.
 
     ``work`` counts this rank's samples only, in passes over the N samples of all ranks, so that the sum over ranks
     is the work of all.
+
+    Attributes:
+        pace: when this rank must end a local phase because others have; None lets it finish.
     """
 
     def __init__(self, shard: Shard, weight_decay: float, samples: int) -> None:
         self._shard, self._decay, self._samples = shard, weight_decay, samples
         self.work = Work()
+        self.pace: Pace | None = None
 
     def take_work(self) -> Work:
         """The work since the last call; the count starts again from 0."""
         work, self.work = self.work, Work()
         return work
+
+    def begin(self, w: Vector) -> None:
+        """A local phase begins; nothing is kept of w, since all variables may change."""
+        if self.pace is not None:
+            self.pace.begin()
+
+    def goes_on(self, done: int) -> bool:
+        """Whether this rank may go on after ``done`` iterations of the phase: unless its pace says enough are done."""
+        return self.pace is None or self.pace.goes_on(done)
+
+    def end(self) -> None:
+        """This rank has ended the phase."""
+        if self.pace is not None:
+            self.pace.end()
+
+    def take(self, vector: Vector) -> Vector:
+        """``vector`` itself: all variables are this rank's."""
+        return vector
+
+    def put(self, own: Vector) -> Vector:
+        """``own`` itself."""
+        return own
 
     def value(self, w: Vector, batch: Batch) -> float:
         """f_d(w); 0 loss when this rank has no sample in the batch."""

@@ -6,6 +6,7 @@ B samples in a batch, k and l numbers of stacked vectors.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -66,15 +67,39 @@ class Linearization(Protocol):
 
 
 class LocalPart(Protocol):
-    """f_d(w): the mean loss over this rank's samples in the batch, plus weight decay. Nothing here communicates."""
+    """f_d: the mean loss over the samples of this rank's group in the batch, plus weight decay, without communication.
 
-    def value_and_gradient(self, w: Vector, batch: Batch) -> tuple[float, Vector]:
-        """f_d(w) and its gradient, a new vector; without samples only the weight decay is left."""
+    A group is one rank, or the ranks that hold the same samples and vary different blocks of the variables. f_d is a
+    function of the m variables that this rank may change, x; all others stay where the phase began.
+    """
+
+    def begin(self, w: Vector) -> None:
+        """A local phase begins at w (n,), on all ranks."""
+        ...
+
+    def take(self, vector: Vector) -> Vector:
+        """The part (m,) of a vector (n,) that belongs to this rank's variables; may be the vector itself."""
+        ...
+
+    def put(self, own: Vector) -> Vector:
+        """The vector (n,) that is ``own`` (m,) at this rank's variables and 0 elsewhere; may be ``own`` itself."""
+        ...
+
+    def value_and_gradient(self, x: Vector, batch: Batch) -> tuple[float, Vector]:
+        """f_d and its gradient (m,), a new vector; without samples only the weight decay is left."""
+        ...
+
+    def goes_on(self, done: int) -> bool:
+        """Whether this rank may make another iteration of the phase after ``done`` of them; asked from 1 on."""
+        ...
+
+    def end(self) -> None:
+        """This rank has ended the phase; the others need not."""
         ...
 
 
 class Objective(Protocol):
-    """f(w) = mean over the batch of loss(model(w, x), y) + weight_decay/2 |w|^2 = sum over ranks of w_d f_d(w)."""
+    """f(w) = mean over the batch of loss(model(w, x), y) + weight_decay/2 |w|^2 = sum over groups of w_d f_d(w)."""
 
     size: int
     work: Work
@@ -82,6 +107,11 @@ class Objective(Protocol):
     @property
     def local(self) -> LocalPart:
         """What this rank can evaluate alone; its work is counted with the next ``combine``."""
+        ...
+
+    @property
+    def blocks(self) -> Sequence[int]:
+        """Which block of the variables each rank may change in a local phase; 0 everywhere when all may change all."""
         ...
 
     @property
@@ -102,15 +132,21 @@ class Objective(Protocol):
         ...
 
     def value_and_gradients(self, w: Vector, batch: Batch) -> tuple[float, Vector, float, Vector]:
-        """As ``value_and_gradient``, and this rank's own f_d(w) and its gradient from the same evaluation."""
+        """As ``value_and_gradient``, f_d(w) of this rank's group and its gradient (n,) from the same evaluation."""
         ...
 
     def share(self, batch: Batch) -> float:
-        """w_d: the part of the batch's samples that this rank holds; 1 in all over the ranks."""
+        """w_d: the part of the batch's samples that this rank's group holds; 1 in all over the groups."""
         ...
 
-    def combine(self, vector: Vector, *scalars: float) -> tuple[Vector, list[float]]:
-        """Sums over the ranks of a vector (n,), in a new one, and of float64 scalars. *Collective*, one reduction."""
+    def combine(
+        self, vector: Vector, scalars: Sequence[float], own: Sequence[float] = ()
+    ) -> tuple[Vector, list[float], torch.Tensor]:
+        """Sums over the ranks of a vector (n,), in a new one, and of float64 scalars. *Collective*, one reduction.
+
+        Returns:
+            Both sums, and what every rank gave as ``own``, shape (ranks, len(own)), rounded to the vector's precision.
+        """
         ...
 
     def release(self, gradient: Vector) -> None:

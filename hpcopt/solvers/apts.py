@@ -29,23 +29,16 @@ from typing import Any, ClassVar, cast
 import torch
 
 from hpcopt.objective.protocol import Batch, Objective, Vector
+from hpcopt.solvers.adam_metric import AdamTrustRegion
 from hpcopt.solvers.agreement import agreed_dot
 from hpcopt.solvers.checks import check_choice, check_count, check_flag, check_number, fail
 from hpcopt.solvers.fixed_batch import WHOLE, FixedBatch
-from hpcopt.solvers.local_solve import (
-    AdamTrustRegion,
-    Anchor,
-    ConsistentObjective,
-    LocalStep,
-    local_memory,
-    solve_locally,
-)
+from hpcopt.solvers.local_solve import LocalPhase, local_memory
 from hpcopt.solvers.solver import State, StepReport, StopReason
 from hpcopt.solvers.start import first_length, is_stationary, move, noise
 from hpcopt.solvers.trust_region import NEAR_BOUNDARY, NOT_FINITE_SHRINK, Trial, TrustRegion, check_radii
 
-LOCAL_SOLVERS = ("lbfgs", "lsr1", "first_order", "adam")
-GLOBAL_SOLVERS = ("lbfgs", "lsr1", "first_order")
+MODELS = ("lbfgs", "lsr1", "first_order", "adam")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +82,7 @@ class APTS:
     wherever the radius binds, and no curvature is met on the way: on MNIST that costs half a point of test accuracy
     after 1 and 2 epochs and nothing after 10, for 15 % less work (one seed, 2 and 8 ranks)."""
     global_solver: str = "lbfgs"
-    """Model of the global trials: "lbfgs", "lsr1" or "first_order"."""
+    """Model of the global trials, from the same four."""
     global_iterations: int = 1
     """mu: trials of the global pass after the preconditioned step; 0 leaves it out."""
     global_memory: int = 8
@@ -102,6 +95,10 @@ class APTS:
     """The radius never falls below this (or below the rounding of w)."""
     radius_max: float = 1e6
     """The radius never grows beyond this."""
+    window: int = 1
+    """A preconditioned step is judged against the highest loss at the start of the last ``window`` iterations, this one
+    included (non-monotone, NAPTS). 1: against the loss where it starts. On mini-batches those are losses of other
+    batches."""
     radius_control: str = "next_batch"
     """What the radius follows on mini-batches: the loss of the next batch ("next_batch") or, as on full batches, of the
     batch itself ("batch")."""
@@ -131,12 +128,12 @@ class APTS:
         """
         check_choice(self, "combination", ("mean", "sum"))
         check_choice(self, "consistency", ("full", "loss", "none"))
-        check_choice(self, "local_solver", LOCAL_SOLVERS)
-        check_choice(self, "global_solver", GLOBAL_SOLVERS)
+        check_choice(self, "local_solver", MODELS)
+        check_choice(self, "global_solver", MODELS)
         check_choice(self, "radius_control", ("next_batch", "batch"))
         check_flag(self, "budget")
         check_flag(self, "shared_radius")
-        for key in ("local_iterations", "local_memory", "global_memory"):
+        for key in ("local_iterations", "local_memory", "global_memory", "window"):
             check_count(self, key)
         check_count(self, "global_iterations", 0)
         check_number(self, "local_start", 0.0, 1.0, open_low=True)
@@ -156,6 +153,7 @@ class APTS:
         parameters: Vector = state["parameters"]  # type: ignore[assignment]
         own: State = {"own_loss": 0.0, "own_gradient": torch.zeros_like(parameters)}
         last: State = {"step_radius": 0.0, "previous": parameters.clone(), "promised": 0.0, "reach": 0.0}
+        last["window"] = torch.full((self.window,), -math.inf, dtype=torch.float64)
         return state | own | last | local_memory(self._local(), objective)
 
     def step(self, objective: Objective, state: State, batch: Batch) -> tuple[State, StepReport]:
@@ -171,6 +169,9 @@ class APTS:
             self._choose_radii(objective, state)
         self._look_back(objective, state, batch)
         state["previous"].copy_(state["parameters"])  # type: ignore[union-attr, arg-type]
+        window = cast(Vector, state["window"]).roll(1)
+        window[0] = report.loss
+        state["window"] = window
         fixed = FixedBatch(objective, batch)
         state["promised"] = self._precondition(objective, state, batch, fixed, report)
         stop = self._global_pass(state, batch, fixed, report)
@@ -183,20 +184,19 @@ class APTS:
             return AdamTrustRegion()
         return TrustRegion(model=self.local_solver, memory=self.local_memory)
 
+    def _local_phase(self) -> LocalPhase:
+        budget = None if self.budget else self.radius_max
+        return LocalPhase(
+            self._local(), self.local_iterations, self.consistency, self.combination, budget, self.local_start
+        )
+
     def _global(self) -> TrustRegion:
         """The solver of the global pass."""
-        return TrustRegion(
-            model=self.global_solver,
-            memory=self.global_memory,
-            radius_initial=self.radius_initial,
-            radius_min=self.radius_min,
-            radius_max=self.radius_max,
-            accept=self.accept,
-            shrink_below=self.shrink_below,
-            grow_above=self.grow_above,
-            shrink=self.shrink,
-            grow=self.grow,
-        )
+        names = ("radius_initial", "radius_min", "radius_max", "accept", "shrink_below", "grow_above", "shrink", "grow")
+        shared: dict[str, Any] = {name: getattr(self, name) for name in names}
+        if self.global_solver == "adam":
+            return AdamTrustRegion(**shared)
+        return TrustRegion(model=self.global_solver, memory=self.global_memory, **shared)
 
     def _evaluate(self, objective: Objective, state: State, batch: Batch) -> bool:
         """Loss and gradient at w, of all ranks and of this one, where they are not known; False if not finite."""
@@ -238,8 +238,11 @@ class APTS:
         self, objective: Objective, state: State, batch: Batch, fixed: FixedBatch, report: StepReport
     ) -> float:
         """Local solves, their combination and its ratio test; returns the predicted decrease of an accepted step."""
-        step, norm = self._combine(objective, state, batch, report)
-        decrease, reach = report.predicted, float(state["reach"])
+        found = self._local_phase().run(objective, state, batch)
+        step, decrease, reach = found.step, found.decrease, found.reach
+        norm = math.sqrt(agreed_dot(objective, step, step))
+        report.predicted, state["reach"] = decrease, reach
+        report.local_iterations, report.inner_iterations = found.iterations, sum(found.iterations)
         report.finite = math.isfinite(norm + decrease + reach)
         if not report.finite or decrease <= 0:
             state["step_radius"] = float(state["step_radius"]) * (self.shrink if report.finite else NOT_FINITE_SHRINK)
@@ -257,36 +260,10 @@ class APTS:
         self._move(state, batch, fixed, (point, after, gradient, square))
         return decrease
 
-    def _combine(self, objective: Objective, state: State, batch: Batch, report: StepReport) -> tuple[Vector, float]:
-        """The preconditioned step (n,) and its 2-norm. *Collective*, one reduction, in which the prediction rides."""
-        share = objective.share(batch)
-        found = self._solve(objective, state, batch, share)
-        weight = share if self.combination == "mean" else 1.0
-        scalars = weight * found.decrease, weight * found.norm, float(found.iterations)
-        step, (report.predicted, state["reach"], iterations) = objective.combine(found.step * weight, *scalars)
-        report.inner_iterations = int(iterations)
-        return step, math.sqrt(agreed_dot(objective, step, step))
-
-    def _solve(self, objective: Objective, state: State, batch: Batch, share: float) -> LocalStep:
-        """This rank's local phase. A rank without samples in the batch has no curvature to add and stays at w."""
-        anchor = Anchor(
-            cast(Vector, state["parameters"]),
-            cast(Vector, state["gradient"]),
-            float(state["gradient_square"]),
-            float(state["own_loss"]),
-            cast(Vector, state["own_gradient"]),
-        )
-        if share == 0:
-            return LocalStep(torch.zeros_like(anchor.point), 0.0, 0.0, 0)
-        radius = float(state["step_radius"]) * (share if self.combination == "sum" else 1.0)
-        problem = ConsistentObjective(objective.local, batch, anchor, self.consistency)
-        budget = radius if self.budget else self.radius_max
-        return solve_locally(self._local(), problem, state, self.local_iterations, budget, self.local_start * radius)
-
     def _judge(self, state: State, batch: Batch, after: float, report: StepReport) -> None:
         """Accept or reject the preconditioned step, and its radius. Nothing is divided by a decrease that may be 0."""
         slack, radius, reach = noise(state), float(state["step_radius"]), float(state["reach"])
-        actual = report.loss - after
+        actual = float(cast(Vector, state["window"]).max()) - after
         gained, promised = actual + slack, report.predicted + slack
         report.rho = gained / promised
         report.accepted = actual > 0 and gained >= self.accept * promised

@@ -5,7 +5,9 @@
 so that grad F_d(w) = g on every rank (additively preconditioned trust-region strategy: Gross and Krause 2009; Cruz
 Alegria, Trotti, Kopanicakova and Krause 2025, arXiv 2502.05133). The correction is linear: it drops out of the gradient
 changes, so curvature pairs are of this rank's samples alone and stay good from one phase to the next.
-Shapes: n parameters, m pairs at most.
+When ranks vary different blocks of the variables, x, g and g_d are this rank's block, all others stay at w; ranks with
+the same samples then have g_d = g where there are no other samples, and the correction is 0.
+Shapes: n parameters, of which this rank may change m.
 """
 
 from __future__ import annotations
@@ -21,18 +23,30 @@ from hpcopt.objective.protocol import Batch, LocalPart, Objective, Vector
 from hpcopt.solvers.fixed_batch import WHOLE
 from hpcopt.solvers.solver import State
 from hpcopt.solvers.start import empty_start
-from hpcopt.solvers.trust_region import Trial, TrustRegion
+from hpcopt.solvers.trust_region import TrustRegion
 
 SPENT = 1e-4
 """The phase ends when less than this part of the budget is left."""
 
-MEMORY_KEYS = ("pairs", "gram", "pairs_stored", "pairs_free", "second_moment", "moments", "loss_scale")
-"""What a local solver keeps from phase to phase, besides ``gradient_scale``."""
+MEMORY_KEYS = (
+    "pairs",
+    "gram",
+    "pairs_stored",
+    "pairs_free",
+    "second_moment",
+    "moments",
+    "loss_scale",
+    "gradient_scale",
+)
+"""What a local solver keeps from phase to phase."""
 
 
 @dataclass(frozen=True)
 class Anchor:
-    """The point w (n,) where a phase begins, and what is known there: of all ranks, and of this rank alone."""
+    """Where a phase begins, at w, and what is known there: of all ranks, and of this rank's group alone.
+
+    Vectors (m,) are of the variables that this rank may change. ``square`` is the squared norm of ``gradient``.
+    """
 
     point: Vector
     gradient: Vector
@@ -43,7 +57,7 @@ class Anchor:
 
 @dataclass(frozen=True)
 class LocalStep:
-    """What a phase came to: the displacement (n,), its 2-norm, the decrease of F_d, and the trials it took."""
+    """What a phase came to: the displacement (m,), its 2-norm, the decrease of F_d, and the trials it took."""
 
     step: Vector
     norm: float
@@ -52,7 +66,7 @@ class LocalStep:
 
 
 class ConsistentObjective:
-    """F_d: this rank's objective with the linear term that gives it the gradient of all ranks at the anchor.
+    """F_d: the group's objective with the linear term that gives it the gradient of all ranks at the anchor.
 
     Args:
         local: f_d.
@@ -77,13 +91,17 @@ class ConsistentObjective:
         return empty_start(anchor.point.clone()) | known
 
     def value_and_gradient(self, x: Vector, _: Batch) -> tuple[float, Vector]:
-        """F_d(x) and its gradient (n,)."""
+        """F_d(x) and its gradient (m,)."""
         loss, gradient = self._local.value_and_gradient(x, self._batch)
         if self._residual is None:
             return loss, gradient
         if self._consistency == "full":
             gradient.add_(self._residual)
         return loss + vectors.dot(self._residual, x - self._anchor.point), gradient
+
+    def goes_on(self, done: int) -> bool:
+        """Whether another trial may follow ``done`` of them."""
+        return done == 0 or self._local.goes_on(done)
 
     def dot(self, x: Vector, y: Vector) -> float:
         """x^T y."""
@@ -98,43 +116,10 @@ class ConsistentObjective:
         return values
 
 
-@dataclass(frozen=True, kw_only=True)
-class AdamTrustRegion(TrustRegion):
-    """First-order steps in the metric of Adam: s along -g / (sqrt(v) + epsilon), up to the radius.
-
-    v is the bias-corrected running mean of squared gradients (Kingma and Ba 2015, arXiv 1412.6980, algorithm 1).
-    """
-
-    model: str = "first_order"
-    """No curvature pairs."""
-    beta: float = 0.99
-    """Decay of the squared gradients; shorter than Adam's 0.999, since there are only a few evaluations a batch."""
-    epsilon: float = 1e-8
-    """Added to the root."""
-
-    def init(self, objective: Objective) -> State:
-        """As the trust-region method, and the second moment (n,)."""
-        state = super().init(objective)
-        state |= {"second_moment": torch.zeros_like(state["parameters"]), "moments": 0}  # type: ignore[arg-type]
-        return state
-
-    def _propose(self, objective: Objective, state: State) -> Trial:
-        gradient: Vector = state["gradient"]  # type: ignore[assignment]
-        moment: Vector = state["second_moment"]  # type: ignore[assignment]
-        state["moments"] = int(state["moments"]) + 1
-        moment.mul_(self.beta).addcmul_(gradient, gradient, value=1 - self.beta)
-        root = (moment / (1 - self.beta ** int(state["moments"]))).sqrt_().add_(self.epsilon)
-        direction = gradient / root
-        square, slope = objective.agree(objective.dot(direction, direction), objective.dot(direction, gradient))
-        radius = float(state["radius"])
-        part = radius / math.sqrt(square) if square > 0 else 0.0
-        return Trial(direction.mul_(-part), radius, slope * part, 0, None)
-
-
 def local_memory(solver: TrustRegion, objective: Objective) -> State:
-    """What ``solver`` remembers between phases, still empty, under the names that ``solve_locally`` expects."""
-    state = solver.init(objective)
-    return {f"local_{key}": state[key] for key in (*MEMORY_KEYS, "gradient_scale") if key in state}
+    """What ``solver`` remembers of this rank's variables between phases: nothing yet."""
+    state = solver.start(objective.local.take(objective.initial_vector()))
+    return {f"local_{key}": state[key] for key in MEMORY_KEYS if key in state}
 
 
 def solve_locally(
@@ -155,11 +140,13 @@ def solve_locally(
         budget: bound of the displacement.
         first_radius: radius of the first trial; the solver changes it from there on, within the room that is left.
     """
-    remembered = {key: memory[f"local_{key}"] for key in (*MEMORY_KEYS, "gradient_scale") if f"local_{key}" in memory}
+    remembered = {key: memory[f"local_{key}"] for key in MEMORY_KEYS if f"local_{key}" in memory}
     state = problem.start() | remembered | {"radius": first_radius}
     origin: Vector = state["parameters"].clone()  # type: ignore[union-attr]
     first_loss, step, norm, done = float(state["loss"]), torch.zeros_like(origin), 0.0, 0
-    while done < iterations and budget - norm > SPENT * budget and float(state["gradient_square"]) > 0:
+    while done < iterations and problem.goes_on(done):
+        if budget - norm <= SPENT * budget or state["gradient_square"] == 0:
+            break
         wanted, room = float(state["radius"]), budget - norm
         cut = state["radius"] = min(wanted, room)
         state, report = solver.step(cast(Objective, problem), state, WHOLE)
@@ -173,3 +160,65 @@ def solve_locally(
             break
     memory |= {f"local_{key}": state[key] for key in remembered}
     return LocalStep(step, norm, first_loss - float(state["loss"]), done)
+
+
+@dataclass(frozen=True)
+class Combined:
+    """What the local phases of all ranks came to: the same on all ranks.
+
+    Attributes:
+        step: sum of the ranks' weighted displacements (n,).
+        decrease: sum of their weighted decreases.
+        reach: how much of the radius they used: the largest over the blocks of variables of the weighted norms' sum.
+        iterations: trials of each rank.
+    """
+
+    step: Vector
+    decrease: float
+    reach: float
+    iterations: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class LocalPhase:
+    """The local phase as the options of APTS describe it; see there for their meaning."""
+
+    solver: TrustRegion
+    iterations: int
+    consistency: str
+    combination: str
+    budget: float | None
+    """Bound of a rank's displacement; None for the radius."""
+    start: float
+
+    def run(self, objective: Objective, state: State, batch: Batch) -> Combined:
+        """Solve on every rank and add up. *Collective*, one reduction of n numbers at the end."""
+        share, local = objective.share(batch), objective.local
+        local.begin(cast(Vector, state["parameters"]))
+        found = self._solve(objective, state, batch, share)
+        local.end()
+        weight = share if self.combination == "mean" else 1.0
+        step, (decrease,), told = objective.combine(
+            local.put(found.step * weight), (weight * found.decrease,), (weight * found.norm, found.iterations)
+        )
+        reaches = torch.zeros(max(objective.blocks) + 1, dtype=torch.float64)
+        reaches.index_add_(0, torch.tensor(objective.blocks), told[:, 0].to(torch.float64))
+        return Combined(step, decrease, float(reaches.max()), tuple(int(count) for count in told[:, 1]))
+
+    def _solve(self, objective: Objective, state: State, batch: Batch, share: float) -> LocalStep:
+        """This rank's part. A rank without samples in the batch has no curvature to add and stays at w."""
+        anchor = self._anchor(objective, state)
+        if share == 0:
+            return LocalStep(torch.zeros_like(anchor.point), 0.0, 0.0, 0)
+        radius = float(state["step_radius"]) * (share if self.combination == "sum" else 1.0)
+        problem = ConsistentObjective(objective.local, batch, anchor, self.consistency)
+        budget = radius if self.budget is None else self.budget
+        return solve_locally(self.solver, problem, state, self.iterations, budget, self.start * radius)
+
+    def _anchor(self, objective: Objective, state: State) -> Anchor:
+        take, square = objective.local.take, float(state["gradient_square"])
+        gradient = take(cast(Vector, state["gradient"]))
+        if len(gradient) < objective.size:
+            square = vectors.dot(gradient, gradient)
+        own_gradient = take(cast(Vector, state["own_gradient"]))
+        return Anchor(take(cast(Vector, state["parameters"])), gradient, square, float(state["own_loss"]), own_gradient)

@@ -53,6 +53,7 @@ class StepReport:
         radius: trust-region radius after the update.
         predicted: predicted decrease.
         inner_iterations: iterations of the subproblem or line search.
+        local_iterations: those of each rank, where the ranks iterate on their own.
         finite: False when the step met a number that is not finite.
         stop: a reason to end the run that only the solver can see, else RUNNING.
     """
@@ -67,6 +68,7 @@ class StepReport:
     radius: float = float("nan")
     predicted: float = float("nan")
     inner_iterations: int = 0
+    local_iterations: tuple[int, ...] = ()
     finite: bool = True
     stop: StopReason = StopReason.RUNNING
 

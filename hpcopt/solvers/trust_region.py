@@ -124,9 +124,13 @@ class TrustRegion:
 
     def init(self, objective: Objective) -> State:
         """Parameters, loss and gradient there once they are known, the radius (0: not chosen yet), and the pairs."""
-        state = empty_start(objective.initial_vector()) | {"radius": 0.0}
+        return self.start(objective.initial_vector())
+
+    def start(self, parameters: Vector) -> State:
+        """As ``init``, from any point (n,)."""
+        state = empty_start(parameters) | {"radius": 0.0}
         memory = 0 if self.model == "first_order" else self.memory
-        memory_to(state, PairMemory.empty(state["parameters"], memory))  # type: ignore[arg-type]
+        memory_to(state, PairMemory.empty(parameters, memory))
         return state
 
     def step(self, objective: Objective, state: State, batch: Batch) -> tuple[State, StepReport]:

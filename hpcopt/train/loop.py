@@ -176,7 +176,7 @@ class TrainingLoop:
     def _tell_iteration(self, report: StepReport) -> None:
         if not self._listeners:
             return
-        columns = {k: v for k, v in asdict(report).items() if k not in ("finite", "stop")}
+        columns = {k: v for k, v in asdict(report).items() if k not in ("finite", "stop", "local_iterations")}
         work, totals = self._work(), self._spent()
         columns |= {
             "iteration": self._done,

@@ -87,8 +87,12 @@ def test_the_local_parts_sum_to_the_whole_by_their_shares(comm: Communicator) ->
     objective = unequal(comm)
     start, loss = anchor(objective, objective.full_batch)
     share = objective.share(objective.full_batch)
-    gradient, (value, whole) = objective.combine(share * start.own_gradient, share * start.own_loss, share)
+    gradient, (value, whole), told = objective.combine(
+        share * start.own_gradient, (share * start.own_loss, share), (objective.comm.rank + 1, share)
+    )
     assert whole == pytest.approx(1.0, rel=1e-15)
+    assert told[:, 0].tolist() == list(range(1, comm.size + 1))
+    assert float(told[:, 1].sum()) == pytest.approx(1.0, rel=1e-15)
     assert value == pytest.approx(loss, rel=1e-14)
     torch.testing.assert_close(gradient, start.gradient, rtol=1e-13, atol=1e-15)
 
@@ -318,10 +322,10 @@ def test_a_combined_step_that_is_not_finite_shrinks_the_radius(
     objective = unequal(comm)
     plain = DataParallelObjective.combine
 
-    def broken(self: DataParallelObjective, vector: Vector, *scalars: float) -> tuple[Vector, list[float]]:
+    def broken(self: DataParallelObjective, vector: Vector, *others: Any) -> Any:
         if self.comm.rank == self.comm.size - 1:
             vector = vector * math.inf
-        return plain(self, vector, *scalars)
+        return plain(self, vector, *others)
 
     monkeypatch.setattr(DataParallelObjective, "combine", broken)
     solver = APTS(global_iterations=0, radius_initial=0.5)
@@ -338,7 +342,7 @@ def test_float32_scalars_are_exact(comm: Communicator) -> None:
     network = small_network().float()
     objective = DataParallelObjective(network, "cross_entropy", inputs.float(), targets, comm)
     vector = torch.full((objective.size,), 0.5)
-    summed, (third,) = objective.combine(vector, 1 / 3)
+    summed, (third,), _ = objective.combine(vector, (1 / 3,))
     assert summed.dtype == torch.float32
     assert bool((summed == 0.5 * comm.size).all())
     assert third == pytest.approx(comm.size / 3, rel=1e-15)

@@ -8,7 +8,7 @@ from sklearn.datasets import load_digits
 
 from hpcopt.errors import UsageError
 from hpcopt.objective.protocol import Batch
-from hpcopt.solvers.apts import APTS, LOCAL_SOLVERS
+from hpcopt.solvers.apts import APTS, MODELS
 from hpcopt.solvers.registry import make_solver
 from hpcopt.solvers.solver import StopReason
 from tests.support.checks import assert_state_is_complete, assert_survives_fault, run
@@ -43,13 +43,13 @@ def test_rosenbrock_is_minimised_to_rounding(local):
     torch.testing.assert_close(state["parameters"], torch.ones(2, dtype=torch.float64), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("local", LOCAL_SOLVERS)
+@pytest.mark.parametrize("local", MODELS)
 def test_a_tame_quadratic_is_minimised(local):
     _, reports = run(APTS(local_solver=local), QuadraticObjective(6, 4.0), 60)
     assert reports[-1].loss < 1e-6 * reports[0].loss
 
 
-@pytest.mark.parametrize("local", LOCAL_SOLVERS)
+@pytest.mark.parametrize("local", MODELS)
 def test_mini_batches_train(local):
     objective = digits()
     state, reports = run(APTS(local_solver=local), objective, 40, batches=mini_batches(objective))
@@ -65,6 +65,14 @@ def test_presets_train(preset):
     assert objective.value(state["parameters"], FULL) < 0.5 * reports[0].loss
 
 
+@pytest.mark.parametrize("model", MODELS)
+def test_every_model_serves_the_global_pass(model):
+    objective = digits()
+    state, reports = run(APTS(global_solver=model), objective, 20, batches=mini_batches(objective))
+    assert objective.value(state["parameters"], FULL) < 0.5 * reports[0].loss
+    assert_state_is_complete(APTS(global_solver=model), digits())
+
+
 def test_the_preset_of_the_paper_couples_as_published():
     paper = make_solver("apts", {"preset": "paper"})
     assert (paper.combination, paper.consistency, paper.budget) == ("sum", "loss", False)
@@ -73,7 +81,7 @@ def test_the_preset_of_the_paper_couples_as_published():
     assert make_solver("apts", {"preset": "paper", "combination": "mean"}).combination == "mean"
 
 
-@pytest.mark.parametrize("local", LOCAL_SOLVERS)
+@pytest.mark.parametrize("local", MODELS)
 def test_no_trial_leaves_the_budget(local):
     objective, seen = digits(torch.float64), []
     plain = objective.value_and_gradient
@@ -88,8 +96,9 @@ def test_no_trial_leaves_the_budget(local):
 
     objective.value_and_gradient = watched
     for _ in range(3):  # the second and third phase have pairs from the start
-        found = solver._solve(objective, state | {"step_radius": budget}, FULL, 1.0)
-        assert found.norm == pytest.approx(float(torch.linalg.vector_norm(found.step)))
+        state["step_radius"] = budget
+        found = solver._local_phase().run(objective, state, FULL)
+        assert found.reach == pytest.approx(float(torch.linalg.vector_norm(found.step)))
         assert found.decrease > 0
     assert max(seen) <= budget * (1 + 1e-9)
     assert max(seen) > 0.5 * budget
@@ -140,7 +149,7 @@ def test_a_nan_is_a_rejected_step(at, where):
     assert_survives_fault(APTS(), QuadraticObjective(), at, where, steps=20)
 
 
-@pytest.mark.parametrize("local", LOCAL_SOLVERS)
+@pytest.mark.parametrize("local", MODELS)
 @pytest.mark.parametrize("kind", ["full", "mini"])
 def test_the_state_is_complete(local, kind):
     objective = digits()
@@ -184,15 +193,33 @@ def test_a_local_solve_without_room_does_nothing():
     solver = APTS()
     state = solver.init(objective)
     solver._evaluate(objective, state, FULL)
-    found = solver._solve(objective, state | {"step_radius": 0.0}, FULL, 1.0)
-    assert (found.norm, found.decrease, found.iterations) == (0.0, 0.0, 0)
+    found = solver._local_phase().run(objective, state | {"step_radius": 0.0}, FULL)
+    assert (found.reach, found.decrease, found.iterations) == (0.0, 0.0, (0,))
+
+
+def test_the_window_accepts_what_is_below_an_earlier_loss():
+    objective = digits(torch.float64)
+    for window, accepted in ((1, False), (3, True)):
+        solver = APTS(window=window, global_iterations=0)
+        state, report = solver.step(objective, solver.init(objective), FULL)
+        state["window"][-1] = report.loss
+        plain = objective.value_and_gradients
+        objective.value_and_gradients = lambda w, batch, f=plain, up=report.loss_after: (
+            up + 0.1 * (report.loss - up),
+            *f(w, batch)[1:],
+        )
+        _, second = solver.step(objective, state, FULL)
+        objective.value_and_gradients = plain
+        assert second.loss_after < report.loss
+        assert second.accepted is accepted
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         ({"local_solver": "lbfg"}, "did you mean 'lbfgs'"),
-        ({"global_solver": "adam"}, "must be one of 'lbfgs', 'lsr1', 'first_order'"),
+        ({"global_solver": "adagrad"}, "must be one of 'lbfgs', 'lsr1', 'first_order', 'adam'"),
+        ({"window": 0}, "window = 0 must be a whole number of at least 1"),
         ({"combination": "average"}, "must be one of 'mean', 'sum'"),
         ({"consistency": "half"}, "must be one of"),
         ({"local_iterations": 0}, "local_iterations = 0 must be a whole number of at least 1"),

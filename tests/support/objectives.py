@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -20,6 +20,7 @@ class SerialObjective:
         self.size = start.numel()
         self.work = Work()
         self.deterministic = True
+        self.blocks = [0]
         self.slices = slices or [slice(0, self.size)]
 
     def function(self, w: torch.Tensor, batch: Batch) -> torch.Tensor:
@@ -57,9 +58,29 @@ class SerialObjective:
         """All of it."""
         return 1.0
 
-    def combine(self, vector: torch.Tensor, *scalars: float) -> tuple[torch.Tensor, list[float]]:
-        """A copy of the vector, and the scalars."""
-        return vector.clone(), list(scalars)
+    def combine(
+        self, vector: torch.Tensor, scalars: Sequence[float], own: Sequence[float] = ()
+    ) -> tuple[torch.Tensor, list[float], torch.Tensor]:
+        """A copy of the vector, the scalars, and this process's row."""
+        return vector.clone(), list(scalars), torch.tensor([list(own)], dtype=torch.float64)
+
+    def begin(self, w: torch.Tensor) -> None:
+        """A local phase begins."""
+
+    def goes_on(self, done: int) -> bool:
+        """Always."""
+        return True
+
+    def end(self) -> None:
+        """A local phase ends."""
+
+    def take(self, vector: torch.Tensor) -> torch.Tensor:
+        """All variables."""
+        return vector
+
+    def put(self, own: torch.Tensor) -> torch.Tensor:
+        """All variables."""
+        return own
 
     def linearize(self, w: torch.Tensor, batch: Batch) -> Linearization:
         """Not offered here."""
