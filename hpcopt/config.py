@@ -124,8 +124,8 @@ class ParallelOptions:
     data: int = 1
     """With layout = "variables": number of shards, each of ranks / data ranks."""
     quorum: float | None = None
-    """The local phase of APTS ends when this part of the ranks has finished it; the others contribute the step they have
-    (after one local iteration at least). Off by default."""
+    """The local phase of APTS ends when this part of the ranks has finished it; the others contribute the step they
+    have, after one local iteration at least. Off by default."""
     replay: str | None = None
     """A run directory: every local phase ends where the record there says that it did."""
     gpu_aware: bool = False
