@@ -7,27 +7,20 @@ from __future__ import annotations
 
 import json
 import os
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import h5py
 import numpy as np
 
 from hpcopt.errors import UsageError, nearest
 from hpcopt.train import run_lock
-from hpcopt.train.record import EVALUATION_COLUMNS, FORMAT, ITERATION_COLUMNS, RANK_COLUMNS, SCHEMA, Column
+from hpcopt.train.record import EVALUATION_COLUMNS, ITERATION_COLUMNS, Column
+from hpcopt.train.record_reader import Tables, empty_table, read_local_iterations, read_tables
 from hpcopt.train.run_directory import ENVIRONMENT, METRICS, STATUS, holds_run
-
-Tables = dict[str, np.recarray]
-T = TypeVar("T")
 
 CUMULATIVE = ("values", "gradients", "curvature_products", "calls", "seconds_waited")
 """Columns of the iterations that are 0, not unknown, before the first iteration."""
 
-ATTEMPTS = 5
-PAUSE_SECONDS = 0.05
 KILLED = "The process ended without closing the run; it was killed or the machine failed."
 
 
@@ -62,6 +55,7 @@ class Run:
         self._tables: Tables | None = None
         self._facts: dict[str, Any] | None = None
         self._history: np.recarray | None = None
+        self._local_iterations: np.ndarray | None = None
 
     @property
     def name(self) -> str:
@@ -101,6 +95,16 @@ class Run:
         return self._read()["ranks"]
 
     @property
+    def local_iterations(self) -> np.ndarray:
+        """Local iterations of each rank, shape (iterations, ranks), -1 without a local phase.
+
+        The shape is (iterations, 0) when the method has no local phases.
+        """
+        if self._local_iterations is None:
+            self._local_iterations = read_local_iterations(self.path / METRICS)
+        return self._local_iterations
+
+    @property
     def history(self) -> np.recarray:
         """The evaluations, with the columns of the iteration before each; NaN where there is none."""
         if self._history is None:
@@ -116,7 +120,7 @@ class Run:
 def merge(evaluations: np.recarray, iterations: np.recarray) -> np.recarray:
     """Add to each evaluation what only the table of iterations knows of the iteration it came after."""
     added = [column for column in ITERATION_COLUMNS if column.name not in names(evaluations)]
-    history = _table([*EVALUATION_COLUMNS, *(Column(*column[:3]) for column in added)], evaluations.size)
+    history = empty_table([*EVALUATION_COLUMNS, *(Column(*column[:3]) for column in added)], evaluations.size)
     for name in names(evaluations):
         history[name] = evaluations[name]
     numbers = iterations["iteration"]
@@ -133,108 +137,6 @@ def merge(evaluations: np.recarray, iterations: np.recarray) -> np.recarray:
 def names(table: np.recarray) -> tuple[str, ...]:
     """The columns of a table."""
     return tuple(table.dtype.names or ())
-
-
-def read_tables(path: Path) -> Tables:
-    """Read ``metrics.h5``; empty tables when the file does not exist (yet). Raises UsageError when it is damaged."""
-    if not path.exists():
-        return {
-            "iterations": _table(ITERATION_COLUMNS, 0),
-            "evaluations": _table(EVALUATION_COLUMNS, 0),
-            "ranks": _table(RANK_COLUMNS, 0, width=1),
-        }
-    try:
-        with _retrying(lambda: h5py.File(path, "r", libver="latest", swmr=True, locking="best-effort")) as file:
-            _check_format(path, file)
-            # The writer writes evaluations last, so read them first: each one found then has its iterations.
-            evaluations = _read_table(file, "evaluations", EVALUATION_COLUMNS)
-            ranks = _read_table(file, "ranks", RANK_COLUMNS, wide=True)
-            return {
-                "iterations": _read_table(file, "iterations", ITERATION_COLUMNS),
-                "evaluations": evaluations,
-                "ranks": ranks,
-            }
-    except (OSError, KeyError, RuntimeError) as error:
-        raise UsageError(
-            f"The record {path} cannot be read: {str(error).splitlines()[0]}. It is damaged or was not written by "
-            "hpcopt; the other files of the run are not affected."
-        ) from error
-
-
-def _check_format(path: Path, file: h5py.File) -> None:
-    if file.attrs.get("format") != FORMAT:
-        raise UsageError(f"The file {path} is not a record of hpcopt: its attribute 'format' is not {FORMAT!r}.")
-    schema = int(file.attrs["schema"])
-    if schema > SCHEMA:
-        raise UsageError(
-            f"The record {path} has schema {schema}; this version of hpcopt reads up to {SCHEMA}. Update hpcopt."
-        )
-
-
-def _read_table(file: h5py.File, name: str, columns: tuple[Column, ...], wide: bool = False) -> np.recarray:
-    group = file[name]
-    # The writer fills this column last, so its rows are complete in all the others.
-    numbers = _retrying(lambda: _read_column(group["iteration"]))
-    unwritten = np.flatnonzero(numbers < 0)
-    count = int(unwritten[0]) if unwritten.size else numbers.size
-    width = group[columns[-1].name].shape[1] if wide else 0
-    table = _table(columns, count, width)
-    for column in columns:
-        if column.name in group:
-            values = numbers if column.name == "iteration" else _retrying(_column_reader(group[column.name]))
-            table[column.name][: len(values[:count])] = values[:count]
-    return table
-
-
-def _column_reader(dataset: h5py.Dataset) -> Callable[[], np.ndarray]:
-    return lambda: _read_column(dataset)
-
-
-def _read_column(dataset: h5py.Dataset) -> np.ndarray:
-    dataset.refresh()
-    try:
-        return np.asarray(dataset[...])
-    except OSError:
-        return _read_unchecked(dataset)
-
-
-def _read_unchecked(dataset: h5py.Dataset) -> np.ndarray:
-    """Read without checksums: the last chunk's does not fit when the writer is at work on it or was killed there.
-
-    The rows that count are whole all the same: a chunk is rewritten with the same rows and new ones behind them.
-    """
-    values = np.full(dataset.shape, dataset.fillvalue, dtype=dataset.dtype)
-    for index in range(dataset.id.get_num_chunks()):
-        chunk = dataset.id.get_chunk_info(index)
-        _, content = dataset.id.read_direct_chunk(chunk.chunk_offset)
-        start = chunk.chunk_offset[0]
-        rows = np.frombuffer(content[: chunk.size - 4], dtype=dataset.dtype).reshape(dataset.chunks)
-        values[start : start + len(rows)] = rows[: max(0, len(values) - start)]
-    return values
-
-
-def _retrying(action: Callable[[], T]) -> T:
-    """Try again a few times: a reader may meet the file while the writer changes its metadata."""
-    for attempt in range(ATTEMPTS):
-        try:
-            return action()
-        except (OSError, RuntimeError):
-            if attempt == ATTEMPTS - 1:
-                raise
-            time.sleep(PAUSE_SECONDS)
-    raise AssertionError
-
-
-def _table(columns: Any, rows: int, width: int = 0) -> np.recarray:
-    """A record array of fill values."""
-    kinds: list[Any] = []
-    for column in columns:
-        kind = np.int64 if column.whole else np.float64
-        kinds.append((column.name, kind, (width,)) if width and column.name != "iteration" else (column.name, kind))
-    table = np.recarray((rows,), dtype=kinds)
-    for column in columns:
-        table[column.name] = -1 if column.whole else np.nan
-    return table
 
 
 def _read_facts(path: Path) -> dict[str, Any]:

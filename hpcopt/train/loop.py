@@ -36,7 +36,10 @@ class Listener(Protocol):
     """Something on rank 0 that is told what happened: the record, the progress display, a user's callback."""
 
     def iteration(self, **columns: Any) -> None:
-        """One step is done; the columns are those of the table ``iterations`` in the record."""
+        """One step is done; the columns are those of the table ``iterations`` in the record.
+
+        ``local_iterations`` has one number a rank; it is empty where the ranks did not iterate on their own.
+        """
         ...
 
     def evaluation(self, **columns: Any) -> None:
@@ -176,7 +179,7 @@ class TrainingLoop:
     def _tell_iteration(self, report: StepReport) -> None:
         if not self._listeners:
             return
-        columns = {k: v for k, v in asdict(report).items() if k not in ("finite", "stop", "local_iterations")}
+        columns = {k: v for k, v in asdict(report).items() if k not in ("finite", "stop")}
         work, totals = self._work(), self._spent()
         columns |= {
             "iteration": self._done,

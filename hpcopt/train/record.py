@@ -35,12 +35,16 @@ MARGIN_BYTES = 1 << 20
 
 
 class Column(NamedTuple):
-    """One column of a table: its name, its unit and what it means. Whole numbers are int64, all else float64."""
+    """One column of a table: its name, its unit and what it means. Whole numbers are int64, all else float64.
+
+    A column ``by_rank`` has shape (rows, ranks).
+    """
 
     name: str
     unit: str
     meaning: str
     whole: bool = False
+    by_rank: bool = False
 
 
 ITERATION_COLUMNS = (
@@ -65,6 +69,11 @@ ITERATION_COLUMNS = (
     Column("seconds_waited", "s", "time rank 0 waited in communication since the start"),
 )
 
+LOCAL_ITERATIONS = Column(
+    "local_iterations", "1", "iterations of each rank in the local phase, -1 without one", whole=True, by_rank=True
+)
+"""The last column of ``/iterations``. It has no rows as long as no iteration had a local phase."""
+
 EVALUATION_COLUMNS = (
     Column("iteration", "1", "iterations done before the evaluation, 0 at the start", whole=True),
     Column("epoch", "passes over the training set", "epochs done before the evaluation"),
@@ -85,16 +94,16 @@ EVALUATION_COLUMNS = (
 
 RANK_COLUMNS = (
     Column("iteration", "1", "number of the latest iteration counted in the row", whole=True),
-    Column("seconds_step", "s", "time a rank spent in its iterations since the last row"),
-    Column("seconds_waited", "s", "time a rank waited in communication since the last row"),
+    Column("seconds_step", "s", "time a rank spent in its iterations since the last row", by_rank=True),
+    Column("seconds_waited", "s", "time a rank waited in communication since the last row", by_rank=True),
 )
 
 
 class Table:
     """The data sets of one group of the file, with the rows that wait to be written."""
 
-    def __init__(self, file: h5py.File, name: str, columns: Sequence[Column], width: int = 0) -> None:
-        """Create the data sets; with ``width`` all columns but ``iteration`` have shape (rows, width)."""
+    def __init__(self, file: h5py.File, name: str, columns: Sequence[Column], ranks: int) -> None:
+        """Create the data sets; columns by rank have shape (rows, ranks)."""
         self.name = name
         self.columns = tuple(columns)
         self.names = tuple(column.name for column in columns)
@@ -102,11 +111,11 @@ class Table:
         self.waiting: list[tuple[Any, ...]] = []
         self.rows = 0
         group = file.create_group(name)
-        self._widths = tuple(width if column.name != "iteration" else 0 for column in columns)
+        self._widths = tuple(ranks if column.by_rank else 0 for column in columns)
         self._sets = [_new_column(group, column, wide) for column, wide in zip(columns, self._widths, strict=True)]
 
     def append(self, values: Mapping[str, Any]) -> None:
-        """Keep one row; every column once, by name. Raises TypeError otherwise."""
+        """Keep one row; every column once, by name, () for a column by rank that is unknown. Raises TypeError."""
         if values.keys() != self.known:
             self._refuse(values)
         self.waiting.append(tuple([values[name] for name in self.names]))
@@ -124,9 +133,13 @@ class Table:
         self.rows += count
 
     def _write_column(self, index: int, values: Sequence[Any], count: int) -> None:
+        wide, dataset, end = self._widths[index], self._sets[index], self.rows + count
+        if wide and not all(values):
+            if not any(values) and not dataset.id.shape[0]:
+                return
+            values = [row or (-1,) * wide for row in values]
         # The low-level calls take 5 us a row for a table of 19 columns, h5py's resize and slicing 20 us.
         data = np.asarray(values, dtype=np.int64 if self.columns[index].whole else np.float64)
-        wide, dataset, end = self._widths[index], self._sets[index], self.rows + count
         tail = (wide,) if wide else ()
         dataset.id.set_extent((end, *tail))
         space = h5py.h5s.create_simple((end, *tail), (h5py.h5s.UNLIMITED, *tail))
@@ -167,9 +180,14 @@ class Recorder:
         """Whether rows still reach the file: False after ``close`` and after a write that failed."""
         return self._file is not None
 
-    def iteration(self, **columns: float) -> None:
-        """Add a row to ``/iterations``; the columns are those of ``ITERATION_COLUMNS``."""
-        self._iterations.append(columns)
+    def iteration(self, *, local_iterations: Sequence[int] = (), **columns: float) -> None:
+        """Add a row to ``/iterations``; the columns are those of ``ITERATION_COLUMNS``.
+
+        ``local_iterations`` has one value a rank, or none in an iteration without a local phase.
+        """
+        if len(local_iterations) not in (0, self.ranks):
+            raise TypeError(f"Local iterations of {self.ranks} ranks are needed, got {len(local_iterations)}.")
+        self._iterations.append({**columns, LOCAL_ITERATIONS.name: tuple(local_iterations)})
         self.flush()
 
     def evaluation(self, **columns: float) -> None:
@@ -221,9 +239,9 @@ class Recorder:
             self._check_size_limit()
             file.attrs["schema"] = SCHEMA
             file.attrs["format"] = FORMAT
-            self._iterations = Table(file, "iterations", ITERATION_COLUMNS)
-            self._ranks = Table(file, "ranks", RANK_COLUMNS, width=self.ranks)
-            self._evaluations = Table(file, "evaluations", EVALUATION_COLUMNS)
+            self._iterations = Table(file, "iterations", (*ITERATION_COLUMNS, LOCAL_ITERATIONS), self.ranks)
+            self._ranks = Table(file, "ranks", RANK_COLUMNS, self.ranks)
+            self._evaluations = Table(file, "evaluations", EVALUATION_COLUMNS, self.ranks)
             # Evaluations come last: when one is there, so are the iterations before it.
             self._tables = (self._iterations, self._ranks, self._evaluations)
             file.swmr_mode = True

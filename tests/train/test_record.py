@@ -13,7 +13,7 @@ import pytest
 
 from hpcopt.errors import UsageError
 from hpcopt.train import record
-from hpcopt.train.record import EVALUATION_COLUMNS, ITERATION_COLUMNS, RANK_COLUMNS, Recorder
+from hpcopt.train.record import EVALUATION_COLUMNS, ITERATION_COLUMNS, LOCAL_ITERATIONS, RANK_COLUMNS, Recorder
 
 ROOT = Path(record.__file__).parents[2]
 
@@ -40,7 +40,8 @@ def open_reader(directory: Path) -> h5py.File:
 def test_the_file_names_its_schema_and_every_column_its_unit_and_meaning(tmp_path: Path, recorder: Recorder) -> None:
     with open_reader(tmp_path) as file:
         assert (file.attrs["schema"], file.attrs["format"]) == (1, "hpcopt metrics")
-        tables = {"iterations": ITERATION_COLUMNS, "evaluations": EVALUATION_COLUMNS, "ranks": RANK_COLUMNS}
+        iterations = (*ITERATION_COLUMNS, LOCAL_ITERATIONS)
+        tables = {"iterations": iterations, "evaluations": EVALUATION_COLUMNS, "ranks": RANK_COLUMNS}
         assert set(file) == set(tables)
         for name, columns in tables.items():
             assert set(file[name]) == {column.name for column in columns}
@@ -110,9 +111,40 @@ def test_an_unknown_or_a_missing_column_is_a_type_error(recorder: Recorder, meth
         getattr(recorder, method)(**row)
 
 
-def test_times_of_another_number_of_ranks_are_a_type_error(recorder: Recorder) -> None:
+def test_figures_of_another_number_of_ranks_are_a_type_error(recorder: Recorder) -> None:
     with pytest.raises(TypeError, match="3 ranks"):
         recorder.rank_times(1, [1.0, 2.0], [1.0, 2.0])
+    with pytest.raises(TypeError, match="3 ranks"):
+        recorder.iteration(local_iterations=(1, 2), **iteration_row(1))
+
+
+def test_local_iterations_have_a_column_for_each_rank(tmp_path: Path, recorder: Recorder) -> None:
+    for number in range(1, 200):
+        recorder.iteration(local_iterations=(5, number, 0), **iteration_row(number))
+    recorder.close()
+    with open_reader(tmp_path) as file:
+        assert file["iterations/local_iterations"][:].tolist() == [[5, number, 0] for number in range(1, 200)]
+
+
+def test_local_iterations_take_no_room_in_a_run_without_local_phases(tmp_path: Path, recorder: Recorder) -> None:
+    for number in range(1, 200):
+        recorder.iteration(**iteration_row(number))
+    recorder.close()
+    with open_reader(tmp_path) as file:
+        assert file["iterations/local_iterations"].shape == (0, 3)
+
+
+@pytest.mark.parametrize("without", [{1}, {1, 2, 3}, {4}, {2, 6}])
+def test_an_iteration_without_a_local_phase_has_minus_one(
+    tmp_path: Path, recorder: Recorder, without: set[int]
+) -> None:
+    for number in range(1, 7):
+        recorder.iteration(local_iterations=() if number in without else (number,) * 3, **iteration_row(number))
+        recorder.flush(force=number % 2 == 0)
+    recorder.close()
+    expected = [[-1 if number in without else number] * 3 for number in range(1, 7)]
+    with open_reader(tmp_path) as file:
+        assert file["iterations/local_iterations"][:].tolist() == expected
 
 
 def test_a_row_costs_microseconds(recorder: Recorder) -> None:
@@ -212,9 +244,9 @@ def test_the_number_of_a_row_is_written_after_all_its_other_columns(
 
     monkeypatch.setattr(record.Table, "_write_column", watched)
     for number in range(1, 4):
-        recorder.iteration(**iteration_row(number))
+        recorder.iteration(local_iterations=(5, 5, 5), **iteration_row(number))
     recorder.evaluation(**evaluation_row(3))
     recorder.rank_times(3, [1.0] * 3, [1.0] * 3)
     recorder.flush(force=True)
-    assert len(lengths) >= len(ITERATION_COLUMNS) + len(EVALUATION_COLUMNS) + len(RANK_COLUMNS)
+    assert len(lengths) > len(ITERATION_COLUMNS) + len(EVALUATION_COLUMNS) + len(RANK_COLUMNS)
     assert all(numbers <= others for numbers, others in lengths)
