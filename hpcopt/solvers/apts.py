@@ -59,6 +59,7 @@ class APTS:
             "radius_min": 1e-3,
             "radius_max": 4.0,
             "accept": 0.25,
+            "average": 0.0,
         }
     }
     """Constants of the published code (its later default of 1.0 for the first radius)."""
@@ -99,6 +100,9 @@ class APTS:
     """A preconditioned step is judged against the highest loss at the start of the last ``window`` iterations, this one
     included (non-monotone, NAPTS). 1: against the loss where it starts. On mini-batches those are losses of other
     batches."""
+    average: float = 0.7
+    """On mini-batches the point that is evaluated and delivered is a running mean of the iterates, in which the past
+    has this weight; 0 delivers the iterate itself. Trials always start from the iterate."""
     radius_control: str = "next_batch"
     """What the radius follows on mini-batches: the loss of the next batch ("next_batch") or, as on full batches, of the
     batch itself ("batch")."""
@@ -137,6 +141,7 @@ class APTS:
             check_count(self, key)
         check_count(self, "global_iterations", 0)
         check_number(self, "local_start", 0.0, 1.0, open_low=True)
+        check_number(self, "average", 0.0, 1.0, open_high=True)
         check_number(self, "next_shrink_below", high=1.0)
         check_number(self, "next_grow_above")
         check_number(self, "next_grow", 1.0, open_low=True)
@@ -154,6 +159,8 @@ class APTS:
         own: State = {"own_loss": 0.0, "own_gradient": torch.zeros_like(parameters)}
         last: State = {"step_radius": 0.0, "previous": parameters.clone(), "promised": 0.0, "reach": 0.0}
         last["window"] = torch.full((self.window,), -math.inf, dtype=torch.float64)
+        if self.average:
+            last |= {"average": parameters.clone(), "averaged": 0}
         return state | own | last | local_memory(self._local(), objective)
 
     def step(self, objective: Objective, state: State, batch: Batch) -> tuple[State, StepReport]:
@@ -299,9 +306,18 @@ class APTS:
             state["step_radius"] = state["radius"]
         return stop
 
+    def _take_into_average(self, state: State, batch: Batch) -> None:
+        """The mean of the first iterates is plain, so that the start has no weight. On a full batch: the iterate."""
+        average, parameters = cast(Vector, state["average"]), cast(Vector, state["parameters"])
+        state["averaged"] = int(state["averaged"]) + 1
+        past = 0.0 if batch.indices is None else min(self.average, 1 - 1 / int(state["averaged"]))
+        average.lerp_(parameters, 1 - past)
+
     def _finish(self, objective: Objective, state: State, batch: Batch, report: StepReport, stop: StopReason) -> None:
         """What the report says of the whole iteration, the floor of the radius, and the end of a full-batch run."""
         parameters: Vector = state["parameters"]  # type: ignore[assignment]
+        if self.average:
+            self._take_into_average(state, batch)
         moved = parameters - state["previous"]
         square, size = objective.agree(objective.dot(moved, moved), objective.dot(parameters, parameters))
         report.step_norm, report.loss_after = math.sqrt(square), float(state["loss"])

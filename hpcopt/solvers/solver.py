@@ -15,7 +15,8 @@ import torch
 from hpcopt.objective.protocol import Batch, Objective
 
 State: TypeAlias = dict[str, torch.Tensor | float | int | bool]
-"""Flat and complete: restoring it restores the method. ``state["parameters"]`` is w."""
+"""Flat and complete: restoring it restores the method. ``state["parameters"]`` is w. Where there is a
+``state["average"]``, it is the point that is evaluated and delivered instead of w."""
 
 
 class StopReason(Enum):

@@ -65,6 +65,21 @@ def test_presets_train(preset):
     assert objective.value(state["parameters"], FULL) < 0.5 * reports[0].loss
 
 
+def test_the_delivered_point_is_a_mean_of_the_iterates():
+    objective = digits(torch.float64)
+    solver, batches, iterates = APTS(average=0.6), mini_batches(objective), []
+    state = solver.init(objective)
+    for batch in batches:
+        state, _ = solver.step(objective, state, batch)
+        iterates.append(state["parameters"].clone())
+    first = (iterates[0] + iterates[1]) / 2
+    mean = 0.6 * (0.6 * first + 0.4 * iterates[2]) + 0.4 * iterates[3]
+    torch.testing.assert_close(state["average"], mean)
+    state, _ = solver.step(objective, state, FULL)
+    torch.testing.assert_close(state["average"], state["parameters"])
+    assert "average" not in APTS(average=0.0).init(objective)
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_every_model_serves_the_global_pass(model):
     objective = digits()
