@@ -94,7 +94,7 @@ class _Display:
         from hpcopt.train.progress import PlainProgress, TerminalProgress
 
         kind = TerminalProgress if console.is_terminal else PlainProgress
-        return kind(console, self._prepared.criteria.iterations)
+        return kind(console, *self._prepared.length())
 
     def _end(self, console: Console, result: Result) -> None:
         from hpcopt.train.progress import final_table

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hpcopt.checks import is_number, is_whole
+from hpcopt.data.batches import BatchGrowth
 from hpcopt.errors import UsageError, nearest
 
 TASKS = ("classification", "regression")
@@ -52,6 +53,15 @@ class DataOptions:
     overlap: float = 0.0
     """Fraction of a batch, at least 0 and less than 1, that it shares with the next one."""
 
+    batch_growth: float = 1.0
+    """What the batch is multiplied by, up to the whole set, when the training loss no longer falls; 1: never."""
+
+    batch_growth_every: int = 3
+    """Epochs between two looks at the training loss for `batch_growth`."""
+
+    batch_growth_tolerance: float = 0.01
+    """The batch grows when the training loss has not fallen by more than this since the last look."""
+
     standardize: bool | str | None = None
     """true: mean 0 and standard deviation 1 for each feature of a table, for each channel of images; "feature",
     "channel" or "global" choose; false: as in the file (pixels of type uint8 as 0..1). The numbers come from the
@@ -78,6 +88,7 @@ class DataOptions:
         self._check_target()
         self._check_test()
         self._check_batch()
+        _ = self.growth  # it checks its numbers
         self._one_of("task", self.task, TASKS)
         if isinstance(self.standardize, str):
             self._one_of("standardize", self.standardize, STANDARDIZE)
@@ -96,6 +107,11 @@ class DataOptions:
     def batch_size(self) -> int | None:
         """The batch as a number, or None for the full set: what ``BatchPlan`` takes."""
         return None if isinstance(self.batch, str) else self.batch
+
+    @property
+    def growth(self) -> BatchGrowth:
+        """When batches become larger."""
+        return BatchGrowth(self.batch_growth, self.batch_growth_every, self.batch_growth_tolerance)
 
     def _check_target(self) -> None:
         entries = self.target if isinstance(self.target, list) else [self.target]

@@ -20,7 +20,7 @@ from hpcopt.objective.data_parallel import DataParallelObjective
 from hpcopt.solvers.registry import make_solver
 from hpcopt.solvers.solver import Solver
 from hpcopt.train.loop import Listener, Result
-from hpcopt.train.minimize import make_criteria, plan_batches, run_facts, train
+from hpcopt.train.minimize import first_iterations, horizon_epochs, make_criteria, plan_batches, run_facts, train
 from hpcopt.train.output import RunOutput
 from hpcopt.train.sampler import Sampler
 
@@ -49,9 +49,9 @@ class PreparedJob:
             check_job(job, self.data)
         self.objective = self._build_objective(device)
         plan = plan_batches(self.objective, job.data.batch, job.data.overlap, job.run.seed)
-        self.sampler = Sampler(plan, device)
-        self.criteria = make_criteria(job.run, self.sampler.per_epoch, job.debug.check_agreement)
-        horizon = self.criteria.iterations / self.sampler.per_epoch
+        self.sampler = Sampler(plan, device, job.data.growth)
+        self.criteria = make_criteria(job.run, job.debug.check_agreement)
+        horizon = horizon_epochs(self.criteria, self.sampler)
         self.solver = make_solver(job.solver.name, job.solver.options, horizon)
         self.test = self._on_device(self.data.test, device) if self.data.test else None
 
@@ -66,6 +66,12 @@ class PreparedJob:
             self.comm, path, fresh=fresh, job=self.resolved().to_toml(), facts=self._facts(), rank_facts=about_rank
         )
         return train(self.objective, self.solver, self.sampler, self.test, self.criteria, output, listeners)
+
+    def length(self) -> tuple[float, str]:
+        """How long the run may last, and the unit: "iteration", or "epoch" where batches may grow."""
+        if self.sampler.grows and self.criteria.iterations is None:
+            return self.criteria.epochs, "epoch"
+        return first_iterations(self.criteria, self.sampler), "iteration"
 
     def resolved(self) -> Job:
         """The job with the method's defaults filled in."""

@@ -13,18 +13,20 @@ from typing import Any, Protocol
 
 from hpcopt.comm.ledger import LedgerTotals
 from hpcopt.objective.data_parallel import DataParallelObjective
-from hpcopt.objective.protocol import Batch, Vector, Work
+from hpcopt.objective.protocol import Vector, Work
 from hpcopt.solvers.solver import Solver, State, StepReport, StopReason
 from hpcopt.train.agreement import check_agreement
 from hpcopt.train.evaluation import Metrics
+from hpcopt.train.sampler import Sampler
 
 
 @dataclass(frozen=True)
 class Criteria:
-    """When the run ends and how often it is evaluated."""
+    """When the run ends, after ``iterations`` or else after ``epochs``, and how many epochs lie between evaluations."""
 
-    iterations: int
-    evaluate_every: int = 1
+    iterations: int | None = None
+    epochs: float = math.inf
+    evaluate_every: float = 1.0
     train_loss: float | None = None
     test_accuracy: float | None = None
     seconds: float | None = None
@@ -76,8 +78,7 @@ class TrainingLoop:
     Args:
         objective: the problem.
         solver: the method.
-        batches: the batch of each iteration, 0, 1, 2, ...
-        per_epoch: iterations in an epoch.
+        sampler: the batches; the loop begins with the first one.
         evaluate: figures of a point on the whole sets.
         criteria: when to stop.
         listeners: told of everything; empty on all ranks but 0.
@@ -87,16 +88,15 @@ class TrainingLoop:
         self,
         objective: DataParallelObjective,
         solver: Solver,
-        batches: Callable[[int], Batch],
-        per_epoch: int,
+        sampler: Sampler,
         evaluate: Callable[[Vector], Metrics],
         criteria: Criteria,
         listeners: Sequence[Listener] = (),
     ) -> None:
         self.objective, self.solver, self.criteria = objective, solver, criteria
-        self._batches, self._per_epoch, self._evaluate = batches, per_epoch, evaluate
+        self._batches, self._evaluate = sampler.begin(), evaluate
         self._listeners = listeners
-        self._done, self._seconds, self._not_finite = 0, 0.0, 0
+        self._done, self._seconds, self._not_finite, self._batch_total = 0, 0.0, 0, 0
         self._accepted = self._rejected = 0
         self._step_seconds = self._step_waited = 0.0
         self._history: list[dict[str, float]] = []
@@ -113,13 +113,15 @@ class TrainingLoop:
         report = StepReport(loss=math.nan)
         self._initial = self._look(state, report)
         self._keep_best(self._initial, state)
+        self._batches.learn(self._initial.train_loss)
         stop, metrics = self._reached(self._initial), self._initial
         while stop is StopReason.RUNNING:
             state, report = self._step(state)
             stop = self._after_step(report)
-            if stop is not StopReason.RUNNING or self._done % self.criteria.evaluate_every == 0:
+            if stop is not StopReason.RUNNING or self._is_time_to_look():
                 metrics = self._look(state, report)
                 self._keep_best(metrics, state)
+                self._batches.learn(metrics.train_loss)
                 reached = self._reached(metrics)
                 stop = reached if reached is not StopReason.RUNNING else stop
         return self._result(stop, state, metrics)
@@ -130,12 +132,13 @@ class TrainingLoop:
         out_of_time = limit is not None and time.perf_counter() - self._started >= limit
         objective.flag = 1.0 if out_of_time and objective.comm.rank == 0 else 0.0
         waited, started = self._spent().seconds_waited, time.perf_counter()
-        state, report = self.solver.step(objective, state, self._batches(self._done))
+        batch = self._batches.next()
+        state, report = self.solver.step(objective, state, batch)
         elapsed = time.perf_counter() - started
         self._seconds += elapsed
         self._step_seconds += elapsed
         self._step_waited += self._spent().seconds_waited - waited
-        self._done += 1
+        self._done, self._batch_total = self._done + 1, batch.total
         if self.criteria.check_agreement:
             check_agreement(objective.comm, state["parameters"], self._done)
         return state, report
@@ -152,7 +155,17 @@ class TrainingLoop:
             return report.stop
         if self.objective.flags_seen > 0:
             return StopReason.SECONDS_SPENT
-        return StopReason.EPOCHS_DONE if self._done >= self.criteria.iterations else StopReason.RUNNING
+        return StopReason.EPOCHS_DONE if self._is_at_the_end() else StopReason.RUNNING
+
+    def _is_at_the_end(self) -> bool:
+        criteria, batches = self.criteria, self._batches
+        if criteria.iterations is not None:
+            return self._done >= criteria.iterations
+        return batches.done >= batches.count(criteria.epochs)
+
+    def _is_time_to_look(self) -> bool:
+        batches = self._batches
+        return batches.wants_loss or batches.done % batches.count(self.criteria.evaluate_every) == 0
 
     def _reached(self, metrics: Metrics) -> StopReason:
         criteria = self.criteria
@@ -164,7 +177,7 @@ class TrainingLoop:
 
     def _look(self, state: State, report: StepReport) -> Metrics:
         """Evaluate the whole sets and tell the listeners. *Collective*."""
-        metrics = self._evaluate(_parameters(state))
+        metrics = self._evaluate(_point(state))
         comm = self.objective.comm
         times = comm.gather_objects((self._step_seconds, self._step_waited))
         self._step_seconds = self._step_waited = 0.0
@@ -183,8 +196,9 @@ class TrainingLoop:
         work, totals = self._work(), self._spent()
         columns |= {
             "iteration": self._done,
-            "epoch": self._done / self._per_epoch,
+            "epoch": self._batches.epochs,
             "seconds": self._seconds,
+            "batch": self._batch_total,
             "accepted": int(report.accepted),
             "values": work.values,
             "gradients": work.gradients,
@@ -199,7 +213,7 @@ class TrainingLoop:
     def _evaluation_row(self, metrics: Metrics, report: StepReport) -> dict[str, float]:
         return {
             "iteration": self._done,
-            "epoch": self._done / self._per_epoch,
+            "epoch": self._batches.epochs,
             "seconds": self._seconds,
             "wall_seconds": time.perf_counter() - self._started,
             **asdict(metrics),
@@ -224,13 +238,13 @@ class TrainingLoop:
 
     def _keep_best(self, metrics: Metrics, state: State) -> None:
         if self._done == 0 or metrics.score() > self._best.score():
-            self._best, self._best_epoch = metrics, self._done / self._per_epoch
-            self._best_parameters = _parameters(state).clone()
+            self._best, self._best_epoch = metrics, self._batches.epochs
+            self._best_parameters = _point(state).clone()
             self._best_buffers = self.objective.copy_buffers()
 
     def _result(self, stop: StopReason, state: State, metrics: Metrics) -> Result:
         diverged = stop is StopReason.NOT_FINITE
-        final = self._best_parameters.clone() if diverged else _parameters(state)
+        final = self._best_parameters.clone() if diverged else _point(state)
         if diverged:
             self.objective.restore_buffers(self._best_buffers)
         self.objective.shard.parameters.bind(final)
@@ -243,7 +257,7 @@ class TrainingLoop:
             best=self._best,
             best_epoch=self._best_epoch,
             iterations=self._done,
-            epochs=self._done / self._per_epoch,
+            epochs=self._batches.epochs,
             seconds=self._seconds,
             accepted=self._accepted,
             rejected=self._rejected,
@@ -251,7 +265,8 @@ class TrainingLoop:
         )
 
 
-def _parameters(state: State) -> Vector:
-    parameters = state["parameters"]
-    assert not isinstance(parameters, (float, int))
-    return parameters
+def _point(state: State) -> Vector:
+    """What is evaluated and delivered: a mean of iterates where the method keeps one, else w."""
+    point = state.get("average", state["parameters"])
+    assert not isinstance(point, (float, int))
+    return point

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from hpcopt.config import RunOptions, StopOptions
-from hpcopt.data.batches import BatchPlan
+from hpcopt.data.batches import BatchGrowth, BatchPlan
 from hpcopt.errors import UsageError
 from hpcopt.objective.data_parallel import DataParallelObjective
 from hpcopt.objective.shard import Shard
@@ -32,6 +32,9 @@ def minimize(
     iterations: int | None = None,
     batch: int | str = "full",
     overlap: float = 0.0,
+    batch_growth: float = 1.0,
+    batch_growth_every: int = 3,
+    batch_growth_tolerance: float = 0.01,
     seed: int = 0,
     test: tuple[torch.Tensor, torch.Tensor] | None = None,
     run_dir: str | Path | None = None,
@@ -52,6 +55,9 @@ def minimize(
         iterations: number of steps.
         batch: samples of a batch over all ranks, or "full".
         overlap: fraction of a batch that it shares with the next one.
+        batch_growth: what the batch is multiplied by, up to the whole set, when the training loss no longer falls.
+        batch_growth_every: epochs between two looks at the training loss for that.
+        batch_growth_tolerance: by how much it must have fallen for the batch to stay as it is.
         seed: of the data order.
         test: this rank's test inputs and targets.
         run_dir: directory for record, log and status; None leaves nothing behind.
@@ -71,17 +77,18 @@ def minimize(
         run = RunOptions(
             epochs=epochs, iterations=iterations, stop=stop, evaluate_every=evaluate_every, give_up_after=give_up_after
         )
-    sampler = Sampler(plan_batches(objective, batch, overlap, seed), objective.shard.inputs.device)
-    criteria = make_criteria(run, sampler.per_epoch)
+        growth = BatchGrowth(batch_growth, batch_growth_every, batch_growth_tolerance)
+    sampler = Sampler(plan_batches(objective, batch, overlap, seed), objective.shard.inputs.device, growth)
+    criteria = make_criteria(run)
     if test_accuracy is not None and (test is None or not is_classification(objective)):
         raise UsageError(
             f"test_accuracy = {test_accuracy} can never be reached without a test set of classes; give one or drop it",
             collective=True,
         )
     test = tuple(_on(part, objective.shard) for part in test) if test else None  # type: ignore[assignment]
-    horizon = {"horizon_epochs": criteria.iterations / sampler.per_epoch}
+    horizon = horizon_epochs(criteria, sampler)
     if getattr(solver, "horizon_epochs", 0.0) is None:
-        solver = replace(solver, **horizon)  # type: ignore[type-var]
+        solver = replace(solver, horizon_epochs=horizon)  # type: ignore[type-var]
     facts: dict[str, Any] = {
         "solver": method_name(solver),
         "model": type(objective.shard.module).__name__,
@@ -106,7 +113,7 @@ def train(
     try:
         evaluator = Evaluator(objective, test, classification=is_classification(objective))
         heard = [*output.listeners, *(listeners if objective.comm.rank == 0 else ())]
-        loop = TrainingLoop(objective, solver, sampler, sampler.per_epoch, evaluator, criteria, heard)
+        loop = TrainingLoop(objective, solver, sampler, evaluator, criteria, heard)
         result = loop.run()
     except BaseException as error:
         output.fail(error)
@@ -115,18 +122,28 @@ def train(
     return result
 
 
-def make_criteria(run: RunOptions, per_epoch: int, check_agreement: bool = False) -> Criteria:
-    """The loop's criteria in iterations, from options in epochs."""
-    epochs = DEFAULT_EPOCHS if run.epochs is None else run.epochs
+def make_criteria(run: RunOptions, check_agreement: bool = False) -> Criteria:
+    """The loop's criteria from the options of the run."""
     return Criteria(
-        iterations=run.iterations or max(1, round(epochs * per_epoch)),
-        evaluate_every=max(1, round(run.evaluate_every * per_epoch)),
+        iterations=run.iterations,
+        epochs=DEFAULT_EPOCHS if run.epochs is None else run.epochs,
+        evaluate_every=run.evaluate_every,
         train_loss=run.stop.train_loss,
         test_accuracy=run.stop.test_accuracy,
         seconds=run.stop.seconds,
         give_up_after=run.give_up_after,
         check_agreement=check_agreement,
     )
+
+
+def first_iterations(criteria: Criteria, sampler: Sampler) -> int:
+    """Iterations of the run if its batches stay as they are at the start."""
+    return criteria.iterations or sampler.begin().count(criteria.epochs)
+
+
+def horizon_epochs(criteria: Criteria, sampler: Sampler) -> float:
+    """Length of the run in epochs, where schedules end; of whole batches as they are at the start."""
+    return first_iterations(criteria, sampler) / sampler.per_epoch
 
 
 def method_name(solver: Solver) -> str:

@@ -22,25 +22,25 @@ SECONDS_BETWEEN_LINES = 3.0
 
 
 class TerminalProgress:
-    """A bar with the latest figures, for a terminal."""
+    """A bar with the latest figures, for a terminal; ``total`` is in the unit "iteration" or "epoch"."""
 
-    def __init__(self, console: Console, iterations: int) -> None:
-        self._figures = ""
+    def __init__(self, console: Console, total: float, unit: str = "iteration") -> None:
+        self._unit = unit
         self._progress = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=None),
-            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            TextColumn("{task.completed:.0f}/{task.total:.12g}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             TextColumn("{task.fields[figures]}"),
             console=console,
         )
-        self._task = self._progress.add_task("training", total=iterations, figures="")
+        self._task = self._progress.add_task("training", total=total, figures="")
         self._progress.start()
 
     def iteration(self, **columns: Any) -> None:
         """Move the bar."""
-        self._progress.update(self._task, completed=columns["iteration"])
+        self._progress.update(self._task, completed=columns[self._unit])
 
     def evaluation(self, **columns: Any) -> None:
         """Show the figures of the evaluation."""
@@ -106,10 +106,11 @@ class Harmless:
 
 
 class PlainProgress:
-    """A line every few seconds, without control characters, for batch logs and pipes."""
+    """A line every few seconds, without control characters, for batch logs and pipes; ``total`` as for a terminal."""
 
-    def __init__(self, console: Console, iterations: int) -> None:
-        self._console, self._iterations = console, iterations
+    def __init__(self, console: Console, total: float, unit: str = "iteration") -> None:
+        self._console = console
+        self._ends = {unit: f"/{total:.12g}"}
         self._unprinted: dict[str, Any] = {}
         self._printed = -math.inf
 
@@ -135,8 +136,9 @@ class PlainProgress:
 
     def _line(self, iteration: int, epoch: float, seconds: float, text: str) -> None:
         self._printed = time.monotonic()
-        done = f"iteration {iteration:>6}/{self._iterations}  epoch {epoch:8.2f}  {seconds:8.1f} s"
-        self._console.print(f"{done}  {text}", highlight=False, soft_wrap=True)
+        steps = f"iteration {iteration:>6}{self._ends.get('iteration', '')}"
+        epochs = f"epoch {epoch:8.2f}{self._ends.get('epoch', '')}"
+        self._console.print(f"{steps}  {epochs}  {seconds:8.1f} s  {text}", highlight=False, soft_wrap=True)
 
 
 def figures(columns: dict[str, Any]) -> str:

@@ -51,6 +51,7 @@ ITERATION_COLUMNS = (
     Column("iteration", "1", "number of the iteration, from 1", whole=True),
     Column("epoch", "passes over the training set", "epochs done after the step"),
     Column("seconds", "s", "training time since the start, without evaluation and I/O"),
+    Column("batch", "1", "samples of the step's batch over all ranks", whole=True),
     Column("loss", "1", "objective on the batch at the start of the step"),
     Column("loss_after", "1", "objective on the same batch where the step ended"),
     Column("gradient_norm", "1", "2-norm of the gradient at the start of the step"),

@@ -1,30 +1,114 @@
-"""From the number of an iteration to the samples of its batch, as this rank holds them."""
+"""The batches of a run one after the other, as this rank holds their samples."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
 import torch
 
-from hpcopt.data.batches import BatchPlan
+from hpcopt.data.batches import BatchGrowth, BatchPlan
 from hpcopt.objective.protocol import Batch
 
+MOST_BATCHES = 2**53
+"""More than any run makes: a number of epochs may be so large that in batches it is infinite."""
 
+
+@dataclass(frozen=True)
 class Sampler:
-    """The batches of a run, one after the other; only arithmetic, so any iteration can be asked for at any time.
+    """What decides the batches of a run.
 
-    Args:
-        plan: which samples form which batch.
+    Attributes:
+        plan: which samples form which batch, with the size of the first batches.
         device: where the positions are wanted.
+        growth: when later batches are larger.
     """
 
-    def __init__(self, plan: BatchPlan, device: torch.device) -> None:
-        self._plan, self._device = plan, device
-        self.per_epoch = plan.per_epoch
+    plan: BatchPlan
+    device: torch.device
+    growth: BatchGrowth = field(default_factory=BatchGrowth)
 
-    def __call__(self, iteration: int) -> Batch:
-        """The batch of iteration 0, 1, 2, ..."""
-        epoch, number = divmod(iteration, self.per_epoch)
-        key, position = (epoch, number), iteration / self.per_epoch
-        if self.per_epoch == 1:
-            return Batch(None, self._plan.count, self._plan.total, key, position)
-        indices = torch.from_numpy(self._plan.local(epoch, number)).to(self._device)
-        return Batch(indices, len(indices), self._plan.size(number, epoch), key, position)
+    @property
+    def per_epoch(self) -> int:
+        """Batches in the first epoch."""
+        return self.plan.per_epoch
+
+    @property
+    def grows(self) -> bool:
+        """Whether later batches may be larger."""
+        return self.growth.factor > 1.0 and self.plan.per_epoch > 1
+
+    def begin(self) -> BatchSequence:
+        """The batches from the first one on."""
+        return BatchSequence(self.plan, self.device, self.growth)
+
+
+class BatchSequence:
+    """The batches of a run and where it stands in them: the epoch, the number in it and the size are all of its state.
+
+    The size changes between epochs only, by a training loss that is the same on all ranks, and so does the number of
+    batches in an epoch. All that is counted in epochs is rounded to whole batches of the size that is in use.
+    """
+
+    def __init__(self, plan: BatchPlan, device: torch.device, growth: BatchGrowth) -> None:
+        """Before the first batch; use ``Sampler.begin``."""
+        self._plan, self._device, self._growth = plan, device, growth
+        self._epoch = self._number = 0
+        self._last_loss = math.inf
+
+    @property
+    def size(self) -> int:
+        """Largest number of samples in a batch over all ranks, without overlap."""
+        return self._plan.batch
+
+    @property
+    def done(self) -> int:
+        """Batches of the size in use that the epochs done amount to."""
+        return self._epoch * self._plan.per_epoch + self._number
+
+    @property
+    def epochs(self) -> float:
+        """Epochs done, a fraction within an epoch."""
+        return self.done / self._plan.per_epoch
+
+    def count(self, epochs: float) -> int:
+        """Batches of the size in use that come closest to ``epochs``, at least one."""
+        return max(1, round(min(epochs * self._plan.per_epoch, MOST_BATCHES)))
+
+    def next(self) -> Batch:
+        """The next batch."""
+        plan, key, position = self._plan, (self._epoch, self._number), self.epochs
+        self._epoch, self._number = divmod(self.done + 1, plan.per_epoch)
+        if plan.per_epoch == 1:
+            return Batch(None, plan.count, plan.total, key, position)
+        indices = torch.from_numpy(plan.local(*key)).to(self._device)
+        return Batch(indices, len(indices), plan.size(key[1], key[0]), key, position)
+
+    @property
+    def wants_loss(self) -> bool:
+        """Whether the size of the next batches depends on the training loss at this point."""
+        can_grow = self._growth.factor > 1.0 and self._plan.per_epoch > 1
+        return can_grow and self._number == 0 and self._epoch % self._growth.every == 0
+
+    def learn(self, train_loss: float) -> None:
+        """Let batches grow where the training loss, the same on all ranks, asks for it; unused where not wanted."""
+        if not self.wants_loss:
+            return
+        if self._epoch > 0 and self._growth.wanted(train_loss, self._last_loss):
+            self._resize(self._growth.enlarged(self.size, self._plan.total))
+        self._last_loss = train_loss
+
+    def state(self) -> dict[str, int | float]:
+        """All that ``restore`` needs."""
+        return {"epoch": self._epoch, "number": self._number, "size": self.size, "last_loss": self._last_loss}
+
+    def restore(self, state: Mapping[str, int | float]) -> None:
+        """Go on as the sequence that gave ``state`` would have, on any number of ranks."""
+        self._epoch, self._number = int(state["epoch"]), int(state["number"])
+        self._last_loss = float(state["last_loss"])
+        self._resize(int(state["size"]))
+
+    def _resize(self, size: int) -> None:
+        if size != self.size:
+            self._plan = self._plan.resized(size)

@@ -85,6 +85,7 @@ def iteration_row(iteration: int, per_epoch: int, rate: float, radius: bool) -> 
         "iteration": iteration,
         "epoch": iteration / per_epoch,
         "seconds": 0.1 * iteration,
+        "batch": 1000,
         "loss": before,
         "loss_after": after,
         "gradient_norm": before / 2,

@@ -84,7 +84,7 @@ def loop(
         return Metrics(train_loss=float(w[0]))
 
     evaluate = figures if isinstance(solver, Script) else Evaluator(objective, None, classification=True)
-    return TrainingLoop(objective, solver, sampler, sampler.per_epoch, evaluate, criteria, [ear] if ear else [])
+    return TrainingLoop(objective, solver, sampler, evaluate, criteria, [ear] if ear else [])
 
 
 def run(comm: Communicator, points: Sequence[float], **criteria: Any) -> Result:
@@ -94,7 +94,7 @@ def run(comm: Communicator, points: Sequence[float], **criteria: Any) -> Result:
 
 def test_it_runs_the_iterations_and_says_so(comm: Communicator) -> None:
     ear = Ear()
-    result = loop(comm, SGD(learning_rate=0.1), Criteria(iterations=7, evaluate_every=3), ear, batch=10).run()
+    result = loop(comm, SGD(learning_rate=0.1), Criteria(iterations=7, evaluate_every=0.75), ear, batch=10).run()
     assert result.stop is StopReason.EPOCHS_DONE
     assert [row["iteration"] for row in ear.iterations] == list(range(1, 8))
     assert [row["iteration"] for row in ear.evaluations] == [0, 3, 6, 7]
@@ -201,10 +201,8 @@ def test_a_second_run_with_the_same_objective_counts_from_zero(comm: Communicato
     training = loop(comm, SGD(learning_rate=0.1), Criteria(iterations=3))
     first = training.run()
     ear = Ear()
-    again = TrainingLoop(
-        training.objective, training.solver, training._batches, 1, training._evaluate, training.criteria, [ear]
-    )
-    again.run()
+    sampler = Sampler(plan_batches(training.objective, "full", 0.0, 0), torch.device("cpu"))
+    TrainingLoop(training.objective, training.solver, sampler, training._evaluate, training.criteria, [ear]).run()
     assert ear.iterations[-1]["gradients"] == 3
     assert ear.evaluations[0]["bytes"] <= ear.evaluations[-1]["bytes"] / 3
     assert len(first.history) == len(ear.evaluations)
