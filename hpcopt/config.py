@@ -131,6 +131,14 @@ class ParallelOptions:
     gpu_aware: bool = False
     """Hand device buffers to MPI directly; only for an MPI built for it. Off: staged through the host."""
 
+    def __post_init__(self) -> None:
+        _check("parallel.quorum", self.quorum, "a part of the ranks above 0 and at most 1", lambda x: 0 < x <= 1)
+        if self.quorum is not None and self.replay is not None:
+            raise UsageError(
+                f"parallel.quorum = {self.quorum} and parallel.replay = {self.replay!r} are both given; a replay ends "
+                "every local phase where the record says, so remove parallel.quorum."
+            )
+
 
 @dataclass(frozen=True)
 class DebugOptions:
@@ -142,6 +150,10 @@ class DebugOptions:
     """This rank waits ``slow_seconds`` before every local iteration, to see what a straggler costs."""
     slow_seconds: float = 0.1
     """How long it waits."""
+
+    def __post_init__(self) -> None:
+        _check("debug.slow_rank", self.slow_rank, "the number of a rank, from 0", lambda x: x >= 0)
+        _check("debug.slow_seconds", self.slow_seconds, "a finite number of seconds, not negative", lambda x: x >= 0)
 
 
 @dataclass(frozen=True, kw_only=True)

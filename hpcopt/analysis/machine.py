@@ -158,8 +158,8 @@ def _version(path: str) -> str:
 
 def _try_record(directory: Path) -> str:
     """An empty string when writing and reading at once works, else why not."""
-    from hpcopt.analysis.history import read_tables
     from hpcopt.train.record import Recorder
+    from hpcopt.train.record_reader import read_tables
 
     try:
         with tempfile.TemporaryDirectory(prefix=".hpcopt-doctor-", dir=directory) as made:

@@ -22,6 +22,7 @@ from hpcopt.solvers.solver import Solver
 from hpcopt.train.loop import Listener, Result
 from hpcopt.train.minimize import first_iterations, horizon_epochs, make_criteria, plan_batches, run_facts, train
 from hpcopt.train.output import RunOutput
+from hpcopt.train.pace import check_pace, make_pace
 from hpcopt.train.sampler import Sampler
 
 
@@ -42,12 +43,15 @@ class PreparedJob:
         self.job, self.comm = job, comm
         comm.gpu_aware = job.parallel.gpu_aware
         with comm.together("checking the method's options"):
-            make_solver(job.solver.name, job.solver.options, 1.0)  # refuses wrong keys before the data are read
+            # What is wrong in the job is refused before the data are read.
+            check_pace(job.parallel, job.debug, make_solver(job.solver.name, job.solver.options, 1.0))
+        self.pace = make_pace(job.parallel, job.debug, comm)
         device = choose_device(job.run.device, comm)
         self.data = load(job.data, comm, job.run.seed)
         with comm.together("checking the job"):
             check_job(job, self.data)
         self.objective = self._build_objective(device)
+        self.objective.local.pace = self.pace
         plan = plan_batches(self.objective, job.data.batch, job.data.overlap, job.run.seed)
         self.sampler = Sampler(plan, device, job.data.growth)
         self.criteria = make_criteria(job.run, job.debug.check_agreement)
@@ -65,7 +69,10 @@ class PreparedJob:
         output = RunOutput(
             self.comm, path, fresh=fresh, job=self.resolved().to_toml(), facts=self._facts(), rank_facts=about_rank
         )
-        return train(self.objective, self.solver, self.sampler, self.test, self.criteria, output, listeners)
+        result = train(self.objective, self.solver, self.sampler, self.test, self.criteria, output, listeners)
+        if self.pace is not None:
+            self.pace.close()
+        return result
 
     def length(self) -> tuple[float, str]:
         """How long the run may last, and the unit: "iteration", or "epoch" where batches may grow."""

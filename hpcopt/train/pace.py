@@ -1,0 +1,167 @@
+"""How far each rank gets in the local phase of a method: to its end, until enough others are done, or as recorded."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from hpcopt.comm.communicator import Communicator
+from hpcopt.comm.quorum import Quorum
+from hpcopt.config import DebugOptions, ParallelOptions
+from hpcopt.errors import UsageError
+from hpcopt.objective.local import Pace
+from hpcopt.solvers.solver import Solver
+from hpcopt.train.record_reader import read_local_iterations
+from hpcopt.train.run_directory import METRICS
+
+
+class RunPace(Pace, Protocol):
+    """The pace of one run after another."""
+
+    def close(self) -> None:
+        """The run is over; the next phase is the first of another one. *Collective*."""
+        ...
+
+
+class Unhurried:
+    """Every rank finishes."""
+
+    def begin(self) -> None:
+        """A phase begins."""
+
+    def goes_on(self, done: int) -> bool:
+        """Always."""
+        return True
+
+    def end(self) -> None:
+        """This rank has ended the phase."""
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class Replay:
+    """Every phase ends on this rank where it did in an earlier run.
+
+    Args:
+        iterations: this rank's iterations in each phase of that run.
+        source: what the user called it.
+    """
+
+    def __init__(self, iterations: Sequence[int], source: str) -> None:
+        self._iterations, self._source, self._phase = iterations, source, 0
+
+    def begin(self) -> None:
+        """The next phase of the record. Raises UsageError, on all ranks, when there is none."""
+        if self._phase == len(self._iterations):
+            raise UsageError(
+                f"The record of {self._source!r}, which parallel.replay names, ends after {self._phase} local phases, "
+                "and this run has come to one more. Let it end there with run.iterations, or replay a longer run.",
+                collective=True,
+            )
+        self._phase += 1
+
+    def goes_on(self, done: int) -> bool:
+        """Whether the record has more than ``done`` iterations in this phase."""
+        return done < self._iterations[self._phase - 1]
+
+    def end(self) -> None:
+        """This rank has ended the phase."""
+
+    def close(self) -> None:
+        """Back to the first phase."""
+        self._phase = 0
+
+
+class Slowed:
+    """A rank that waits before every local iteration, and otherwise keeps the pace of ``inner``."""
+
+    def __init__(self, inner: RunPace, seconds: float) -> None:
+        self._inner, self._seconds = inner, seconds
+
+    def begin(self) -> None:
+        """A phase begins, and with it the first iteration."""
+        self._inner.begin()
+        time.sleep(self._seconds)
+
+    def goes_on(self, done: int) -> bool:
+        """As ``inner`` says; the wait is part of the iteration that follows."""
+        if not self._inner.goes_on(done):
+            return False
+        time.sleep(self._seconds)
+        return True
+
+    def end(self) -> None:
+        """This rank has ended the phase."""
+        self._inner.end()
+
+    def close(self) -> None:
+        """The run is over."""
+        self._inner.close()
+
+
+def check_pace(parallel: ParallelOptions, debug: DebugOptions, solver: Solver) -> None:
+    """Refuse a pace for a method whose ranks never work on their own.
+
+    Raises:
+        UsageError: an option would have no effect.
+    """
+    asked = {"parallel.quorum": parallel.quorum, "parallel.replay": parallel.replay, "debug.slow_rank": debug.slow_rank}
+    key = next((key for key, value in asked.items() if value is not None), None)
+    if key is None or any(field.name == "local_iterations" for field in fields(solver)):  # type: ignore[arg-type]
+        return
+    raise UsageError(
+        f"{key} = {asked[key]!r} has no effect here: it is about phases in which the ranks work on their own, "
+        f'and {type(solver).__name__} has none. Use solver.name = "apts", or remove {key}.'
+    )
+
+
+def make_pace(parallel: ParallelOptions, debug: DebugOptions, comm: Communicator) -> RunPace | None:
+    """What the job says of the local phases; None when every rank finishes all of them. *Collective*.
+
+    Raises:
+        UsageError: on all ranks, when ``parallel.replay`` is no run of as many ranks, or there is no slow rank.
+    """
+    pace: RunPace | None = None
+    if parallel.quorum is not None:
+        pace = Quorum(comm, parallel.quorum)
+    elif parallel.replay is not None:
+        with comm.together("reading the run to replay"):
+            found = recorded_phases(parallel.replay, comm.size) if comm.rank == 0 else None
+        pace = Replay(comm.broadcast_object(found)[:, comm.rank].tolist(), parallel.replay)
+    if debug.slow_rank is not None and debug.slow_rank >= comm.size:
+        raise UsageError(
+            f"debug.slow_rank = {debug.slow_rank} is not a rank of this run, which has ranks 0 to {comm.size - 1}.",
+            collective=True,
+        )
+    if debug.slow_rank == comm.rank:
+        pace = Slowed(pace or Unhurried(), debug.slow_seconds)
+    return pace
+
+
+def recorded_phases(path: str, ranks: int) -> np.ndarray:
+    """Iterations of each rank in the local phases of the run in ``path``, shape (phases, ranks), int32.
+
+    Raises:
+        UsageError: there is no record, or it is damaged, of a method without local phases, or of other ranks.
+    """
+    record = Path(path) / METRICS
+    begin = f"parallel.replay = {path!r} cannot be replayed: "
+    if not record.is_file():
+        raise UsageError(f"{begin}there is no {METRICS} in it. Give the directory of an earlier run of this job.")
+    iterations = read_local_iterations(record)
+    if iterations.size == 0:
+        raise UsageError(
+            f"{begin}its record has no local iterations. Give the directory of a run whose method has local phases "
+            "(apts), recorded since they are."
+        )
+    if iterations.shape[1] != ranks:
+        raise UsageError(
+            f"{begin}it ran on {iterations.shape[1]} ranks, and this run has {ranks}. Start as many ranks as it had."
+        )
+    return iterations[(iterations >= 0).all(axis=1)].astype(np.int32)
