@@ -28,6 +28,16 @@ class UsageError(HpcoptError):
     exit_status = 2
 
 
+class CheckpointError(HpcoptError):
+    """A checkpoint could not be written or read. What was published before is as it was."""
+
+
+class NoValidCheckpointError(CheckpointError):
+    """There are checkpoints to go on from, but none that is whole."""
+
+    exit_status = 4
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """The end of a sentence about an unknown word: ``"; did you mean 'x'?"`` for the closest known one, or ``"."``."""
     from difflib import get_close_matches

@@ -28,8 +28,9 @@ LAYERS = (
         "kernels",
         "linalg",
         "solvers",
+        "optim",
     ),
-    *("config", "train", "analysis", "cli", "__main__"),
+    *("checkpoint", "config", "train", "analysis", "cli", "__main__"),
 )
 """A layer knows the layers before it, never those behind it. The public names in hpcopt/__init__.py know all."""
 
