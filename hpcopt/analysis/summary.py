@@ -51,6 +51,7 @@ def summary(run: Run) -> dict[str, Any]:
             "accepted": int(np.count_nonzero(iterations["accepted"] == 1)),
             "rejected": int(np.count_nonzero(iterations["accepted"] == 0)),
         },
+        "local_iterations": local_iterations(run),
         "history": history_rows(run),
     }
     return {key: plain(value) for key, value in summarised.items()}
@@ -112,6 +113,13 @@ def curvature_cost(evaluations: np.recarray, iterations: np.recarray) -> float:
     rest = evaluations["gradient_equivalents"][-1] - iterations["values"][row] / 3 - iterations["gradients"][row]
     cost = float(rest / iterations["curvature_products"][row])
     return cost if math.isfinite(cost) and cost >= 0 else CURVATURE_COST
+
+
+def local_iterations(run: Run) -> list[float] | None:
+    """Mean iterations of each rank in a local phase; None when the run had none."""
+    counts = run.local_iterations
+    phases = counts[(counts >= 0).all(axis=1)] if counts.size else counts
+    return [float(mean) for mean in phases.mean(axis=0)] if phases.size else None
 
 
 def history_rows(run: Run) -> list[dict[str, float | int | None]]:

@@ -35,6 +35,9 @@ HISTORY = (
     ("gradient\nequiv.", "gradient_equivalents", number),
 )
 
+MOST_RANKS = 8
+"""Of more ranks only the extremes are shown."""
+
 
 def inspect(run: str, as_json: bool, history: bool) -> None:
     """Print the summary of a run, as JSON with the keys of ``analysis.summary`` or as tables."""
@@ -95,7 +98,19 @@ def _costs(facts: Mapping[str, Any]) -> Table:
             f"{whole(sent['calls'])} calls, {in_bytes(sent['bytes'])}, {number(sent['seconds_waited'])} s waited",
         ),
     ]
+    if len(set(facts["local_iterations"] or ())) > 1:
+        rows.append(("local iterations", _by_rank(facts["local_iterations"])))
     return grid(rows)
+
+
+def _by_rank(means: Sequence[float]) -> str:
+    """Means of all ranks where they fit on a line, else the ends of their range and who is there."""
+    if len(means) <= MOST_RANKS:
+        shown = ", ".join(number(mean) for mean in means)
+        return f"{shown}  [dim]mean of a phase on each rank[/]"
+    least, most = min(means), max(means)
+    ends = [f"{number(end)} (rank {means.index(end)})" for end in (least, most)]
+    return f"{ends[0]} to {ends[1]}  [dim]mean of a phase[/]"
 
 
 def _history(rows: Sequence[Mapping[str, Any]]) -> Table:

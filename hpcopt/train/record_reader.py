@@ -62,10 +62,10 @@ def read_local_iterations(path: Path) -> np.ndarray:
         group = file["iterations"]
         rows = _complete_rows(_retrying(_column_reader(group["iteration"])))
         name = LOCAL_ITERATIONS.name
-        if name not in group:
-            return np.empty((rows, 0), dtype=np.int64)
-        values = _retrying(_column_reader(group[name]))[:rows]
-    found = np.full((rows, values.shape[1] if len(values) else 0), -1, dtype=np.int64)
+        values = _retrying(_column_reader(group[name]))[:rows] if name in group else np.empty((0, 0), dtype=np.int64)
+    if not len(values):
+        return np.empty((rows, 0), dtype=np.int64)
+    found = np.full((rows, values.shape[1]), -1, dtype=np.int64)
     found[: len(values)] = values
     return found
 

@@ -43,6 +43,21 @@ def test_the_tables_are_as_they_were_recorded(tmp_path: Path) -> None:
     assert run.iterations[4].accepted == 0
 
 
+def test_local_iterations_have_a_row_for_every_iteration(tmp_path: Path) -> None:
+    run = open_run(write_run(tmp_path / "a", epochs=2, per_epoch=3, ranks=3, local_iterations=(5, 1, 4)))
+    assert run.local_iterations.tolist() == [[5, 1, 4]] * 4 + [[-1, -1, -1]] + [[5, 1, 4]]
+
+
+def test_a_method_without_local_phases_and_a_record_from_before_them_have_no_local_iterations(tmp_path: Path) -> None:
+    path = write_run(tmp_path / "a", epochs=2, per_epoch=3)
+    assert open_run(path).local_iterations.shape == (6, 0)
+    with h5py.File(path / "metrics.h5", "r+", libver="latest") as file:
+        del file["iterations/local_iterations"]
+    run = open_run(path)
+    assert run.local_iterations.shape == (6, 0)
+    assert run.iterations.size == 6
+
+
 def test_a_path_may_be_a_string_and_relative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_run(tmp_path / "a", epochs=1)
     monkeypatch.chdir(tmp_path / "a")

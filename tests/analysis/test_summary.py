@@ -9,7 +9,8 @@ from tests.support.runs import set_status, write_run, write_start
 
 KEYS = [
     "run", "status", "stop_reason", "solver", "model", "data", "ranks", "layout", "parameters", "iterations",
-    "epochs", "seconds", "checkpoints", "initial", "final", "best", "work", "communication", "steps", "history",
+    "epochs", "seconds", "checkpoints", "initial", "final", "best", "work", "communication", "steps",
+    "local_iterations", "history",
 ]  # fmt: skip
 
 
@@ -39,6 +40,11 @@ def test_the_figures_of_a_run(tmp_path: Path) -> None:
     assert facts["final"]["epoch"] == 10.0
     assert facts["best"]["epoch"] == 7.0
     assert facts["best"]["test_accuracy"] > facts["final"]["test_accuracy"]
+
+
+def test_local_iterations_are_the_mean_of_each_rank_over_its_phases(tmp_path: Path) -> None:
+    assert summary(open_run(write_run(tmp_path / "a", local_iterations=(5, 2))))["local_iterations"] == [5.0, 2.0]
+    assert summary(open_run(write_run(tmp_path / "b")))["local_iterations"] is None
 
 
 def test_a_curvature_product_counts_what_the_run_measured(tmp_path: Path) -> None:

@@ -27,6 +27,22 @@ def test_the_tables_show_status_figures_and_costs(tmp_path: Path, capsys: pytest
     assert "39.1 KiB" in shown["communication"]
 
 
+def inspected(path: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    """The line about local iterations, without its label; empty when there is none."""
+    assert main(["inspect", str(path)]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("local iterations")]
+    return "".join(lines).removeprefix("local iterations").strip()
+
+
+def test_local_iterations_are_shown_where_the_ranks_differ(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    some = write_run(tmp_path / "a", ranks=3, local_iterations=(5, 1, 5))
+    assert inspected(some, capsys) == "5, 1, 5  mean of a phase on each rank"
+    many = write_run(tmp_path / "b", ranks=40, local_iterations=(5,) * 30 + (2,) + (4,) * 9)
+    assert inspected(many, capsys) == "2 (rank 30) to 5 (rank 0)  mean of a phase"
+    assert inspected(write_run(tmp_path / "c", ranks=3, local_iterations=(5, 5, 5)), capsys) == ""
+    assert inspected(write_run(tmp_path / "d"), capsys) == ""
+
+
 def test_history_shows_every_evaluation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = str(write_run(tmp_path / "a", epochs=10, radius=False))
     main(["inspect", path])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,13 @@ def write_run(
     radius: bool = True,
     test: bool = True,
     status: str = "finished",
+    local_iterations: Sequence[int] = (),
     **fields: Any,
 ) -> Path:
-    """Write a run whose test accuracy peaks before its end and in which every fifth step is rejected."""
+    """Write a run whose test accuracy peaks before its end and in which every fifth step is rejected.
+
+    Accepted steps have ``local_iterations``, one number a rank; rejected ones had no local phase.
+    """
     with RunDirectory.create(path, fresh=False) as directory:
         directory.write_job("[run]\nepochs = 10\n")
         directory.write_environment({"python": "3"})
@@ -43,7 +48,8 @@ def write_run(
         recorder = Recorder(directory.path, ranks)
         for iteration in range(epochs * per_epoch + 1):
             if iteration > 0:
-                recorder.iteration(**iteration_row(iteration, per_epoch, rate, radius))
+                row = iteration_row(iteration, per_epoch, rate, radius)
+                recorder.iteration(local_iterations=local_iterations if accepted(iteration) else (), **row)
             if iteration % per_epoch == 0:
                 recorder.evaluation(**evaluation_row(iteration, per_epoch, rate, radius, task, test))
                 recorder.rank_times(iteration, [0.1] * ranks, [0.01 + 0.002 * rank for rank in range(ranks)])
