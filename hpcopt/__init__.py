@@ -5,6 +5,7 @@ The public names, each imported when it is first asked for:
     comm = hpcopt.Communicator(MPI.COMM_WORLD)
     objective = hpcopt.DataParallelObjective(model, "cross_entropy", inputs, targets, comm)     # this rank's shard
     result = hpcopt.minimize(objective, hpcopt.solvers.TrustRegion(), epochs=20, run_dir="runs/a")
+    optimizer = hpcopt.optim.APTS(model.parameters(), comm=comm);  loss = optimizer.step(closure)
     run = hpcopt.open_run("runs/a");  run.history                                               # no MPI, no torch
 """
 
@@ -23,6 +24,7 @@ _PUBLIC = {
     "abort_on_exception": "hpcopt.comm.launch:abort_on_exception",
     "minimize": "hpcopt.train.minimize:minimize",
     "open_run": "hpcopt.analysis.history:open_run",
+    "optim": "hpcopt.optim",
     "solvers": "hpcopt.solvers",
 }
 
