@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpcopt.data.batches import BatchPlan
+from hpcopt.data.batches import BatchGrowth, BatchPlan
 from hpcopt.errors import UsageError
 
 totals = st.integers(1, 300)
@@ -154,6 +155,38 @@ def test_an_empty_shard_gets_empty_batches() -> None:
 def test_what_cannot_be_filled_is_refused(batch: int, overlap: float, text: str) -> None:
     with pytest.raises(UsageError, match=text):
         BatchPlan(10, 0, 10, batch, seed=0, overlap=overlap)
+
+
+def test_a_resized_plan_is_the_plan_of_that_size() -> None:
+    plan, other = BatchPlan(50, 10, 20, 16, seed=3, overlap=0.5), BatchPlan(50, 10, 20, 24, seed=3, overlap=0.5)
+    resized = plan.resized(24)
+    assert (plan.batch, resized.batch, resized.per_epoch) == (16, 24, other.per_epoch)
+    for number in range(other.per_epoch):
+        assert resized.local(2, number).tolist() == other.local(2, number).tolist()
+
+
+@pytest.mark.parametrize(
+    ("factor", "batch", "larger"), [(1.5, 10, 15), (1.5, 11, 16), (1.1, 3, 4), (2.0, 60, 100), (1e308, 99, 100)]
+)
+def test_a_grown_batch_is_a_whole_number_larger_and_at_most_the_set(factor: float, batch: int, larger: int) -> None:
+    assert BatchGrowth(factor).enlarged(batch, 100) == larger
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"factor": 0.9}, "batch_growth is 0.9.*at least 1"),
+        ({"factor": float("nan")}, "batch_growth is nan"),
+        ({"factor": True}, "batch_growth is True"),
+        ({"every": 0}, "batch_growth_every is 0.*at least 1"),
+        ({"every": 1.5}, "batch_growth_every is 1.5"),
+        ({"tolerance": -1}, "batch_growth_tolerance is -1.*at least 0"),
+        ({"tolerance": float("inf")}, "batch_growth_tolerance is inf"),
+    ],
+)
+def test_growth_that_cannot_be_is_refused(options: dict[str, Any], text: str) -> None:
+    with pytest.raises(UsageError, match=text):
+        BatchGrowth(**options)
 
 
 def test_a_batch_that_does_not_exist_is_a_bug() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from hpcopt.data.batches import BatchGrowth
 from hpcopt.data.options import DataOptions
 from hpcopt.errors import UsageError
 
@@ -15,6 +16,8 @@ def test_the_source_alone_is_enough() -> None:
     assert options.batch == "full"
     assert options.batch_size is None
     assert DataOptions("x", batch=7).batch_size == 7
+    assert (options.growth.factor, options.growth.every, options.growth.tolerance) == (1.0, 3, 0.01)
+    assert DataOptions("x", batch_growth=1.5, batch_growth_every=2).growth == BatchGrowth(1.5, 2, 0.01)
 
 
 @pytest.mark.parametrize(
@@ -27,6 +30,9 @@ def test_the_source_alone_is_enough() -> None:
         ({"source": "x", "batch": True}, "batch is True"),
         ({"source": "x", "overlap": 1.0}, "overlap is 1.0.*less than 1"),
         ({"source": "x", "overlap": "a"}, "overlap is 'a'"),
+        ({"source": "x", "batch_growth": 0.5}, "batch_growth is 0.5.*at least 1"),
+        ({"source": "x", "batch_growth_every": 0}, "batch_growth_every is 0"),
+        ({"source": "x", "batch_growth_tolerance": "a"}, "batch_growth_tolerance is 'a'"),
         ({"source": "x", "test": 0.0}, "test is 0.0.*a fraction between 0 and 1"),
         ({"source": "x", "test": 1.5}, "test is 1.5"),
         ({"source": "x", "test": 0}, "false for no test set"),

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from hpcopt.comm.communicator import Communicator
+from hpcopt.data.batches import BatchGrowth
 from hpcopt.objective.protocol import Batch, Objective
 from hpcopt.solvers.sgd import SGD
 from hpcopt.solvers.solver import State, StepReport, StopReason
@@ -195,6 +196,51 @@ class TestEvaluation:
         objective = sharded(comm)
         Evaluator(objective, None, classification=True)(objective.initial_vector())
         assert objective.shard.module.training
+
+
+class TestGrowth:
+    """Batches that grow between epochs: 37 samples in 4 batches, then 2, then 1. The loss is 9 before training."""
+
+    def grown(self, comm: Communicator, points: Sequence[float], **criteria: Any) -> tuple[Result, Ear]:
+        ear, objective = Ear(), sharded(comm)
+        plan = plan_batches(objective, 10, 0.0, 0)
+        sampler = Sampler(plan, torch.device("cpu"), BatchGrowth(2.0, every=1))
+
+        def figures(w: torch.Tensor) -> Metrics:
+            return Metrics(train_loss=float(w[0]))
+
+        solver = Script(tuple(points))
+        return TrainingLoop(objective, solver, sampler, figures, Criteria(**criteria), [ear]).run(), ear
+
+    def test_the_record_has_the_samples_of_each_batch_and_the_epochs_done(self, comm: Communicator) -> None:
+        result, ear = self.grown(comm, [8, 8, 8, 9, 7, 7, 7, 7, 6], epochs=5)
+        sizes = [row["batch"] for row in ear.iterations]
+        assert [sum(sizes[:4]), sum(sizes[4:6]), sum(sizes[6:8]), *sizes[8:]] == [37] * 5
+        epochs = [0.25, 0.5, 0.75, 1, 1.5, 2, 2.5, 3, 4, 5]
+        assert [row["epoch"] for row in ear.iterations] == epochs
+        assert [row["iteration"] for row in ear.iterations] == list(range(1, 11))
+        assert (result.iterations, result.epochs) == (10, 5.0)
+        assert ear.iterations[-1]["values"] == pytest.approx(5.0)
+
+    def test_a_run_of_some_iterations_has_that_many(self, comm: Communicator) -> None:
+        result, _ = self.grown(comm, [9.0], iterations=7)
+        assert (result.iterations, result.epochs) == (7, 3.0)
+
+    def test_evaluations_stay_at_the_epochs_asked_for_and_come_with_every_look(self, comm: Communicator) -> None:
+        _, ear = self.grown(comm, [9.0], epochs=4, evaluate_every=0.5)
+        assert [row["epoch"] for row in ear.evaluations] == [0, 0.5, 1, 1.5, 2, 3, 4]
+        _, ear = self.grown(comm, [9.0], epochs=4, evaluate_every=50)
+        assert [row["epoch"] for row in ear.evaluations] == [0, 1, 2, 4]
+
+    def test_a_second_loop_with_the_sampler_begins_with_the_first_size(self, comm: Communicator) -> None:
+        objective = sharded(comm)
+        sampler = Sampler(plan_batches(objective, 10, 0.0, 0), torch.device("cpu"), BatchGrowth(2.0, every=1))
+        evaluate = Evaluator(objective, None, classification=True)
+        solver, iterations = SGD(learning_rate=1e-9), []
+        for _ in range(2):
+            result = TrainingLoop(objective, solver, sampler, evaluate, Criteria(epochs=3)).run()
+            iterations.append(result.iterations)
+        assert iterations == [4 + 2 + 1] * 2
 
 
 def test_a_second_run_with_the_same_objective_counts_from_zero(comm: Communicator) -> None:

@@ -57,6 +57,22 @@ def test_a_schedule_ends_with_the_run(comm: Communicator) -> None:
     assert rates == pytest.approx([1.0, 0.75, 0.5, 0.25])
 
 
+def test_a_schedule_ends_with_the_run_also_when_batches_grow(comm: Communicator) -> None:
+    rates: list[float] = []
+
+    class Ear:
+        def iteration(self, **columns: float) -> None:
+            rates.append(columns["step_size"])
+
+        def evaluation(self, **columns: float) -> None: ...
+
+        def rank_times(self, *_: Any) -> None: ...
+
+    growth = {"batch": 19, "batch_growth": 2.0, "batch_growth_every": 1, "batch_growth_tolerance": 100.0}
+    minimize(sharded(comm), SGD(learning_rate=1.0, schedule="linear"), epochs=4, listeners=[Ear()], **growth)
+    assert rates == pytest.approx([1.0, 0.875, 0.75, 0.5, 0.25])
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
@@ -66,6 +82,9 @@ def test_a_schedule_ends_with_the_run(comm: Communicator) -> None:
         ({"seconds": -1}, "seconds"),
         ({"batch": 38}, "38"),
         ({"batch": "ful"}, '"full"'),
+        ({"batch_growth": 0.5}, "batch_growth"),
+        ({"batch_growth_every": 0}, "batch_growth_every"),
+        ({"batch_growth_tolerance": -1.0}, "batch_growth_tolerance"),
         ({"evaluate_every": 0}, "evaluate_every"),
     ],
 )

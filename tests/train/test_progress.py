@@ -37,6 +37,16 @@ def test_the_first_and_the_last_evaluation_are_printed_once(console: Console) ->
     assert [line.split()[1] for line in lines(console)] == ["0/4", "4/4"]
 
 
+def test_a_run_whose_iterations_are_not_known_is_shown_in_epochs(console: Console) -> None:
+    progress = PlainProgress(console, 2.5, "epoch")
+    progress.evaluation(**evaluation(0))
+    assert lines(console)[0].split()[:4] == ["iteration", "0", "epoch", "0.00/2.5"]
+    bar = TerminalProgress(console, 2.5, "epoch")
+    bar.iteration(**evaluation(3))
+    bar.close()
+    assert "2/2.5" in lines(console)[-1]
+
+
 def test_an_evaluation_that_is_printed_already_is_not_printed_at_the_end(console: Console) -> None:
     progress = PlainProgress(console, 4)
     progress.evaluation(**evaluation(0))
