@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -106,6 +107,19 @@ class APTS(torch.optim.Optimizer):
         self._steps, self._changed = self._steps + 1, False
         return self.report.loss - decay
 
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within this block the model holds the running mean of its iterates, the better point to evaluate and to keep.
+
+        On mini-batches the mean is smoother than the last iterate; after a full batch, or with ``average=0``, it is
+        that iterate. At the end of the block the parameters are those of the last step again. Local.
+        """
+        self._evaluation.tensors.write(cast(Vector, self._state.get("average", self._parameters)))
+        try:
+            yield
+        finally:
+            self._evaluation.tensors.write(self._parameters)
+
     def state_dict(self) -> dict[str, Any]:
         """All that the next step needs besides the model and torch's random state: tensors and numbers.
 
@@ -191,6 +205,8 @@ class APTS(torch.optim.Optimizer):
         self._parameters.copy_(self.comm.bcast(now, label="parameters"))
         self._state |= {"known": False, "promised": 0.0}
         cast(Vector, self._state["window"]).fill_(-torch.inf)
+        if "average" in self._state:
+            self._state |= {"average": self._parameters.clone(), "averaged": 0}
 
 
 def _one_group(params: Iterable[Any]) -> list[Any]:

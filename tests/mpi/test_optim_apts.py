@@ -81,6 +81,8 @@ def test_mini_batches_give_the_steps_of_the_solver(
         optimizer.step(closure_of(model, inputs[mine], targets[mine]), samples=len(mine))
         near = {"rtol": 1e-12, "atol": 1e-12} if number < 3 else {"rtol": 1e-9, "atol": 1e-10}
         torch.testing.assert_close(values_of(model), state["parameters"], **near)
+        with optimizer.averaged():
+            torch.testing.assert_close(values_of(model), state.get("average", state["parameters"]), **near)
         assert optimizer.report is not None
         assert optimizer.report.local_iterations == report.local_iterations
         assert optimizer.report.accepted == report.accepted

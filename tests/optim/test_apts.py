@@ -200,6 +200,43 @@ def test_weight_decay_is_in_the_objective_and_not_in_the_loss_returned(comm):
     assert loss == pytest.approx(float(expected), rel=1e-13)
 
 
+def test_the_running_mean_is_there_for_an_evaluation_and_gone_after_it(comm):
+    model, undisturbed = small_network(), small_network()
+    optimizer, other = APTS(model.parameters(), comm=comm), APTS(undisturbed.parameters(), comm=comm)
+    for number in range(4):
+        train(undisturbed, other, 1, number)
+        train(model, optimizer, 1, number)
+        iterate = values_of(model)
+        with optimizer.averaged():
+            mean = values_of(model)
+        assert torch.equal(mean, optimizer.state_dict()["state"][0]["average"])
+        assert torch.equal(mean, iterate) == (number == 0)
+        assert torch.equal(values_of(model), iterate)
+    assert torch.equal(values_of(model), values_of(undisturbed))
+
+
+@pytest.mark.parametrize("options", [{"full_batch": True}, {"average": 0.0}])
+def test_without_an_average_the_running_mean_is_the_iterate(comm, options):
+    model = small_network()
+    optimizer = APTS(model.parameters(), comm=comm, **options)
+    for _ in range(3):
+        optimizer.step(closure_of(model, *samples()))
+    iterate = values_of(model)
+    with optimizer.averaged():
+        assert torch.equal(values_of(model), iterate)
+
+
+def test_the_running_mean_starts_again_from_parameters_that_were_changed(comm):
+    model = small_network()
+    optimizer = APTS(model.parameters(), comm=comm)
+    train(model, optimizer, 3)
+    model.load_state_dict(small_network(seed=5).state_dict())
+    train(model, optimizer, 1)
+    iterate = values_of(model)
+    with optimizer.averaged():
+        assert torch.equal(values_of(model), iterate)
+
+
 def test_presets_and_options_are_those_of_the_method(comm):
     model = small_network()
     optimizer = APTS(model.parameters(), comm=comm, preset="paper", local_iterations=2, radius_initial=0.5)

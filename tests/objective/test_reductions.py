@@ -1,0 +1,36 @@
+"""A vector and scalars in one message, on one rank; tests/mpi/test_optim_apts.py has more ranks."""
+
+import math
+
+import pytest
+import torch
+
+from hpcopt.objective import reductions
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_scalars_behind_a_vector_keep_all_their_digits(comm, dtype):
+    vector = torch.arange(5, dtype=dtype)
+    buffer = reductions.new_buffer(5, 3, vector)
+    buffer[:5] = vector
+    assert reductions.sum_with_scalars(comm, buffer, 5, (1 / 3, -1e-7, math.nan), "gradient")[:2] == [1 / 3, -1e-7]
+    assert torch.equal(buffer[:5], vector)
+    assert buffer.dtype == dtype
+    assert [(row.label, row.calls) for row in comm.ledger.rows()] == [("gradient", 1)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_combination_leaves_the_vector_and_tells_what_is_each_ranks_own(comm, dtype):
+    vector = torch.arange(5, dtype=dtype)
+    summed, scalars, told = reductions.combine(comm, vector, (1 / 3, 2.0), (0.5, 7))
+    assert torch.equal(summed, vector)
+    assert summed.data_ptr() != vector.data_ptr()
+    assert scalars == [1 / 3, 2.0]
+    assert told.tolist() == [[0.5, 7.0]]
+    assert [(row.label, row.calls) for row in comm.ledger.rows()] == [("step", 1)]
+
+
+def test_a_scalar_that_is_not_a_number_does_not_touch_the_others(comm):
+    _, scalars, _ = reductions.combine(comm, torch.zeros(2), (math.nan, 1 / 3))
+    assert math.isnan(scalars[0])
+    assert scalars[1] == 1 / 3
