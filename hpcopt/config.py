@@ -138,6 +138,42 @@ class ParallelOptions:
                 f"parallel.quorum = {self.quorum} and parallel.replay = {self.replay!r} are both given; a replay ends "
                 "every local phase where the record says, so remove parallel.quorum."
             )
+        _check("parallel.data", self.data, "at least 1", lambda x: x >= 1)
+        if self.layout == "data" and self.data != 1:
+            raise UsageError(
+                f'parallel.data = {self.data} needs parallel.layout = "variables"; with layout = "data" every rank has '
+                "a shard of its own. Remove parallel.data or change the layout."
+            )
+
+
+@dataclass(frozen=True)
+class CheckpointOptions:
+    """``[checkpoint]``: when the run is saved, and what is kept."""
+
+    save: bool = True
+    """Whether to save at all; if so, always at the end too."""
+    resume: bool = True
+    """Whether a run that is in the run directory goes on from its newest valid checkpoint."""
+    every_epochs: float | None = None
+    """Epochs between checkpoints."""
+    every_seconds: float | None = None
+    """Seconds between checkpoints."""
+    share: float = 0.02
+    """Where neither is given: a checkpoint is due when the last one cost at most this share of the time since then."""
+    keep: int = 2
+    """How many of the newest are kept, at least 2; the best one is kept besides."""
+    keep_every: int = 0
+    """One in every so many iterations is kept for ever; 0 for none."""
+    limit_seconds: float | None = None
+    """The run saves and stops after this time, to be started again: exit status 75."""
+
+    def __post_init__(self) -> None:
+        _check("checkpoint.every_epochs", self.every_epochs, "above 0", lambda x: x > 0)
+        _check("checkpoint.every_seconds", self.every_seconds, "above 0", lambda x: x > 0)
+        _check("checkpoint.share", self.share, "above 0 and below 1", lambda x: 0 < x < 1)
+        _check("checkpoint.keep", self.keep, "at least 2, in case the newest is damaged", lambda x: x >= 2)
+        _check("checkpoint.keep_every", self.keep_every, "at least 0", lambda x: x >= 0)
+        _check("checkpoint.limit_seconds", self.limit_seconds, "above 0", lambda x: x > 0)
 
 
 @dataclass(frozen=True)
@@ -166,6 +202,7 @@ class Job:
     loss: LossOptions = field(default_factory=LossOptions)
     solver: SolverTable = field(default_factory=SolverTable)
     parallel: ParallelOptions = field(default_factory=ParallelOptions)
+    checkpoint: CheckpointOptions = field(default_factory=CheckpointOptions)
     debug: DebugOptions = field(default_factory=DebugOptions)
 
     def to_toml(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from hpcopt.train.job import PreparedJob
     from hpcopt.train.loop import Result
     from hpcopt.train.progress import Display, Harmless
+    from hpcopt.train.requests import Requests
 
 
 def run(job_file: Path, run_dir: Path | None, settings: list[str], fresh: bool, quiet: bool) -> int:
@@ -25,11 +27,19 @@ def run(job_file: Path, run_dir: Path | None, settings: list[str], fresh: bool, 
         fresh: move an earlier run in that directory aside.
         quiet: print nothing but errors.
     """
+    from hpcopt.train.requests import Requests
+
+    with closing(Requests().listen()) as requests:
+        return _run(job_file, run_dir, settings, fresh, quiet, requests)
+
+
+def _run(
+    job_file: Path, run_dir: Path | None, settings: list[str], fresh: bool, quiet: bool, requests: Requests
+) -> int:
     from hpcopt.comm.communicator import Communicator
     from hpcopt.comm.launch import check_launch, choose_threads
     from hpcopt.comm.mpi_library import library_name
     from hpcopt.config import parse_job, read_job
-    from hpcopt.solvers.solver import StopReason
 
     comm = Communicator()
     check_launch(comm.size, library=library_name())
@@ -46,11 +56,13 @@ def run(job_file: Path, run_dir: Path | None, settings: list[str], fresh: bool, 
     directory = run_dir or Path("runs") / job.run.name
     display = _Display(prepared, directory, threads, comm, quiet)
     try:
-        result = prepared.run(directory, fresh=fresh, listeners=display.listeners)
+        result = prepared.run(directory, fresh=fresh, requests=requests, listeners=display.listeners)
     finally:
         display.close()
     display.summarise(result)
-    return 3 if result.stop is StopReason.NOT_FINITE else 0
+    from hpcopt.train.output import ENDS
+
+    return ENDS.get(result.stop, ("finished", 0))[1]
 
 
 class _Display:

@@ -64,6 +64,8 @@ class APTS:
     }
     """Constants of the published code (its later default of 1.0 for the first radius)."""
 
+    OWN_STATE: ClassVar[tuple[str, ...]] = ("local_", "own_")
+
     combination: str = "mean"
     """"mean": every rank may move by the radius, steps and decreases are averaged by samples. "sum": rank d may move by
     w_d times the radius (1 / ranks for equal shards), steps and decreases are added."""

@@ -28,10 +28,12 @@ class StopReason(Enum):
     TEST_ACCURACY_REACHED = (3, "The test accuracy reached run.stop.test_accuracy.")
     SECONDS_SPENT = (4, "The time given in run.stop.seconds is spent.")
     GRADIENT_SMALL = (5, "The gradient is zero to rounding: the point is stationary.")
+    SAVED = (7, "The run was asked to stop; it is saved and goes on when it is started again.")
     STEP_ACCEPTED = (6, "The step was accepted.")
     STEP_REJECTED = (-1, "The step was rejected.")
     RADIUS_SMALL = (-2, "The trust region shrank to its smallest radius without finding a decrease.")
     LINE_SEARCH_FAILED = (-3, "The line search found no acceptable step within its evaluations.")
+    NOT_SAVED = (-5, "The run was asked to stop and could not be saved; the last checkpoint is as it was.")
     NOT_FINITE = (-4, "Loss, gradient or step was not finite in too many iterations in a row.")
 
     def __init__(self, code: int, sentence: str) -> None:
@@ -75,7 +77,10 @@ class StepReport:
 
 
 class Solver(Protocol):
-    """One method. Implementations are frozen dataclasses whose fields are the keys of the ``[solver]`` table."""
+    """One method. Implementations are frozen dataclasses whose fields are the keys of the ``[solver]`` table.
+
+    Where entries of its state differ from rank to rank, a class attribute ``OWN_STATE`` names how their keys begin.
+    """
 
     def init(self, objective: Objective) -> State:
         """The state before the first step; ``state["parameters"]`` is ``objective.initial_vector()``."""

@@ -67,7 +67,7 @@ class Evaluator:
         shard.parameters.bind(w)
         shard.module.eval()
         try:
-            sums = self._sums(shard.inputs, shard.targets)
+            sums = self._sums(*shard.evaluated())
             sums += self._sums(*self._test) if self._test else [0.0, 0.0, 0.0]
         finally:
             shard.module.train()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,20 @@ from hpcopt.config import Job, SolverTable
 from hpcopt.data.dataset import DataSet, Part
 from hpcopt.data.load import load
 from hpcopt.errors import UsageError
+from hpcopt.layout.blocks import variable_grid
+from hpcopt.layout.grid import ProcessGrid
 from hpcopt.models.registry import build
 from hpcopt.objective.data_parallel import DataParallelObjective
-from hpcopt.solvers.registry import make_solver
+from hpcopt.objective.variable_blocks import VariableBlockObjective
+from hpcopt.solvers.registry import make_solver, option_names
 from hpcopt.solvers.solver import Solver
 from hpcopt.train.loop import Listener, Result
 from hpcopt.train.minimize import first_iterations, horizon_epochs, make_criteria, plan_batches, run_facts, train
 from hpcopt.train.output import RunOutput
 from hpcopt.train.pace import check_pace, make_pace
+from hpcopt.train.requests import Requests
 from hpcopt.train.sampler import Sampler
+from hpcopt.train.snapshot import snapshot_from
 
 
 class PreparedJob:
@@ -45,9 +51,10 @@ class PreparedJob:
         with comm.together("checking the method's options"):
             # What is wrong in the job is refused before the data are read.
             check_pace(job.parallel, job.debug, make_solver(job.solver.name, job.solver.options, 1.0))
+            grid = job_grid(job, comm.size)
         self.pace = make_pace(job.parallel, job.debug, comm)
         device = choose_device(job.run.device, comm)
-        self.data = load(job.data, comm, job.run.seed)
+        self.data = load(job.data, comm, job.run.seed, grid)
         with comm.together("checking the job"):
             check_job(job, self.data)
         self.objective = self._build_objective(device)
@@ -59,17 +66,33 @@ class PreparedJob:
         self.solver = make_solver(job.solver.name, job.solver.options, horizon)
         self.test = self._on_device(self.data.test, device) if self.data.test else None
 
-    def run(self, path: Path | None, *, fresh: bool = False, listeners: Sequence[Listener] = ()) -> Result:
-        """Train, leaving record and status in the directory ``path``. *Collective*."""
+    def run(
+        self,
+        path: Path | None,
+        *,
+        fresh: bool = False,
+        requests: Requests | None = None,
+        listeners: Sequence[Listener] = (),
+    ) -> Result:
+        """Train, leaving record, status and checkpoints in the directory ``path``. *Collective*."""
         about_rank = {
             "threads": torch.get_num_threads(),
             "device": str(self.objective.shard.inputs.device),
             "samples": len(self.objective.shard.inputs),
         }
+        options = self.job.checkpoint
         output = RunOutput(
-            self.comm, path, fresh=fresh, job=self.resolved().to_toml(), facts=self._facts(), rank_facts=about_rank
+            self.comm,
+            path,
+            fresh=fresh,
+            checkpoint=options,
+            job=self.resolved(),
+            facts=self._facts(),
+            rank_facts=about_rank,
+            understand=partial(snapshot_from, self.objective, self.solver),
         )
-        result = train(self.objective, self.solver, self.sampler, self.test, self.criteria, output, listeners)
+        parts = (self.objective, self.solver, self.sampler, self.test, self.criteria)
+        result = train(*parts, output, options, requests or Requests(), listeners)
         if self.pace is not None:
             self.pace.close()
         return result
@@ -90,15 +113,17 @@ class PreparedJob:
             model = build(job.model.name, job.model.options, data.input_shape, data.outputs, job.run.seed)
         model.to(device=device, dtype=getattr(torch, job.run.precision))
         inputs, targets = self._on_device(data.train, device)
-        return DataParallelObjective(
-            model,
-            loss_name(job, data),
-            inputs,
-            targets,
-            self.comm,
-            weight_decay=job.loss.weight_decay,
-            micro_batch=job.loss.micro_batch,
-            seed=job.run.seed,
+        given = (model, loss_name(job, data), inputs, targets, self.comm)
+        decay, micro_batch, seed = job.loss.weight_decay, job.loss.micro_batch, job.run.seed
+        if job.parallel.layout == "data":
+            return DataParallelObjective(*given, weight_decay=decay, micro_batch=micro_batch, seed=seed)
+        return VariableBlockObjective(
+            *given,
+            shards=job.parallel.data,
+            weight_decay=decay,
+            micro_batch=micro_batch,
+            seed=seed,
+            key="parallel.data",
         )
 
     def _on_device(self, part: Part, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -115,6 +140,23 @@ class PreparedJob:
         names = {"name": job.run.name, "solver": job.solver.name, "model": job.model.name, "data": data.name}
         extra = {"task": data.task, "data_facts": data.facts, "loss": loss_name(job, data)}
         return {**names, **extra, "epoch_steps": self.sampler.per_epoch, **run_facts(self.objective, self.solver)}
+
+
+def job_grid(job: Job, ranks: int) -> ProcessGrid | None:
+    """The grid of ranks whose rows share samples; None when every rank has samples of its own.
+
+    Raises:
+        UsageError: the ranks do not form it, or the method has no local phase in which blocks of variables are varied.
+    """
+    if job.parallel.layout != "variables":
+        return None
+    if "local_iterations" not in option_names(job.solver.name):
+        raise UsageError(
+            f'parallel.layout = "variables" is for methods whose ranks work on their own between reductions, but '
+            f'solver.name = "{job.solver.name}" has no such phase. Use solver.name = "apts", or parallel.layout = '
+            '"data".'
+        )
+    return variable_grid(ranks, job.parallel.data)
 
 
 def solver_options(solver: Solver) -> dict[str, Any]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from hpcopt.config import RunOptions, StopOptions
+from hpcopt.config import CheckpointOptions, RunOptions, StopOptions
 from hpcopt.data.batches import BatchGrowth, BatchPlan
 from hpcopt.errors import UsageError
 from hpcopt.objective.data_parallel import DataParallelObjective
@@ -17,9 +19,12 @@ from hpcopt.objective.shard import Shard
 from hpcopt.solvers.registry import SOLVERS
 from hpcopt.solvers.solver import Solver
 from hpcopt.train.evaluation import Evaluator
+from hpcopt.train.keeper import CheckpointKeeper
 from hpcopt.train.loop import Criteria, Listener, Result, TrainingLoop
 from hpcopt.train.output import RunOutput
+from hpcopt.train.requests import Requests
 from hpcopt.train.sampler import Sampler
+from hpcopt.train.snapshot import snapshot_from
 
 DEFAULT_EPOCHS = 10
 
@@ -44,6 +49,7 @@ def minimize(
     test_accuracy: float | None = None,
     seconds: float | None = None,
     give_up_after: int = 20,
+    checkpoint: CheckpointOptions | None = None,
     listeners: Sequence[Listener] = (),
 ) -> Result:
     """Train the model of ``objective``; it holds the trained parameters afterwards. *Collective*.
@@ -67,6 +73,7 @@ def minimize(
         test_accuracy: stop when this fraction of the test set is classified right.
         seconds: stop after this time.
         give_up_after: iterations in a row that met a number that is not finite.
+        checkpoint: when to save into ``run_dir``, and whether a run that is there goes on from where it was saved.
         listeners: told of every iteration and evaluation, on rank 0.
 
     Raises:
@@ -96,8 +103,17 @@ def minimize(
         "task": "classification" if is_classification(objective) else "regression",
     }
     path = Path(run_dir) if run_dir is not None else None
-    output = RunOutput(objective.comm, path, fresh=fresh, facts=facts | run_facts(objective, solver))
-    return train(objective, solver, sampler, test, criteria, output, listeners)
+    options = checkpoint or CheckpointOptions()
+    output = RunOutput(
+        objective.comm,
+        path,
+        fresh=fresh,
+        checkpoint=options,
+        facts=facts | run_facts(objective, solver),
+        understand=partial(snapshot_from, objective, solver),
+    )
+    with closing(Requests().listen()) as requests:
+        return train(objective, solver, sampler, test, criteria, output, options, requests, listeners)
 
 
 def train(
@@ -107,14 +123,20 @@ def train(
     test: tuple[torch.Tensor, torch.Tensor] | None,
     criteria: Criteria,
     output: RunOutput,
+    checkpoint: CheckpointOptions,
+    requests: Requests,
     listeners: Sequence[Listener] = (),
 ) -> Result:
     """Run the loop and leave its traces in ``output``, whatever happens. *Collective*."""
     try:
+        requests.watch(output.path if objective.comm.rank == 0 else None, checkpoint.limit_seconds)
         evaluator = Evaluator(objective, test, classification=is_classification(objective))
         heard = [*output.listeners, *(listeners if objective.comm.rank == 0 else ())]
-        loop = TrainingLoop(objective, solver, sampler, evaluator, criteria, heard)
-        result = loop.run()
+        keeper = None
+        if output.store is not None:
+            keeper = CheckpointKeeper(objective, solver, output.store, checkpoint, requests)
+        loop = TrainingLoop(objective, solver, sampler, evaluator, criteria, heard, keeper)
+        result = loop.run(output.snapshot)
     except BaseException as error:
         output.fail(error)
         raise
@@ -156,10 +178,13 @@ def plan_batches(objective: DataParallelObjective, batch: int | str, overlap: fl
     """The batches of samples that lie on the ranks in contiguous blocks, in the order of the ranks. *Collective*."""
     if isinstance(batch, str) and batch != "full":
         raise UsageError(f'batch = {batch!r} is not allowed; it must be a number of samples or "full"', collective=True)
-    counts = objective.comm.allgather_objects(len(objective.shard.inputs))
-    start, rank = sum(counts[: objective.comm.rank]), objective.comm.rank
+    given = objective.comm.allgather_objects((len(objective.shard.inputs), objective.blocks[objective.comm.rank]))
+    # Ranks that vary other blocks of the variables hold the samples of the one before them that varies block 0.
+    counts = [count for count, column in given if column == 0]
+    rank = sum(column == 0 for _, column in given[: objective.comm.rank + 1]) - 1
     with objective.comm.together("planning the batches"):
-        return BatchPlan(sum(counts), start, counts[rank], None if isinstance(batch, str) else batch, seed, overlap)
+        size = None if isinstance(batch, str) else batch
+        return BatchPlan(sum(counts), sum(counts[:rank]), counts[rank], size, seed, overlap)
 
 
 def is_classification(objective: DataParallelObjective) -> bool:
@@ -170,7 +195,7 @@ def is_classification(objective: DataParallelObjective) -> bool:
 def run_facts(objective: DataParallelObjective, solver: Solver) -> dict[str, Any]:
     """What status.json says of any run."""
     return {
-        "layout": "data",
+        **objective.layout,
         "parameters": objective.size,
         "training_samples": objective.samples,
         "precision": str(objective.shard.parameters.dtype).removeprefix("torch."),

@@ -3,25 +3,41 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from hpcopt.checkpoint.folder import published, set_aside
+from hpcopt.checkpoint.restore import Restored, newest_valid, restore
+from hpcopt.checkpoint.retention import Retention
+from hpcopt.checkpoint.store import CheckpointStore
 from hpcopt.comm.communicator import Communicator
 from hpcopt.comm.mpi_library import library_name
-from hpcopt.errors import HpcoptError
+from hpcopt.config import CheckpointOptions, Job
+from hpcopt.errors import HpcoptError, UsageError
 from hpcopt.solvers.solver import StopReason
 from hpcopt.train.environment import environment
 from hpcopt.train.logs import RankLog
 from hpcopt.train.loop import Listener, Result
 from hpcopt.train.record import Recorder
-from hpcopt.train.run_directory import RunDirectory
+from hpcopt.train.record_reader import earlier_rows
+from hpcopt.train.run_directory import JOB, METRICS, RunDirectory
+from hpcopt.train.same_job import check_same_job
+from hpcopt.train.snapshot import Snapshot
 
 logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_BEATS = 20.0
+CHECKPOINTS = "checkpoints"
+ENDS = {
+    StopReason.NOT_FINITE: ("diverged", 3),
+    StopReason.SAVED: ("saved", 75),
+    StopReason.NOT_SAVED: ("failed", 74),
+}
+"""Status and exit status of a run that did not end by itself."""
 
 
 class Heartbeat:
@@ -50,12 +66,19 @@ class RunOutput:
         comm: the ranks of the run.
         path: the run directory; None for a run that leaves nothing behind.
         fresh: move an earlier run in that directory aside.
-        job: text of job.toml; None writes no such file.
+        checkpoint: what is saved, and whether a run that is there goes on.
+        job: the resolved job; None writes no job.toml.
         facts: what status.json says of the run (solver, model, data, ...).
         rank_facts: what this rank says of itself in environment.json (threads, device).
+        understand: makes a snapshot of what a checkpoint held.
+
+    Attributes:
+        snapshot: where the run goes on; None at its first start.
+        store: where it is saved; None for a run that is not.
 
     Raises:
-        UsageError: on all ranks, when the directory cannot be used; nothing is left behind then.
+        UsageError: on all ranks, when the directory cannot be used or holds a run of another job; it is as it was.
+        NoValidCheckpointError: on all ranks, when all checkpoints of the run are damaged.
     """
 
     def __init__(
@@ -64,31 +87,58 @@ class RunOutput:
         path: Path | None,
         *,
         fresh: bool = False,
-        job: str | None = None,
+        checkpoint: CheckpointOptions | None = None,
+        job: Job | None = None,
         facts: Mapping[str, Any] | None = None,
         rank_facts: Mapping[str, Any] | None = None,
+        understand: Callable[[Restored], Snapshot],
     ) -> None:
-        self._comm = comm
+        self._comm, self.path = comm, path
         self._ledger_before = comm.ledger.snapshot()
         self._directory: RunDirectory | None = None
         self._recorder: Recorder | None = None
         self._log: RankLog | None = None
-        self.path = path
+        self.snapshot: Snapshot | None = None
+        self.store: CheckpointStore | None = None
         if path is None:
             return
+        options = checkpoint or CheckpointOptions()
         about_ranks = comm.gather_objects(dict(rank_facts or {}) | {"host": comm.host})
+        resumable = options.resume and not fresh and has_checkpoints(path)
         with comm.together("preparing the run directory"):
             if comm.rank == 0:
-                self._open(path, fresh, job, dict(facts or {}), about_ranks or [])
+                self._directory = RunDirectory.create(path, fresh=fresh, resumable=resumable)
         try:
+            self._find(path, options, job, understand)
+            with comm.together("preparing the run directory"):
+                if comm.rank == 0:
+                    self._open(path, job, dict(facts or {}), about_ranks or [])
             with comm.together("opening the log"):
                 self._log = RankLog(path, comm.rank, comm.size)
+            if self.snapshot is not None:
+                logger.info("Going on after iteration %d.", self.snapshot.standing.iterations)
         except HpcoptError:
             if self._recorder is not None:
                 self._recorder.close()
             if self._directory is not None:
                 self._directory.abandon()
             raise
+
+    def _find(
+        self, path: Path, options: CheckpointOptions, job: Job | None, understand: Callable[[Restored], Snapshot]
+    ) -> None:
+        """The checkpoint to go on from, if any, and where the next ones go. *Collective*."""
+        directory = path / CHECKPOINTS
+        # After --fresh, and where nothing was saved, there is nothing to be found.
+        found = newest_valid(self._comm, directory)
+        if found is not None:
+            if job is not None:
+                with self._comm.together("comparing the job with the one that was saved"):
+                    if self._comm.rank == 0:
+                        check_same_job(job, path / JOB)
+            self.snapshot = understand(restore(self._comm, found))
+        if options.save:
+            self.store = CheckpointStore(self._comm, directory, Retention(options.keep, every=options.keep_every))
 
     @property
     def listeners(self) -> Sequence[Listener]:
@@ -97,13 +147,13 @@ class RunOutput:
 
     def finish(self, result: Result) -> None:
         """Close the record and say in status.json how the run ended. *Collective*."""
-        diverged = result.stop is StopReason.NOT_FINITE
+        name, exit_status = ENDS.get(result.stop, ("finished", 0))
         rows = self._comm.ledger.rows(self._ledger_before)
         mine = [sum(r.calls for r in rows), sum(r.bytes for r in rows), sum(r.seconds_waited for r in rows)]
         calls, moved, waited = self._comm.reduce_scalars(mine)
         self._close(
-            status="diverged" if diverged else "finished",
-            exit_status=3 if diverged else 0,
+            status=name,
+            exit_status=exit_status,
             stop_reason=result.stop.sentence,
             summary={
                 "initial": asdict(result.initial),
@@ -112,6 +162,7 @@ class RunOutput:
                 "iterations": result.iterations,
                 "epochs": result.epochs,
                 "seconds": result.seconds,
+                "checkpoints": {"saved": result.saved, "seconds": result.seconds_saving},
                 "steps": {"accepted": result.accepted, "rejected": result.rejected},
                 "communication": {"calls": calls, "bytes": moved, "seconds_waited": waited},
                 "by_label": [row._asdict() for row in rows],
@@ -123,21 +174,31 @@ class RunOutput:
         logger.error("The run failed: %s: %s", type(error).__name__, error)
         self._close(status="failed", exit_status=getattr(error, "exit_status", 1), stop_reason=str(error))
 
-    def _open(
-        self, path: Path, fresh: bool, job: str | None, facts: dict[str, Any], about_ranks: list[dict[str, Any]]
-    ) -> None:
-        directory = RunDirectory.create(path, fresh=fresh)
+    def _open(self, path: Path, job: Job | None, facts: dict[str, Any], about_ranks: list[dict[str, Any]]) -> None:
+        directory = self._directory
+        assert directory is not None
+        if job is not None:
+            directory.write_job(job.to_toml())
+        hosts = [str(rank["host"]) for rank in about_ranks]
+        directory.write_environment(environment(library_name(), hosts) | {"ranks": about_ranks})
+        self._recorder = Recorder(path, self._comm.size, self._earlier(path))
+        resumed = {} if self.snapshot is None else {"resumed_from": self.snapshot.standing.iterations}
+        directory.write_status(**facts, ranks=self._comm.size, **resumed)
+
+    def _earlier(self, path: Path) -> dict[str, list[dict[str, Any]]]:
+        """What the record begins with in a run that goes on; what does not fit any more is kept in another file."""
+        if self.snapshot is None or not (path / METRICS).exists():
+            return {}
+        done, before = (
+            self.snapshot.standing.iterations,
+            path / f"metrics-before-{self.snapshot.standing.iterations}.h5",
+        )
         try:
-            if job is not None:
-                directory.write_job(job)
-            hosts = [str(rank["host"]) for rank in about_ranks]
-            directory.write_environment(environment(library_name(), hosts) | {"ranks": about_ranks})
-            self._recorder = Recorder(path, self._comm.size)
-            directory.write_status(**facts, ranks=self._comm.size)
-        except BaseException:
-            directory.abandon()
-            raise
-        self._directory = directory
+            return earlier_rows(path / METRICS, done, self._comm.size)
+        except UsageError as error:
+            os.replace(path / METRICS, before)
+            logger.warning("%s It is kept as %s; the record begins anew.", error, before.name)
+            return {}
 
     def _close(self, **status: Any) -> None:
         if self._recorder is not None:
@@ -149,3 +210,9 @@ class RunOutput:
             logger.info("%s: %s", status["status"], status["stop_reason"])
             self._log.close()
         self._directory = self._recorder = self._log = None
+
+
+def has_checkpoints(path: Path) -> bool:
+    """Whether a run in the directory was ever saved, be it that all of it is damaged."""
+    directory = path / CHECKPOINTS
+    return bool(published(directory) or set_aside(directory))

@@ -161,10 +161,19 @@ class Recorder:
     size limit) is reported once through ``logging`` and switches the record off: it never stops the run.
     """
 
-    def __init__(self, run_dir: Path, ranks: int) -> None:
-        """Create the file in ``run_dir`` for a run on ``ranks`` ranks. Raises UsageError when that fails."""
+    def __init__(
+        self, run_dir: Path, ranks: int, earlier: Mapping[str, Sequence[Mapping[str, Any]]] | None = None
+    ) -> None:
+        """Create the file in ``run_dir`` for a run on ``ranks`` ranks. Raises UsageError when that fails.
+
+        Args:
+            run_dir: the run directory. A record that is there is replaced.
+            ranks: number of ranks.
+            earlier: rows that the new record begins with, by table (see ``record_reader.earlier_rows``).
+        """
         self.path = Path(run_dir) / METRICS
         self.ranks = ranks
+        self._earlier = earlier or {}
         self._written = -FLUSH_SECONDS
         self._size_limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
         self._file: h5py.File | None = None
@@ -246,6 +255,10 @@ class Recorder:
             # Evaluations come last: when one is there, so are the iterations before it.
             self._tables = (self._iterations, self._ranks, self._evaluations)
             file.swmr_mode = True
+            for table in self._tables:
+                table.waiting = [tuple(row[name] for name in table.names) for row in self._earlier.get(table.name, ())]
+                table.write()
+            self._earlier = {}
             file.flush()
             os.replace(unfinished, self.path)
         except (OSError, RuntimeError):

@@ -70,6 +70,29 @@ def read_local_iterations(path: Path) -> np.ndarray:
     return found
 
 
+def earlier_rows(path: Path, iterations: int, ranks: int) -> dict[str, list[dict[str, Any]]]:
+    """The rows of the first ``iterations`` iterations, for a record that goes on from there on ``ranks`` ranks.
+
+    What has one number a rank is left out when it is of another number of ranks. Raises UsageError when the record is
+    damaged.
+    """
+    tables = read_tables(path)
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for name, table in tables.items():
+        kept = table[table["iteration"] <= iterations]
+        if name == "ranks" and kept.dtype["seconds_step"].shape != (ranks,):
+            kept = kept[:0]
+        names = kept.dtype.names or ()
+        rows[name] = [dict(zip(names, row, strict=True)) for row in kept.tolist()]
+    local = read_local_iterations(path)
+    fits = local.shape[1] == ranks
+    for index, row in enumerate(rows["iterations"]):
+        row[LOCAL_ITERATIONS.name] = tuple(local[index].tolist()) if fits else ()
+    for row in rows["ranks"]:
+        row |= {key: tuple(value) for key, value in row.items() if key != "iteration"}
+    return rows
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[h5py.File]:
     """The record, open for reading. Raises UsageError for what HDF5 refuses, here or in the block."""

@@ -1,0 +1,253 @@
+"""All that a run needs to go on as if it had not been interrupted, as the contents of a checkpoint and back.
+
+What is the same on all ranks can be restored on any number of them. What is a rank's own (its part of the method's
+state, running statistics) is restored where as many ranks go on, in the same layout.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from hpcopt.checkpoint.names import BEST, LOOP, MODEL, SOLVER, tensor_path
+from hpcopt.checkpoint.restore import Restored
+from hpcopt.errors import UsageError
+from hpcopt.objective.data_parallel import DataParallelObjective
+from hpcopt.objective.protocol import Vector, Work
+from hpcopt.solvers.solver import Solver, State
+from hpcopt.train.evaluation import Metrics
+from hpcopt.train.standing import Standing
+
+logger = logging.getLogger(__name__)
+
+BUFFERS = "buffers"
+HISTORY = "history"
+COUNTS = (
+    "iterations",
+    "accepted",
+    "rejected",
+    "not_finite",
+    "batch",
+    "seconds",
+    "wall_seconds",
+    "calls",
+    "bytes_moved",
+    "seconds_waited",
+    "best_epoch",
+    "best_iteration",
+)
+"""Plain numbers of ``Standing``."""
+
+
+@dataclass
+class Snapshot:
+    """A run between two iterations.
+
+    Attributes:
+        state: the method's.
+        point: what the run delivers now (n,): w, or what the method delivers instead.
+        standing: what the loop has counted.
+        batches: where the run stands in its batches.
+        best_parameters: the best point so far (n,).
+        best_buffers: the model's other tensors there.
+        history: the rows of all evaluations.
+    """
+
+    state: State
+    point: Vector
+    standing: Standing
+    batches: Mapping[str, int | float]
+    best_parameters: Vector
+    best_buffers: list[torch.Tensor]
+    history: list[dict[str, float]]
+
+    @property
+    def best_is_here(self) -> bool:
+        """Whether no point has been better than the present one."""
+        return self.standing.best_iteration == self.standing.iterations
+
+
+def replicated_contents(objective: DataParallelObjective, solver: Solver, snapshot: Snapshot) -> dict[str, Any]:
+    """What is the same on all ranks, by its name in a checkpoint. The module must hold ``snapshot.point``."""
+    module, found = objective.shard.module, {}
+    for name, tensor in module.state_dict().items():
+        found[tensor_path(MODEL, name)] = tensor
+    if not snapshot.best_is_here:
+        found |= _best(objective, snapshot)
+    for key, value in snapshot.state.items():
+        if not is_own(solver, key) and not (key == "parameters" and "average" not in snapshot.state):
+            found[f"{SOLVER}/{key}"] = value
+    found |= {f"{LOOP}/{name}": getattr(snapshot.standing, name) for name in COUNTS}
+    for name in ("initial", "latest", "best", "work"):
+        found |= {f"{LOOP}/{name}/{k}": v for k, v in asdict(getattr(snapshot.standing, name)).items()}
+    found |= {f"{LOOP}/batches/{key}": value for key, value in snapshot.batches.items()}
+    found |= {f"{LOOP}/{key}": str(value) for key, value in objective.layout.items()}
+    columns = list(snapshot.history[0]) if snapshot.history else []
+    found[f"{LOOP}/{HISTORY}/columns"] = " ".join(columns)
+    rows = [[row[name] for name in columns] for row in snapshot.history]
+    found[f"{LOOP}/{HISTORY}/rows"] = np.array(rows, dtype=np.float64).reshape(len(rows), len(columns))
+    return found
+
+
+def own_contents(objective: DataParallelObjective, solver: Solver, snapshot: Snapshot) -> dict[str, Any]:
+    """What is this rank's own."""
+    own = {f"{SOLVER}/{key}": value for key, value in snapshot.state.items() if is_own(solver, key)}
+    return own | {f"{BUFFERS}/{i}": buffer for i, buffer in enumerate(objective.copy_buffers())}
+
+
+def descriptions(solver: Solver) -> dict[str, dict[str, str]]:
+    """Units and meanings of contents whose names do not say them."""
+    meanings = {
+        f"{SOLVER}/radius": "trust-region radius",
+        f"{SOLVER}/parameters": "w, where the next iteration starts (the model group holds what the run delivers)",
+        f"{SOLVER}/gradient": "gradient at w",
+        f"{SOLVER}/pairs": "rows s, y, s, y, ... of the quasi-Newton model's pairs",
+        f"{SOLVER}/gram": "inner products of the rows of pairs",
+        f"{LOOP}/{HISTORY}/rows": "one row an evaluation, columns as in 'columns'",
+        f"{LOOP}/batches/number": "batches done in this epoch",
+        f"{LOOP}/best_iteration": "iteration of the best evaluation so far",
+    }
+    seconds = {f"{LOOP}/{name}": {"unit": "s", "meaning": ""} for name in ("seconds", "wall_seconds", "seconds_waited")}
+    return {name: {"unit": "1", "meaning": meaning} for name, meaning in meanings.items()} | seconds
+
+
+def is_own(solver: Solver, key: str) -> bool:
+    """Whether an entry of the method's state differs from rank to rank."""
+    return key.startswith(getattr(solver, "OWN_STATE", ()))
+
+
+def snapshot_from(objective: DataParallelObjective, solver: Solver, restored: Restored) -> Snapshot:
+    """The run as it was saved; the model's tensors that are not trained are put back too. *Collective*.
+
+    Raises:
+        UsageError: what was saved is of another model or method.
+    """
+    saved = restored.replicated
+    own = restored.own if _same_layout(objective, saved) else None
+    point = _load_model(objective, saved)
+    state = _load_state(objective, solver, saved, own, point)
+    best, buffers = _load_best(objective, saved, point)
+    if own is not None:
+        objective.restore_buffers([_tensor(own[f"{BUFFERS}/{i}"]) for i in range(len(objective.copy_buffers()))])
+    return Snapshot(state, point, _load_standing(saved), _group(saved, "batches"), best, buffers, _load_history(saved))
+
+
+def _best(objective: DataParallelObjective, snapshot: Snapshot) -> dict[str, Any]:
+    module, parameters = objective.shard.module, objective.shard.parameters
+    named = list(zip(parameters.names, parameters.views(snapshot.best_parameters), strict=True))
+    named += zip((name for name, _ in module.named_buffers()), snapshot.best_buffers, strict=True)
+    kept = module.state_dict().keys()
+    return {tensor_path(BEST, name): tensor for name, tensor in named if name in kept}
+
+
+def _load_model(objective: DataParallelObjective, saved: Mapping[str, Any]) -> Vector:
+    """Put the saved tensors into the module; returns the point (n,)."""
+    module, parameters = objective.shard.module, objective.shard.parameters
+    for name, tensor in module.state_dict().items():
+        path = tensor_path(MODEL, name)
+        if path not in saved or tuple(np.shape(saved[path])) != tuple(tensor.shape):
+            shape = "nothing" if path not in saved else f"shape {tuple(np.shape(saved[path]))}"
+            raise UsageError(
+                f"The checkpoint is of another model: {name} has shape {tuple(tensor.shape)} here, but {shape} there. "
+                "Go on with the model it was made with, or start anew with --fresh.",
+                collective=True,
+            )
+        tensor.copy_(_tensor(saved[path]))
+    return parameters.copy()
+
+
+def _load_state(
+    objective: DataParallelObjective,
+    solver: Solver,
+    saved: Mapping[str, Any],
+    own: Mapping[str, Any] | None,
+    point: Vector,
+) -> State:
+    state, left = solver.init(objective), []
+    _check_keys(solver, state, saved)
+    for key, empty in state.items():
+        path = f"{SOLVER}/{key}"
+        if is_own(solver, key):
+            if own is None or path not in own:
+                left.append(key)
+                continue
+            state[key] = _like(empty, own[path], key)
+        else:
+            state[key] = _like(empty, saved[path], key) if path in saved else point.clone()
+    if left:
+        # What is known of the present point is known of each rank too, or not at all.
+        state["known"] = False
+        logger.warning(
+            "Another number of ranks, or another layout, goes on: what each rank remembered (%s) starts anew.",
+            ", ".join(left),
+        )
+    return state
+
+
+def _check_keys(solver: Solver, state: State, saved: Mapping[str, Any]) -> None:
+    wanted = {key for key in state if not is_own(solver, key)} | {"parameters"}
+    there = {name.removeprefix(f"{SOLVER}/") for name in saved if name.startswith(f"{SOLVER}/")} | {"parameters"}
+    if wanted != there:
+        raise UsageError(
+            f"The checkpoint is of another method, or of other options of it: its state holds {_words(there - wanted)} "
+            f"and lacks {_words(wanted - there)}. Go on with the options it was made with, or start anew with --fresh.",
+            collective=True,
+        )
+
+
+def _words(names: set[str]) -> str:
+    return ", ".join(sorted(names)) or "nothing more"
+
+
+def _like(empty: torch.Tensor | float | int | bool, value: Any, key: str) -> torch.Tensor | float | int | bool:
+    """A saved value in the type, precision and device that the method uses."""
+    if not isinstance(empty, torch.Tensor):
+        return type(empty)(value)
+    if tuple(empty.shape) != tuple(np.shape(value)):
+        raise UsageError(
+            f"The checkpoint is of other options of the method: {key} has shape {tuple(empty.shape)} here, but "
+            f"{tuple(np.shape(value))} there. Go on with the options it was made with, or start anew with --fresh.",
+            collective=True,
+        )
+    return _tensor(value).to(device=empty.device, dtype=empty.dtype)
+
+
+def _tensor(value: Any) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(value)).reshape(np.shape(value))
+
+
+def _load_best(
+    objective: DataParallelObjective, saved: Mapping[str, Any], point: Vector
+) -> tuple[Vector, list[torch.Tensor]]:
+    parameters, buffers = objective.shard.parameters, objective.copy_buffers()
+    if tensor_path(BEST, parameters.names[0]) not in saved:
+        return point.clone(), buffers
+    parts = [_tensor(saved[tensor_path(BEST, name)]).reshape(-1) for name in parameters.names]
+    names = [tensor_path(BEST, name) for name, _ in objective.shard.module.named_buffers()]
+    best = [_tensor(saved[name]).to(b) if name in saved else b for name, b in zip(names, buffers, strict=True)]
+    return torch.cat(parts).to(point), best
+
+
+def _load_standing(saved: Mapping[str, Any]) -> Standing:
+    values: dict[str, Any] = {name: saved[f"{LOOP}/{name}"] for name in COUNTS}
+    values |= {name: Metrics(**_group(saved, name)) for name in ("initial", "latest", "best")}
+    return Standing(**values, work=Work(**_group(saved, "work")))
+
+
+def _group(saved: Mapping[str, Any], name: str) -> dict[str, Any]:
+    prefix = f"{LOOP}/{name}/"
+    return {path.removeprefix(prefix): value for path, value in saved.items() if path.startswith(prefix)}
+
+
+def _load_history(saved: Mapping[str, Any]) -> list[dict[str, float]]:
+    columns = saved[f"{LOOP}/{HISTORY}/columns"].split()
+    return [dict(zip(columns, row, strict=True)) for row in saved[f"{LOOP}/{HISTORY}/rows"].tolist()]
+
+
+def _same_layout(objective: DataParallelObjective, saved: Mapping[str, Any]) -> bool:
+    return all(saved.get(f"{LOOP}/{key}") == str(value) for key, value in objective.layout.items())
