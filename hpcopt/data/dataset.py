@@ -35,7 +35,7 @@ class DataSet:
     """A data set as one rank holds it.
 
     Attributes:
-        train: this rank's shard of the training set; never empty.
+        train: this rank's shard of the training set, which others may hold too; never empty.
         test: this rank's shard of the test set, maybe empty; None when there is no test set.
         task: "classification" or "regression".
         classes: number of classes; 0 for regression.

@@ -16,7 +16,8 @@ from hpcopt.data.split import split_rows
 from hpcopt.data.standardize import Scaling, choose_kind, fit
 from hpcopt.data.targets import check_labels, class_values, distinct_labels, infer_task, to_classes, to_values
 from hpcopt.errors import UsageError
-from hpcopt.layout.block import block
+from hpcopt.layout.block import Block, block
+from hpcopt.layout.grid import ProcessGrid
 
 if TYPE_CHECKING:
     from hpcopt.comm.communicator import Communicator
@@ -58,21 +59,24 @@ class Made:
     facts: dict[str, Any]
 
 
-def load(options: DataOptions, comm: Communicator, seed: int) -> DataSet:
+def load(options: DataOptions, comm: Communicator, seed: int, grid: ProcessGrid | None = None) -> DataSet:
     """Load a data set, each rank its contiguous shard. *Collective*.
 
     Args:
         options: the [data] table.
         comm: the ranks that share the set.
         seed: the run's seed, for splits and orders that are drawn.
+        grid: all ranks, when those of a row are to hold the same shard of the training set; test sets are always
+            spread over all ranks.
 
     Raises:
         UsageError: on all ranks, if the source cannot be read on any of them, or does not fit the options or the
             number of ranks.
     """
     with comm.together("opening the data set"):
-        source = open_source(options, seed, comm.rank, comm.size)
-    shards = _read_shards(source, options, comm, seed)
+        grid = grid or ProcessGrid(comm.size, 1)
+        source = open_source(options, seed, grid.coordinates(comm.rank)[0], grid.rows)
+    shards = _read_shards(source, options, comm, seed, grid)
     check_batch(options.batch_size, shards[0].total)
     standardize = source.standardize if options.standardize is None else options.standardize
     with comm.together("checking the data"):
@@ -83,12 +87,13 @@ def load(options: DataOptions, comm: Communicator, seed: int) -> DataSet:
     labels = distinct_labels(shards[0].targets, comm) if task != "regression" else None
     facts = {"source": options.source, **source.facts, "task_inferred": task is None}
     task = task or infer_task(labels)
-    scaling = fit(shards[0].inputs, kind, comm)
+    counted = _column_block(len(shards[0].inputs), comm, grid).slice
+    scaling = fit(shards[0].inputs[counted], kind, comm)
     if task == "classification":
         made = _classes(shards, labels, options.classes or source.classes, comm)
     else:
         scale_targets = options.standardize_targets
-        made = _values(shards, bool(standardize) if scale_targets is None else scale_targets, comm)
+        made = _values(shards, counted, bool(standardize) if scale_targets is None else scale_targets, comm)
     facts |= {"train_samples": shards[0].total, "test_samples": shards[1].total if len(shards) > 1 else 0}
     facts |= {"standardize": kind, **_scaling_facts(scaling, shards[0].inputs, "input"), **made.facts}
     parts = [
@@ -107,7 +112,7 @@ def load(options: DataOptions, comm: Communicator, seed: int) -> DataSet:
     )
 
 
-def _read_shards(source: Source, options: DataOptions, comm: Communicator, seed: int) -> list[Shard]:
+def _read_shards(source: Source, options: DataOptions, comm: Communicator, seed: int, grid: ProcessGrid) -> list[Shard]:
     """This rank's shard of the training set and, if there is one, of the test set. *Collective*."""
     if options.test is False:
         source.test = None
@@ -115,10 +120,10 @@ def _read_shards(source: Source, options: DataOptions, comm: Communicator, seed:
     if source.sharded:
         _refuse_cuts(options)
         readers = [reader for reader in (source.train, source.test) if reader is not None]
-        plans = [_own_rows(reader, comm) for reader in readers]
+        plans = [_own_rows(reader, comm, grid, shared=reader is source.train) for reader in readers]
         _refuse_empty(comm.allgather_objects(source.train.rows, label="data"), options.source)
     else:
-        readers, plans = _dealt_rows(source, options, comm, seed)
+        readers, plans = _dealt_rows(source, options, comm, seed, grid)
     with comm.together("reading the data"):
         shards = [
             Shard(*read_rows(reader, rows), rows, start, total, reader)
@@ -132,7 +137,9 @@ Rows = tuple[np.ndarray, int, int]
 """Rows of a reader that this rank owns, position of the first in the set, samples of the set."""
 
 
-def _dealt_rows(source: Source, options: DataOptions, comm: Communicator, seed: int) -> tuple[list[Reader], list[Rows]]:
+def _dealt_rows(
+    source: Source, options: DataOptions, comm: Communicator, seed: int, grid: ProcessGrid
+) -> tuple[list[Reader], list[Rows]]:
     """Whole sets cut into blocks of rows. Local, and fails on all ranks alike."""
     split = split_rows(source, options, seed)
     readers, dealt = [source.train], [split.train]
@@ -146,17 +153,36 @@ def _dealt_rows(source: Source, options: DataOptions, comm: Communicator, seed: 
             f"The training set has {len(split.train)} samples{limited}, which are not enough for"
             f" {comm.size} ranks: each rank must own at least one. Start fewer ranks or use more samples."
         )
-    plans = []
-    for rows in dealt:
-        mine = block(len(rows), comm.size, comm.rank)
-        plans.append((rows[mine.slice], mine.start, len(rows)))
+    owned = [block(len(dealt[0]), grid.rows, grid.coordinates(comm.rank)[0])]
+    owned += [block(len(rows), comm.size, comm.rank) for rows in dealt[1:]]
+    plans = [(rows[mine.slice], mine.start, len(rows)) for rows, mine in zip(dealt, owned, strict=True)]
     return readers, plans
 
 
-def _own_rows(reader: Reader, comm: Communicator) -> Rows:
-    """All rows of a reader that holds this rank's samples only. *Collective*."""
+def _own_rows(reader: Reader, comm: Communicator, grid: ProcessGrid, *, shared: bool) -> Rows:
+    """Rows of a reader that holds the samples of a row of the grid only: all of them, or a column's part. *Collective*.
+
+    Raises:
+        UsageError: on all ranks, when a row's ranks were given different numbers of samples.
+    """
     counts = [int(count) for count in comm.allgather_objects(reader.rows, label="data")]
-    return np.arange(reader.rows), sum(counts[: comm.rank]), sum(counts)
+    row, _ = grid.coordinates(comm.rank)
+    for ranks in map(grid.row_members, range(grid.rows)):
+        if len({counts[rank] for rank in ranks}) > 1:
+            raise UsageError(
+                f"Ranks {ranks[0]} to {ranks[-1]} share a shard, but the data function gave them"
+                f" {', '.join(str(counts[rank]) for rank in ranks)} samples of {reader.name!r} for the same rank and"
+                " size. Let it return the same samples whenever it gets the same arguments.",
+                collective=True,
+            )
+    held = [counts[grid.rank(other, 0)] for other in range(grid.rows)]
+    mine = Block(0, reader.rows) if shared else _column_block(reader.rows, comm, grid)
+    return np.arange(mine.start, mine.stop), sum(held[:row]) + mine.start, sum(held)
+
+
+def _column_block(count: int, comm: Communicator, grid: ProcessGrid) -> Block:
+    """The part of ``count`` samples of a row of the grid that falls to this rank's column."""
+    return block(count, grid.columns, grid.coordinates(comm.rank)[1])
 
 
 def _refuse_empty(counts: list[int], name: str) -> None:
@@ -250,8 +276,8 @@ def _classes(shards: list[Shard], labels: np.ndarray | None, known: int | None, 
     return Made(targets, len(values), {"labels": values.tolist()} if renamed else {})
 
 
-def _values(shards: list[Shard], scale: bool, comm: Communicator) -> Made:
-    """Targets of regression with two axes, scaled if asked for. *Collective*."""
+def _values(shards: list[Shard], counted: slice, scale: bool, comm: Communicator) -> Made:
+    """Targets of regression with two axes, scaled if asked for by the training samples ``counted``. *Collective*."""
     raw = [to_values(shard.targets).astype(np.float64) for shard in shards]
     widths = {array.shape[1] for array in raw}
     if len(widths) > 1:
@@ -259,7 +285,7 @@ def _values(shards: list[Shard], scale: bool, comm: Communicator) -> Made:
             f"The training set has {raw[0].shape[1]} targets a sample, the test set {raw[1].shape[1]}; both"
             " need the same. Check data.target and data.test."
         )
-    scaling = fit(raw[0], "feature" if scale else "none", comm)
+    scaling = fit(raw[0][counted], "feature" if scale else "none", comm)
     facts = {"standardize_targets": scale, **_scaling_facts(scaling, raw[0], "target")}
     return Made([scaling.apply(array) for array in raw], raw[0].shape[1], facts)
 

@@ -6,6 +6,7 @@ Shapes: n parameters, N training samples of all ranks, B samples in a batch, C o
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from hpcopt.objective.local import LocalObjective
 from hpcopt.objective.losses import Loss, make_loss
 from hpcopt.objective.parameters import FlatParameters
 from hpcopt.objective.protocol import Batch, Vector, Work
-from hpcopt.objective.shard import Shard
+from hpcopt.objective.shard import Part, Shard
 from hpcopt.objective.stochastic import StochasticState
 
 BUCKET_BYTES = 32 * 2**20
@@ -63,10 +64,13 @@ class DataParallelObjective:
         inputs, targets = _on(inputs, dtype, device), _on(targets, dtype, device)
         stochastic = StochasticState(model, seed, comm.rank)
         self.comm, self.weight_decay, self.size = comm, weight_decay, parameters.size
-        self.shard = Shard(model, make_loss(loss), inputs, targets, parameters, stochastic, micro_batch)
+        self.shard = Shard(
+            model, make_loss(loss), inputs, targets, parameters, stochastic, micro_batch, [self._own_part]
+        )
         with comm.together("checking the data against the model"):
             outputs, draws = _check_fit(self.shard)
-        self.samples = int(comm.reduce_scalars([float(len(inputs))], label="samples")[0])
+        own, _ = self.shard.evaluated()
+        self.samples = int(comm.reduce_scalars([float(len(own))], label="samples")[0])
         most = comm.reduce_scalars([outputs, draws], op="max", label="samples")
         self.outputs, stochastic.draws = int(most[0]), bool(most[1])
         if self.samples == 0:
@@ -81,6 +85,11 @@ class DataParallelObjective:
         for buffer in model.buffers():
             if buffer.is_floating_point() and buffer.numel():
                 buffer.copy_(comm.bcast(buffer.to(torch.float64).contiguous(), label="parameters"))
+
+    @property
+    def layout(self) -> dict[str, Any]:
+        """How samples and variables are spread over the ranks, for the record."""
+        return {"layout": "data"}
 
     @property
     def full_batch(self) -> Batch:
@@ -140,11 +149,7 @@ class DataParallelObjective:
         own = gradient * (batch.total / max(batch.count, 1))
         self._write_scalars(buffer, w, loss * scale)
         self.comm.allreduce(buffer, label="gradient")
-        value = self._reduced(buffer, w, batch)
-        if self.weight_decay:
-            own.add_(w, alpha=self.weight_decay)
-        decay = self._decay(w)
-        return value, gradient, loss / max(batch.count, 1) + decay, own
+        return self._reduced(buffer, w, batch), gradient, *self._with_decay(loss / max(batch.count, 1), own, w)
 
     def share(self, batch: Batch) -> float:
         """w_d: the part of the batch's samples that this rank holds."""
@@ -224,9 +229,20 @@ class DataParallelObjective:
         for buffer, kept in zip(self.shard.module.buffers(), buffers, strict=True):
             buffer.copy_(kept)
 
+    @property
+    def _own_part(self) -> Part:
+        """What this rank evaluates of its samples in a batch for all ranks."""
+        return Part(0, 1, self.comm.rank)
+
     def _own_decay(self, w: Vector) -> float:
         """Weight decay on rank 0, 0 elsewhere: added before the reduction, it is the same number on all ranks."""
         return self._decay(w) if self.comm.rank == 0 else 0.0
+
+    def _with_decay(self, loss: float, gradient: Vector, w: Vector) -> tuple[float, Vector]:
+        """A loss and its gradient with their weight decay."""
+        if self.weight_decay:
+            gradient.add_(w, alpha=self.weight_decay)
+        return loss + self._decay(w), gradient
 
     def _decay(self, w: Vector) -> float:
         return 0.5 * self.weight_decay * vectors.dot(w, w) if self.weight_decay else 0.0
@@ -253,7 +269,9 @@ class DataParallelObjective:
         return buffer
 
     def _write_scalars(self, buffer: Vector, w: Vector, loss: float) -> None:
-        scalars: Sequence[float] = (loss + self._own_decay(w), self.flag)
+        self._write_tail(buffer, (loss + self._own_decay(w), self.flag))
+
+    def _write_tail(self, buffer: Vector, scalars: Sequence[float]) -> None:
         if buffer.dtype != torch.float64:
             scalars = exact_sum.split_all(scalars)
         if buffer.is_cuda:

@@ -28,10 +28,10 @@ class Pace(Protocol):
 
 
 class LocalObjective:
-    """f_d(w): the mean loss over this rank's samples in a batch, plus weight decay. Never communicates.
+    """f_d: the mean loss over the samples of this rank's group in a batch, plus weight decay. Never communicates.
 
-    ``work`` counts this rank's samples only, in passes over the N samples of all ranks, so that the sum over ranks
-    is the work of all.
+    Here a group is one rank and all variables are its own. ``work`` counts this rank's samples only, in passes over the
+    N samples of all ranks, so that the sum over ranks is the work of all.
 
     Attributes:
         pace: when this rank must end a local phase because others have; None lets it finish.
@@ -39,6 +39,7 @@ class LocalObjective:
 
     def __init__(self, shard: Shard, weight_decay: float, samples: int) -> None:
         self._shard, self._decay, self._samples = shard, weight_decay, samples
+        self._tensors: list[torch.Tensor] | None = None
         self.work = Work()
         self.pace: Pace | None = None
 
@@ -69,17 +70,23 @@ class LocalObjective:
         """``own`` itself."""
         return own
 
-    def value(self, w: Vector, batch: Batch) -> float:
-        """f_d(w); 0 loss when this rank has no sample in the batch."""
+    def value(self, x: Vector, batch: Batch) -> float:
+        """f_d(x); 0 loss when this rank has no sample in the batch."""
+        w = self._point(x)
         self.work.values += batch.count / self._samples
         loss = self._shard.loss_sum(w, batch) / max(batch.count, 1)
         return loss + 0.5 * self._decay * vectors.dot(w, w)
 
-    def value_and_gradient(self, w: Vector, batch: Batch) -> tuple[float, Vector]:
-        """f_d(w) and its gradient, a new vector."""
+    def value_and_gradient(self, x: Vector, batch: Batch) -> tuple[float, Vector]:
+        """f_d(x) and its gradient, a new vector."""
+        w = self._point(x)
         self.work.gradients += batch.count / self._samples
-        gradient, scale = torch.empty_like(w), 1.0 / max(batch.count, 1)
-        loss = self._shard.gradient_sum(w, batch, scale, gradient) * scale
+        gradient, scale = torch.empty_like(x), 1.0 / max(batch.count, 1)
+        loss = self._shard.gradient_sum(w, batch, scale, gradient, self._tensors) * scale
         if self._decay:
-            gradient.add_(w, alpha=self._decay)
+            gradient.add_(x, alpha=self._decay)
         return loss + 0.5 * self._decay * vectors.dot(w, w), gradient
+
+    def _point(self, x: Vector) -> Vector:
+        """All n variables when this rank's are x."""
+        return x

@@ -5,18 +5,28 @@ Shapes: n parameters, b samples of this rank in a batch, C outputs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 
+from hpcopt.layout.block import block
 from hpcopt.objective.losses import Loss
 from hpcopt.objective.parameters import FlatParameters
 from hpcopt.objective.protocol import Batch, Vector
 from hpcopt.objective.stochastic import StochasticState
 
 
+class Part(NamedTuple):
+    """One of ``of`` contiguous parts of a batch, with the random numbers of the rank that evaluates it for all."""
+
+    number: int
+    of: int
+    rank: int
+
+
 class Shard:
-    """A module, a loss and the samples that this rank owns.
+    """A module, a loss and the samples that this rank holds, or a part of them in every batch.
 
     Args:
         module: the network; its parameters become views of the vector under evaluation.
@@ -26,6 +36,7 @@ class Shard:
         parameters: the flat vector over the module's parameters.
         stochastic: holds dropout and running statistics still.
         micro_batch: most samples in one forward pass; None for no limit. Larger batches are accumulated.
+        parts: what is evaluated of every batch; by default all that this rank holds of it.
     """
 
     def __init__(
@@ -37,46 +48,67 @@ class Shard:
         parameters: FlatParameters,
         stochastic: StochasticState,
         micro_batch: int | None = None,
+        parts: Sequence[Part] | None = None,
     ) -> None:
         self.module, self.loss = module, loss
         self.inputs, self.targets = inputs, targets
         self.parameters, self.stochastic = parameters, stochastic
         self.micro_batch = micro_batch
+        self.parts = [Part(0, 1, stochastic.rank)] if parts is None else list(parts)
+
+    def with_parts(self, parts: Sequence[Part]) -> Shard:
+        """The same module and samples, of which other parts are evaluated."""
+        return Shard(
+            *(self.module, self.loss, self.inputs, self.targets, self.parameters, self.stochastic, self.micro_batch),
+            parts,
+        )
+
+    def evaluated(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Inputs and targets of the one part of all samples that is evaluated, without a copy."""
+        (part,) = self.parts
+        mine = block(len(self.inputs), part.of, part.number).slice
+        return self.inputs[mine], self.targets[mine]
 
     def chunks(self, batch: Batch) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Inputs and targets of this rank's part of ``batch``, at most ``micro_batch`` samples at a time."""
-        step = self.micro_batch or max(batch.count, 1)
-        for start in range(0, batch.count, step):
-            if batch.indices is None:
-                yield self.inputs[start : start + step], self.targets[start : start + step]
-            else:
-                indices = batch.indices[start : start + step]
-                yield self.inputs[indices], self.targets[indices]
+        """Inputs and targets of what is evaluated of ``batch``, at most ``micro_batch`` samples at a time."""
+        return ((inputs, targets) for _, _, inputs, targets in self._pieces(batch))
 
     def loss_sum(self, w: Vector, batch: Batch) -> float:
-        """Sum of the losses of this rank's samples in ``batch`` at w."""
+        """Sum of the losses at w over what is evaluated of ``batch``."""
         self._prepare(w)
         total = 0.0
-        for piece, (inputs, targets) in enumerate(self.chunks(batch)):
-            with torch.no_grad(), self.stochastic.frozen(batch.key, piece, w.device, may_update=False):
+        for rank, number, inputs, targets in self._pieces(batch):
+            with torch.no_grad(), self.stochastic.frozen(batch.key, number, w.device, may_update=False, rank=rank):
                 total += float(self.loss.sum(self.module(inputs), targets))
         return total
 
-    def gradient_sum(self, w: Vector, batch: Batch, scale: float, out: Vector) -> float:
-        """Write ``scale`` times the gradient of the loss sum into ``out`` (n,) and return the loss sum itself."""
+    def gradient_sum(
+        self, w: Vector, batch: Batch, scale: float, out: Vector, tensors: Sequence[torch.Tensor] | None = None
+    ) -> float:
+        """Write ``scale`` times the gradient of the loss sum into ``out`` and return the loss sum itself.
+
+        Args:
+            w: where, (n,).
+            batch: the samples.
+            scale: factor of the gradient.
+            out: (n,), or as long as ``tensors`` together.
+            tensors: of the module's parameters, those whose gradient is wanted; the backward pass does no more work
+                than these need. None for all.
+        """
         self._prepare(w)
-        total = 0.0
-        if not batch.count:
-            out.zero_()
-        for piece, (inputs, targets) in enumerate(self.chunks(batch)):
-            with self.stochastic.frozen(batch.key, piece, w.device, may_update=True):
+        wanted = self.parameters.tensors if tensors is None else tensors
+        total, first = 0.0, True
+        for rank, number, inputs, targets in self._pieces(batch):
+            with self.stochastic.frozen(batch.key, number, w.device, may_update=True, rank=rank):
                 loss = self.loss.sum(self.module(inputs), targets)
-                gradients = torch.autograd.grad(loss * scale, self.parameters.tensors, materialize_grads=True)
-            if piece == 0:
+                gradients = torch.autograd.grad(loss * scale, wanted, materialize_grads=True)
+            if first:
                 self.parameters.flatten(gradients, out)
             else:
                 out.add_(torch.cat([g.reshape(-1) for g in gradients]))
-            total += float(loss.detach())
+            total, first = total + float(loss.detach()), False
+        if first:
+            out.zero_()
         return total
 
     def backward_sum(self, w: Vector, batch: Batch, scale: float) -> float:
@@ -91,6 +123,17 @@ class Shard:
                 (loss * scale).backward()
             return float(loss.detach())
         return 0.0
+
+    def _pieces(self, batch: Batch) -> Iterator[tuple[int, int, torch.Tensor, torch.Tensor]]:
+        """Rank, number within that rank's part, inputs and targets of every forward pass."""
+        step = self.micro_batch or max(batch.count, 1)
+        for part in self.parts:
+            start, count = block(batch.count, part.of, part.number)
+            for number, first in enumerate(range(start, start + count, step)):
+                chosen: slice | torch.Tensor = slice(first, min(first + step, start + count))
+                if batch.indices is not None:
+                    chosen = batch.indices[chosen]
+                yield part.rank, number, self.inputs[chosen], self.targets[chosen]
 
     def _prepare(self, w: Vector) -> None:
         self.parameters.bind(w)

@@ -21,27 +21,37 @@ class StochasticState:
     """Controls the random numbers and running statistics of ``module`` during training evaluations.
 
     Attributes:
+        rank: this rank, whose masks are drawn unless another one's are asked for.
         draws: whether the model draws random numbers in training; the owner finds out with ``drew`` and says so.
     """
 
     def __init__(self, module: torch.nn.Module, seed: int, rank: int) -> None:
         self._norms = [m for m in module.modules() if isinstance(m, _NORMS) and m.track_running_stats]
-        self._seed, self._rank = seed, rank
+        self._mixes = any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in module.modules())
+        self._seed, self.rank = seed, rank
         self._last_updated: tuple[int, int] | None = None
         self.draws = True
 
+    @property
+    def by_piece(self) -> bool:
+        """Whether a sample's outputs depend on the piece of the batch that it is evaluated in."""
+        return self.draws or self._mixes
+
     @contextmanager
-    def frozen(self, key: tuple[int, int], piece: int, device: torch.device, *, may_update: bool) -> Iterator[None]:
-        """One forward pass on the given piece of the batch ``key``, with the masks that this piece always has.
+    def frozen(
+        self, key: tuple[int, int], piece: int, device: torch.device, *, may_update: bool, rank: int | None = None
+    ) -> Iterator[None]:
+        """One forward pass on a rank's piece of the batch ``key``, with the masks that this piece always has.
 
         With ``may_update`` the running statistics move, if they have not yet for this batch and stay finite.
         """
+        rank = self.rank if rank is None else rank
         update = may_update and bool(self._norms) and key != self._last_updated
         before = [buffer.clone() for norm in self._norms for buffer in norm.buffers()]
         for norm in self._norms:
             norm.track_running_stats = update
         try:
-            with self._seeded((*key, piece), device) if self.draws else nullcontext():
+            with self._seeded((*key, piece, rank), device) if self.draws else nullcontext():
                 yield
         finally:
             for norm in self._norms:
@@ -76,7 +86,7 @@ class StochasticState:
         """The batch's own random numbers; torch's generators are left as they were found."""
         found = [generator.get_state() for generator in _generators(device)]
         for generator in _generators(device):
-            generator.manual_seed(key64(self._seed, "dropout", *key, self._rank) >> 1)
+            generator.manual_seed(key64(self._seed, "dropout", *key) >> 1)
         try:
             yield
         finally:
