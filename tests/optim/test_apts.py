@@ -351,6 +351,20 @@ def test_an_exception_in_the_closure_is_the_users_own(comm, at):
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.parametrize("full_batch", [True, False])
+def test_after_an_exception_nothing_is_taken_for_known(comm, full_batch):
+    """Neither loss and gradient of a full batch, nor what an earlier mini-batch promised."""
+    model = small_network()
+    optimizer = APTS(model.parameters(), comm=comm, full_batch=full_batch)
+    closure = closure_of(model, *samples())
+    optimizer.step(closure)
+    with pytest.raises(ZeroDivisionError):
+        optimizer.step(failing(model, 3, "raises"))
+    closure.calls = 0
+    optimizer.step(closure)
+    assert closure.calls == 1 + optimizer.report.inner_iterations + 2
+
+
 @pytest.mark.parametrize(
     ("found", "words"),
     [
