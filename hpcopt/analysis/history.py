@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from hpcopt.analysis.checkpoint import Checkpoint, Published, find_checkpoint, published_checkpoints
+from hpcopt.checkpoint.folder import FOLDER, LATEST
 from hpcopt.errors import UsageError, nearest
 from hpcopt.train import run_lock
 from hpcopt.train.record import EVALUATION_COLUMNS, ITERATION_COLUMNS, Column
@@ -110,6 +112,24 @@ class Run:
         if self._history is None:
             self._history = merge(self.evaluations, self.iterations)
         return self._history
+
+    @property
+    def checkpoints(self) -> list[Published]:
+        """The checkpoints the run has at this moment, oldest first, by what is in its folder."""
+        return published_checkpoints(self.path / FOLDER)
+
+    def checkpoint(self, which: str | int = LATEST) -> Checkpoint:
+        """Open a checkpoint as it is at this moment: its ``parameters`` are a dict of NumPy arrays.
+
+        Args:
+            which: ``"latest"`` for the newest that is whole, ``"best"`` for the parameters of the best point up to
+                there, or the number of a step.
+
+        Raises:
+            UsageError: the run has no checkpoint, or none of this step.
+            CheckpointError: it is damaged (``exit_status`` 4).
+        """
+        return find_checkpoint(self.path / FOLDER, which)
 
     def _read(self) -> Tables:
         if self._tables is None:

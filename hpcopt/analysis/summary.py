@@ -37,7 +37,7 @@ def summary(run: Run) -> dict[str, Any]:
         "iterations": int(max(done, _last(evaluations, "iteration", 0))),
         "epochs": max(_last(iterations, "epoch", 0.0), _last(evaluations, "epoch", 0.0)),
         "seconds": max(_last(iterations, "seconds", 0.0), _last(evaluations, "seconds", 0.0)),
-        "checkpoints": [],
+        "checkpoints": [checkpoint._asdict() for checkpoint in run.checkpoints],
         "initial": point(evaluations, 0),
         "final": point(evaluations, -1),
         "best": point(evaluations, best_row(evaluations, task(run))),

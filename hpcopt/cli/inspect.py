@@ -1,17 +1,23 @@
-"""``hpcopt inspect RUN``: one run, as tables or as JSON."""
+"""``hpcopt inspect RUN``: one run, as tables or as JSON; a checkpoint is shown by ``inspect_checkpoint``."""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
 
+from hpcopt.analysis.checkpoint import is_checkpoint
 from hpcopt.analysis.history import open_run
 from hpcopt.analysis.summary import summary
+from hpcopt.checkpoint.folder import LATEST
 from hpcopt.cli.format import NONE, colour_of, console, grid, in_bytes, number, share, table, whole
+from hpcopt.cli.inspect_checkpoint import inspect_checkpoint
+from hpcopt.errors import UsageError
 
 POINTS = (
     ("epoch", "epoch", number),
@@ -38,8 +44,36 @@ HISTORY = (
 MOST_RANKS = 8
 """Of more ranks only the extremes are shown."""
 
+MOST_CHECKPOINTS = 8
+"""Of more checkpoints only the first and the last are shown."""
 
-def inspect(run: str, as_json: bool, history: bool) -> None:
+
+def inspect(
+    path: str, as_json: bool, history: bool, spectra: bool = False, other: str | None = None, which: str | None = None
+) -> None:
+    """Print a run; or one checkpoint when ``path`` is one, or when something is asked that only a checkpoint tells.
+
+    Args:
+        path: run directory or checkpoint.
+        as_json: print JSON.
+        history: also every evaluation of a run.
+        spectra: the singular values of a checkpoint's layers.
+        other: a checkpoint or run to compare the checkpoint with.
+        which: ``"latest"`` or ``"best"`` parameters of the checkpoint.
+
+    Raises:
+        UsageError: there is neither at ``path``, or the options do not fit.
+        CheckpointError: the checkpoint is damaged.
+    """
+    if not (spectra or other or which or is_checkpoint(Path(os.path.abspath(path)))):
+        inspect_run(path, as_json, history)
+        return
+    if history:
+        raise UsageError("--history is of a run: give the run directory, without --spectra, --difference and --which.")
+    inspect_checkpoint(path, which or LATEST, as_json, spectra, other)
+
+
+def inspect_run(run: str, as_json: bool, history: bool) -> None:
     """Print the summary of a run, as JSON with the keys of ``analysis.summary`` or as tables."""
     facts = summary(open_run(run))
     if as_json:
@@ -98,9 +132,17 @@ def _costs(facts: Mapping[str, Any]) -> Table:
             f"{whole(sent['calls'])} calls, {in_bytes(sent['bytes'])}, {number(sent['seconds_waited'])} s waited",
         ),
     ]
+    if facts["checkpoints"]:
+        rows.append(("checkpoints", _saved(facts["checkpoints"])))
     if len(set(facts["local_iterations"] or ())) > 1:
         rows.append(("local iterations", _by_rank(facts["local_iterations"])))
     return grid(rows)
+
+
+def _saved(found: Sequence[Mapping[str, Any]]) -> str:
+    steps = [whole(checkpoint["step"]) + " [dim]best[/]" * checkpoint["best"] for checkpoint in found]
+    shown = steps if len(steps) <= MOST_CHECKPOINTS else [*steps[:2], "...", *steps[-2:]]
+    return f"{len(found)}  [dim]of the steps[/] {', '.join(shown)}"
 
 
 def _by_rank(means: Sequence[float]) -> str:
