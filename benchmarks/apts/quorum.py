@@ -1,0 +1,97 @@
+"""APTS with one rank slowed: what a straggler costs, and what is left of it with a quorum.
+
+    python benchmarks/apts/quorum.py [--ranks 4] [--seconds 0.2] [--output benchmarks/results/apts-quorum.md]
+
+Starts one ``mpirun`` for each quorum; the last rank waits before every local iteration. The figures are made of these
+waits, so more ranks than cores are fine (Open MPI: ``export PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe
+OMPI_MCA_mpi_yield_when_idle=true``). The data, 1,797 handwritten digits, come with a package; nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks._report import table, write_report
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+JOB = """
+[run]
+device = "cpu"
+evaluate_every = 1000
+[data]
+source = "digits"
+batch = "full"
+[model]
+widths = [64]
+[solver]
+name = "apts"
+"""
+CASES = (("no rank slowed", None, False), ("no quorum", None, True), ("0.75", 0.75, True), ("0.5", 0.5, True))
+
+
+def run(folder: Path, quorum: float | None, slowed: bool, args: argparse.Namespace) -> dict[str, Any]:
+    """What ``hpcopt inspect --json`` says of a run."""
+    settings = [f"run.iterations={args.iterations}", f"run.seed={args.seed}"]
+    if slowed:
+        settings += [f"debug.slow_rank={args.ranks - 1}", f"debug.slow_seconds={args.seconds}"]
+    if quorum is not None:
+        settings.append(f"parallel.quorum={quorum}")
+    job, directory = folder / "job.toml", folder / f"run-{quorum}-{slowed}"
+    job.write_text(JOB, encoding="utf-8")
+    hpcopt = [sys.executable, "-m", "hpcopt"]
+    options = [word for setting in settings for word in ("--set", setting)]
+    command = ["mpirun", "-n", str(args.ranks), *hpcopt, "run", str(job), "--run-dir", str(directory), *options]
+    subprocess.run(command, cwd=REPOSITORY, check=True)
+    command = [*hpcopt, "inspect", str(directory), "--json"]
+    told = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    result: dict[str, Any] = json.loads(told.stdout)
+    return result
+
+
+def row(name: str, told: dict[str, Any]) -> list[str]:
+    """One line of the table."""
+    return [
+        name,
+        f"{told['seconds'] / told['iterations']:.2f}",
+        ", ".join(f"{mean:.1f}" for mean in told["local_iterations"]),
+        f"{told['final']['train_loss']:.2e}",
+        f"{100 * told['final']['test_accuracy']:.2f}",
+        f"{told['work']['gradient_equivalents']:.0f}",
+    ]
+
+
+def main() -> None:
+    """Train with each quorum and report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ranks", type=int, default=4)
+    parser.add_argument("--iterations", type=int, default=10)
+    parser.add_argument("--seconds", type=float, default=0.2)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="hpcopt-quorum-") as folder:
+        told = {name: run(Path(folder), quorum, slowed, args) for name, quorum, slowed in CASES}
+    head = ["quorum", "s an iteration", "local iterations by rank", "train loss", "test accuracy, %", "gradients"]
+    lines = [
+        f"Digits, 64-64-10, full batch, float32, {args.iterations} iterations on {args.ranks} ranks, seed {args.seed}.",
+        f"The last rank waits {args.seconds} s before every local iteration. Gradients: all evaluations together in "
+        "passes over the training set. The times are about the waits; what is left of them depends on the cores.",
+        "",
+        *table(head, [row(name, result) for name, result in told.items()]),
+    ]
+    print("\n".join(lines))
+    if args.output:
+        command = f"python benchmarks/apts/quorum.py --ranks {args.ranks} --seconds {args.seconds}"
+        write_report(args.output, "APTS with a straggling rank", command, lines)
+
+
+if __name__ == "__main__":
+    main()
