@@ -93,7 +93,17 @@ def modules_after(statement: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "module", ["hpcopt", "hpcopt.cli.main", "hpcopt.cli.inspect", "hpcopt.analysis.summary", "hpcopt.solvers"]
+    "module",
+    [
+        "hpcopt",
+        "hpcopt.cli.main",
+        "hpcopt.cli.inspect",
+        "hpcopt.cli.verify",
+        "hpcopt.checkpoint.store",
+        "hpcopt.checkpoint.stored",
+        "hpcopt.analysis.summary",
+        "hpcopt.solvers",
+    ],
 )
 def test_what_must_start_fast_loads_neither_torch_nor_mpi(module):
     loaded = modules_after(f"import {module}")

@@ -92,8 +92,13 @@ class SparseImage(io.RawIOBase):
 
     def truncate(self, size: int | None = None) -> int:
         """Make the file ``size`` bytes long; what is added reads as zeros and takes no memory."""
-        self.size = self._position if size is None else size
-        return self.size
+        size = self._position if size is None else size
+        number, within = divmod(size, PAGE)
+        self._pages = {key: page for key, page in self._pages.items() if key < number + (within > 0)}
+        if number in self._pages:
+            self._pages[number][within:] = bytes(PAGE - within)
+        self.size = size
+        return size
 
     def write(self, data: Any) -> int:
         """Write at the current position."""

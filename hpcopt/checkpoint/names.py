@@ -1,10 +1,10 @@
 """What lies where in a checkpoint of a run: names of its contents, as paths in the HDF5 files.
 
-    model/<layer>/<tensor>    the point that the run delivers: what ``state_dict()`` of the model holds
-    best/<layer>/<tensor>     the same of the best point so far; missing when that is the point itself
-    solver/<key>              the state of the method
-    loop/<key>                where the run stands: iterations, batches, work, best figures
-    own/...                   what belongs to one rank: its part of the state, its running statistics
+model/<layer>/<tensor>    the point that the run delivers: what ``state_dict()`` of the model holds
+best/<layer>/<tensor>     the same of the best point so far; missing when that is the point itself
+solver/<key>              the state of the method
+loop/<key>                where the run stands: iterations, batches, work, best figures
+own/...                   what belongs to one rank: its part of the state, its running statistics
 """
 
 from __future__ import annotations

@@ -121,7 +121,7 @@ class CheckpointStore:
                 slabs, scalars = self._content(plan, replicated, own, about)
                 facts = {"step": step, "ranks": self.comm.size, "run": self.run}
                 written = write_rank_file(unfinished, self.comm.rank, slabs, scalars, facts, self._passing)
-            size = self._publish(step, plan, written, unfinished)
+            self._publish(step, plan, written, unfinished)
         except Exception:
             # Every rank is past its writing here: the error is raised on all of them, by ``together``.
             if self.comm.rank == 0:
@@ -130,7 +130,9 @@ class CheckpointStore:
         if self.comm.rank == 0:
             self._point(step, best)
             self._delete_old()
-        return Saved(self.directory / folder.step_name(step), size, perf_counter() - started)
+        # No rank leaves before rank 0 is done, so that all find the folder in the same state.
+        size = self.comm.reduce_scalars([written.file.bytes], label="checkpoint")[0]
+        return Saved(self.directory / folder.step_name(step), int(size), perf_counter() - started)
 
     def _plan(self, step: int, replicated: Contents, own: Contents) -> Plan:
         with self.comm.together("preparing a checkpoint"):
@@ -186,13 +188,12 @@ class CheckpointStore:
                 slabs.append(Slab(f"{OWN}/{name}", own[name], array.dtype, *place, *texts(about, name)))
         return slabs, scalars
 
-    def _publish(self, step: int, plan: Plan, written: Written, unfinished: Path) -> int:
-        """Confirm and publish; returns the bytes of all files. *Collective*."""
+    def _publish(self, step: int, plan: Plan, written: Written, unfinished: Path) -> None:
+        """Confirm and publish. *Collective*."""
         gathered = self.comm.gather_objects((written, plan.own), label="checkpoint")
-        size = 0
         with self.comm.together(f"publishing the checkpoint of step {step}"), self._told(step):
-            self._passing(Point.BEFORE_MANIFEST)
             if gathered is not None:
+                self._passing(Point.BEFORE_MANIFEST)
                 manifest = self._manifest(step, plan, gathered)
                 _check_visible(unfinished, manifest)
                 folder.write_synced(unfinished / FILE_NAME, manifest.text())
@@ -201,8 +202,6 @@ class CheckpointStore:
                 folder.publish(unfinished, self.directory / folder.step_name(step))
                 self._passing(Point.BEFORE_SYNC)
                 folder.sync_directory(self.directory)
-                size = manifest.bytes
-        return int(self.comm.broadcast_object(size, label="checkpoint"))
 
     def _manifest(self, step: int, plan: Plan, gathered: list[tuple[Written, dict[str, Description]]]) -> Manifest:
         files = [written for written, _ in gathered]

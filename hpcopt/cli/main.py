@@ -26,6 +26,10 @@ app = typer.Typer(
 )
 
 Runs = Annotated[list[str], typer.Argument(metavar="RUN...", help="Run directories.", show_default=False)]
+Which = Annotated[
+    str | None,
+    typer.Option("--which", metavar="latest|best", help="Parameters of the last or of the best point."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 
@@ -99,14 +103,48 @@ def _run(
 
 @app.command("inspect")
 def _inspect(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run directory.", show_default=False)],
+    path: Annotated[
+        str,
+        typer.Argument(metavar="RUN_OR_CHECKPOINT", help="A run directory or a checkpoint in it.", show_default=False),
+    ],
     as_json: Json = False,
-    history: Annotated[bool, typer.Option("--history", help="Also show every evaluation.")] = False,
+    history: Annotated[bool, typer.Option("--history", help="Also show every evaluation of the run.")] = False,
+    spectra: Annotated[
+        bool, typer.Option("--spectra", help="Singular values of the layers: largest, smallest, condition, rank.")
+    ] = False,
+    difference: Annotated[
+        str | None,
+        typer.Option("--difference", metavar="OTHER", help="What differs from this one.", show_default=False),
+    ] = None,
+    which: Which = None,
 ) -> None:
-    """Show what a run did, also while it is going on."""
+    """Show what a run did, also while it is going on, or what is in a checkpoint (of a run: in its newest)."""
     from hpcopt.cli.inspect import inspect
 
-    inspect(run, as_json, history)
+    inspect(path, as_json, history, spectra, difference, which)
+
+
+@app.command("export")
+def _export(
+    path: Annotated[
+        str,
+        typer.Argument(
+            metavar="CHECKPOINT", help="A checkpoint, or a run for its newest whole one.", show_default=False
+        ),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="A file .pt, .safetensors or .npz to write.", show_default=False
+        ),
+    ],
+    which: Which = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+) -> None:
+    """Write the parameters of a checkpoint for other programs: a state_dict of torch, safetensors or NumPy."""
+    from hpcopt.cli.export import export_checkpoint
+
+    export_checkpoint(path, output, which or "latest", force)
 
 
 @app.command("compare")
@@ -126,6 +164,20 @@ def _plot(
     from hpcopt.cli.plot import plot
 
     plot(runs, output)
+
+
+@app.command("verify")
+def _verify(
+    path: Annotated[
+        str,
+        typer.Argument(metavar="RUN_OR_CHECKPOINT", help="A run directory or a checkpoint in it.", show_default=False),
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of lines.")] = False,
+) -> None:
+    """Read every byte of every checkpoint and compare it with what was written; also while the run is going."""
+    from hpcopt.cli.verify import check
+
+    raise typer.Exit(check(path, as_json))
 
 
 @app.command("doctor")

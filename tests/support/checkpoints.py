@@ -1,0 +1,147 @@
+"""Checkpoints for tests, and a group of ranks made of threads to write and read them without MPI."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from hpcopt.checkpoint.retention import Retention
+from hpcopt.checkpoint.store import CheckpointStore, Saved
+from hpcopt.comm.together import Together
+
+Result = TypeVar("Result")
+
+
+class ThreadCommunicator:
+    """What checkpoints need of a Communicator, between threads of this process."""
+
+    host = "here"
+
+    def __init__(self, rank: int, size: int, barrier: threading.Barrier, board: list[Any]) -> None:
+        self.rank, self.size, self._barrier, self._board = rank, size, barrier, board
+
+    def allgather_objects(self, obj: Any, label: str = "") -> list[Any]:
+        self._board[self.rank] = obj
+        self._barrier.wait()
+        found = list(self._board)
+        self._barrier.wait()
+        return found
+
+    def gather_objects(self, obj: Any, root: int = 0, label: str = "") -> list[Any] | None:
+        found = self.allgather_objects(obj)
+        return found if self.rank == root else None
+
+    def broadcast_object(self, obj: Any = None, root: int = 0, label: str = "") -> Any:
+        return self.allgather_objects(obj)[root]
+
+    def reduce_scalars(self, values: Sequence[float], op: str = "sum", label: str = "") -> list[float]:
+        reduce = {"sum": sum, "max": max}[op]
+        return [reduce(column) for column in zip(*self.allgather_objects(list(values)), strict=True)]
+
+    def together(self, what: str) -> Together:
+        return Together(self, what)  # type: ignore[arg-type]
+
+
+def on_ranks(size: int, work: Callable[[Any], Result]) -> list[Result]:
+    """What ``work(comm)`` returned on each of ``size`` ranks; raises the error of the lowest rank that had one."""
+    barrier, board = threading.Barrier(size, timeout=60), [None] * size
+    results: list[Any] = [None] * size
+    errors: list[BaseException | None] = [None] * size
+
+    def run(rank: int) -> None:
+        try:
+            results[rank] = work(ThreadCommunicator(rank, size, barrier, board))
+        except BaseException as error:
+            errors[rank] = error
+            if not getattr(error, "collective", False):
+                barrier.abort()
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for error in sorted(
+        (error for error in errors if error), key=lambda e: isinstance(e, threading.BrokenBarrierError)
+    ):
+        raise error
+    return results
+
+
+def replicated(seed: int = 0) -> dict[str, Any]:
+    """One of everything that is the same on all ranks; the large ones are cut."""
+    random = np.random.default_rng(seed)
+    large = random.standard_normal((531, 257))
+    return {
+        "model/fc1/weight": torch.from_numpy(large),
+        "model/fc1/transposed": torch.from_numpy(large).T,
+        "model/fc1/bias": torch.from_numpy(random.standard_normal(7)).float(),
+        "model/many_short_dimensions": random.integers(0, 255, (3,) * 13, dtype=np.uint8),
+        "model/mask": torch.tensor([True, False, True]),
+        "model/large_mask": random.integers(0, 2, (3, 700_001)).astype(bool),
+        "model/counts": np.arange(5, dtype=np.int64) - 2,
+        "model/half": np.arange(3, dtype=np.float16),
+        "model/nothing": torch.zeros(0, 3),
+        "model/batches_seen": torch.tensor(12),
+        "model/strided": np.arange(600_000, dtype=np.float32)[::2],
+        "solver/radius": 0.1 * (seed + 1),
+        "solver/bound": float("inf"),
+        "loop/iteration": 2**53 + 1 + seed,
+        "loop/accepted": True,
+        "loop/phase": "Maß der Steigung",
+        "loop/empty": "",
+    }
+
+
+def own(rank: int) -> dict[str, Any]:
+    """What differs from rank to rank, also in shape and in name."""
+    found: dict[str, Any] = {
+        "random/state": torch.arange(5 + rank, dtype=torch.uint8),
+        "gradient": np.full((rank, 3), float(rank)),
+        "seconds": 0.5 * rank,
+    }
+    return found | ({"extra/only_here": "yes"} if rank == 1 else {})
+
+
+ABOUT = {"solver/radius": {"unit": "1", "meaning": "trust-region radius"}, "seconds": {"unit": "s", "meaning": "busy"}}
+
+
+def write(
+    directory: Path, steps: Sequence[int] = (1,), ranks: int = 2, seed: int = 0, retention: Retention | None = None
+) -> list[Saved]:
+    """Save checkpoints of the contents above, with ``seed + step``; returns what rank 0 got."""
+    keep = retention or Retention(last=100)
+
+    def save(comm: Any) -> list[Saved]:
+        store = CheckpointStore(comm, directory, keep)
+        return [store.save(step, replicated(seed + step), own(comm.rank), ABOUT) for step in steps]
+
+    return on_ranks(ranks, save)[0]
+
+
+SMALL = {"w": np.arange(200_000, dtype=np.float64), "b": np.arange(9, dtype=np.float32), "radius": 0.5}
+"""Enough to have a file with arrays on each of two ranks."""
+
+
+def write_small(directory: Path, steps: Sequence[int] = (1,), ranks: int = 2, shift: float = 0.0) -> list[Path]:
+    """Save small checkpoints quickly; returns their folders."""
+
+    def save(comm: Any) -> list[Path]:
+        store = CheckpointStore(comm, directory, Retention(last=100))
+        content = SMALL | {"w": SMALL["w"] + shift}
+        return [store.save(step, content, {"state": np.arange(comm.rank + 1)}).path for step in steps]
+
+    return on_ranks(ranks, save)[0]
+
+
+def same(left: Any, right: Any) -> bool:
+    """Whether two values are the same to the last bit, in type and in shape."""
+    if isinstance(right, (bool, int, float, str)) and not isinstance(right, np.generic):
+        return type(left) is type(right) and (left == right)
+    left, right = np.asarray(left), np.asarray(right)
+    return left.dtype == right.dtype and left.shape == right.shape and left.tobytes() == right.tobytes()
