@@ -14,8 +14,9 @@ from hpcopt.errors import UsageError
 from hpcopt.objective.protocol import Batch, Vector
 from hpcopt.optim.closure import Closure, ClosureEvaluation
 from hpcopt.optim.closure_objective import ClosureObjective
-from hpcopt.optim.saved_state import OWN, pack, restore
+from hpcopt.optim.saved_state import pack, restore
 from hpcopt.optim.tensors import ParameterTensors
+from hpcopt.solvers import apts as solvers_apts
 from hpcopt.solvers.registry import make_solver
 from hpcopt.solvers.solver import StepReport
 
@@ -144,7 +145,7 @@ class APTS(torch.optim.Optimizer):
             self._state, numbers, is_own = restore(state_dict, self._state, self.comm)
         if not is_own:
             fresh = self._solver.init(self._objective)
-            self._state |= {key: value for key, value in fresh.items() if key.startswith(OWN)}
+            self._state |= {key: value for key, value in fresh.items() if key.startswith(solvers_apts.APTS.OWN_STATE)}
         self._steps, self._samples = int(numbers["steps"]), int(numbers["samples"])
         self._evaluation.draws, self._changed = bool(numbers["draws"]), not is_own
 

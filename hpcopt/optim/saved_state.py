@@ -11,9 +11,6 @@ from hpcopt.comm.communicator import Communicator
 from hpcopt.errors import UsageError
 from hpcopt.solvers.solver import State
 
-OWN = ("own_", "local_")
-"""How the names of what belongs to one rank begin."""
-
 
 def pack(state: State, numbers: Mapping[str, int], comm: Communicator) -> dict[str, Any]:
     """One flat mapping of the method's state, the optimiser's own numbers, and whose state it is."""
