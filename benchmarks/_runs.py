@@ -20,6 +20,8 @@ DONE = ("finished", "diverged")
 def trained(job: Path, ranks: int, parent: Path, name: str, root: str, settings: Sequence[str]) -> dict[str, Any]:
     """What ``hpcopt inspect --json --history`` says of a run, which is trained first if it is not there.
 
+    Added is ``passes_of_a_batch``: what the last batch, with overlap, is of the training set.
+
     Args:
         job: the job file.
         ranks: number of processes.
@@ -31,15 +33,16 @@ def trained(job: Path, ranks: int, parent: Path, name: str, root: str, settings:
     """
     digest = hashlib.blake2b("\n".join([job.read_text(encoding="utf-8"), *settings]).encode(), digest_size=4)
     directory = parent.resolve() / f"{name}-{digest.hexdigest()}"
-    if _status(directory) not in DONE:
+    if _facts(directory).get("status") not in DONE:
         options = [word for setting in (f"data.root={root}", *settings) for word in ("--set", setting)]
         command = ["mpirun", "-n", str(ranks), *HPCOPT, "run", str(job), "--run-dir", str(directory), "--fresh"]
         status = subprocess.run([*command, *options], cwd=REPOSITORY, check=False).returncode
-        if _status(directory) not in DONE:
+        if _facts(directory).get("status") not in DONE:
             raise SystemExit(f"{' '.join(command)} ended with status {status}")
     words = [*HPCOPT, "inspect", str(directory), "--json", "--history"]
     told = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, check=True)
     result: dict[str, Any] = json.loads(told.stdout)
+    result["passes_of_a_batch"] = result["history"][-1]["batch"] / _facts(directory)["training_samples"]
     return result
 
 
@@ -54,13 +57,12 @@ def reductions(told: dict[str, Any], bytes_of_a_number: int = 4) -> float:
     The scalars between them add less than a thousandth.
     """
     vectors = told["communication"]["bytes"] / (bytes_of_a_number * told["parameters"])
-    batches_of_an_epoch = told["iterations"] / told["epochs"]
-    return float(vectors / (told["work"]["gradient_equivalents"] * batches_of_an_epoch))
+    return float(vectors * told["passes_of_a_batch"] / told["work"]["gradient_equivalents"])
 
 
-def _status(directory: Path) -> str | None:
+def _facts(directory: Path) -> dict[str, Any]:
     try:
-        status: str = json.loads((directory / "status.json").read_text(encoding="utf-8"))["status"]
-    except (OSError, ValueError, KeyError):
-        return None
-    return status
+        facts: dict[str, Any] = json.loads((directory / "status.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return facts
