@@ -140,9 +140,9 @@ def _costs(facts: Mapping[str, Any]) -> Table:
 
 
 def _saved(found: Sequence[Mapping[str, Any]]) -> str:
-    steps = [whole(checkpoint["step"]) + " [dim]best[/]" * checkpoint["best"] for checkpoint in found]
+    steps = [whole(checkpoint["step"]) + " (best)" * checkpoint["best"] for checkpoint in found]
     shown = steps if len(steps) <= MOST_CHECKPOINTS else [*steps[:2], "...", *steps[-2:]]
-    return f"{len(found)}  [dim]of the steps[/] {', '.join(shown)}"
+    return f"{len(found)}  [dim]after step{'s' * (len(found) > 1)} {', '.join(shown)}[/]"
 
 
 def _by_rank(means: Sequence[float]) -> str:

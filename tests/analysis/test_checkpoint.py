@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hpcopt.analysis import checkpoint as checkpoint_module
 from hpcopt.analysis.checkpoint import find_checkpoint, is_checkpoint, open_checkpoint, published_checkpoints
 from hpcopt.analysis.history import open_run
 from hpcopt.analysis.summary import summary
@@ -155,6 +156,15 @@ def test_an_open_checkpoint_can_be_read_after_the_run_deleted_it(run: Path) -> N
     checkpoint = open_run(run).checkpoint()
     shutil.rmtree(checkpoint.path)
     assert equal(checkpoint.parameters, network(3))
+
+
+def test_a_moment_without_a_checkpoint_is_waited_out(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder as it is while its only checkpoint is replaced, and after the one just seen was deleted."""
+    looks: list[list[Path]] = [[], [saved / "checkpoints" / "step-00000040"]]
+    listed = checkpoint_module.published
+    monkeypatch.setattr(checkpoint_module, "published", lambda folder: looks.pop() if looks else listed(folder))
+    assert open_run(saved).checkpoint().step == 30
+    assert looks == []
 
 
 WRITER = """

@@ -31,7 +31,7 @@ def shown(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
 
 def test_a_run_shows_which_checkpoints_it_has(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (line,) = [line for line in shown(capsys, run).splitlines() if line.startswith("checkpoints")]
-    assert line.split(maxsplit=1)[1].strip() == "2  of the steps 1,000 best, 2,000"
+    assert line.split(maxsplit=1)[1].strip() == "2  after steps 1,000 (best), 2,000"
     facts = json.loads(shown(capsys, run, "--json"))
     assert [(entry["step"], entry["best"]) for entry in facts["checkpoints"]] == [(1000, True), (2000, False)]
     assert all(Path(entry["path"]).is_dir() and entry["bytes"] > 0 for entry in facts["checkpoints"])
@@ -42,7 +42,7 @@ def test_of_many_checkpoints_the_first_and_the_last_are_shown(
 ) -> None:
     path = write_run(tmp_path / "a", epochs=1)
     save(path / "checkpoints", {step: {"model/w": network(1)[0].weight} for step in range(1, 11)}, ranks=1)
-    assert "10  of the steps 1, 2, ..., 9, 10" in shown(capsys, path)
+    assert "10  after steps 1, 2, ..., 9, 10" in shown(capsys, path)
 
 
 def test_a_checkpoint_shows_every_tensor_and_scalar(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
