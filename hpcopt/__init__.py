@@ -21,6 +21,7 @@ _PUBLIC = {
     "DataParallelObjective": "hpcopt.objective.data_parallel:DataParallelObjective",
     "HpcoptError": "hpcopt.errors:HpcoptError",
     "UsageError": "hpcopt.errors:UsageError",
+    "VariableBlockObjective": "hpcopt.objective.variable_blocks:VariableBlockObjective",
     "abort_on_exception": "hpcopt.comm.launch:abort_on_exception",
     "minimize": "hpcopt.train.minimize:minimize",
     "open_run": "hpcopt.analysis.history:open_run",

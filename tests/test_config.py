@@ -64,6 +64,9 @@ def test_the_resolved_job_is_a_job_file_that_says_the_same() -> None:
         (DATA + "[run]\nevaluate_every = 0\n", "evaluate_every"),
         (DATA + "[loss]\nweight_decay = -0.1\n", "weight_decay = -0.1.* not negative"),
         (DATA + "[loss]\nmicro_batch = 0\n", "micro_batch = 0"),
+        (DATA + '[parallel]\nlayout = "rows"\n', "parallel.layout = 'rows' is not allowed.*'data' or 'variables'"),
+        (DATA + '[parallel]\nlayout = "variables"\ndata = 0\n', "parallel.data = 0 is not allowed.* at least 1"),
+        (DATA + "[parallel]\ndata = 2\n", 'parallel.data = 2 needs parallel.layout = "variables"'),
         ("data = 5\n", "data = 5 stands alone"),
     ],
 )
