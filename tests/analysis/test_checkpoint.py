@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import shutil
 import subprocess
@@ -119,6 +121,17 @@ def test_when_all_are_damaged_the_error_names_a_file_and_has_status_4(run: Path)
     for path in run.glob("checkpoints/step-*/rank0000.h5"):
         damage(path)
     with pytest.raises(NoValidCheckpointError, match=r"step-00000030/rank0000\.h5: is damaged") as caught:
+        open_run(run).checkpoint()
+    assert caught.value.exit_status == 4
+
+
+def test_a_later_version_of_the_format_is_no_reason_to_take_an_older_checkpoint(run: Path) -> None:
+    manifest = run / "checkpoints" / "step-00000030" / "manifest.json"
+    content = {name: value for name, value in json.loads(manifest.read_text()).items() if name != "digest"}
+    raw = json.dumps({**content, "schema": 2}, sort_keys=True)
+    digest = hashlib.sha256(raw.encode()).hexdigest()
+    manifest.write_text(json.dumps({**json.loads(raw), "digest": digest}, sort_keys=True) + "\n")
+    with pytest.raises(CheckpointError, match="has schema 2") as caught:
         open_run(run).checkpoint()
     assert caught.value.exit_status == 4
 
