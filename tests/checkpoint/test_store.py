@@ -97,6 +97,29 @@ def test_a_failure_at_any_point_leaves_the_old_set(directory: Path, point: Point
     assert all(path.read_bytes() == content for path, content in before.items())
 
 
+def test_all_is_on_the_disk_before_it_has_a_name_and_the_name_before_the_save_is_over(
+    directory: Path, comm: Communicator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = CheckpointStore(comm, directory)
+    done: list[str] = []
+    rename, sync = os.rename, os.fsync
+
+    def note_sync(descriptor: int) -> None:
+        done.append("sync " + Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        sync(descriptor)
+
+    def note_rename(source: Path, target: Path) -> None:
+        done.append(f"rename to {Path(target).name}")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", note_sync)
+    monkeypatch.setattr(os, "rename", note_rename)
+    made.save(1, SMALL)
+    done[2] = done[2].split(".")[1]
+    expected = ["sync rank0000.h5", "sync manifest.json", "step-00000001", "rename to step-00000001", "sync checkpoints"]
+    assert done[:5] == expected
+
+
 def test_after_a_failure_the_next_save_succeeds(directory: Path, comm: Communicator) -> None:
     failing = [OSError(errno.ENOSPC, "No space left on device"), MemoryError(), None]
 
