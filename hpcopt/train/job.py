@@ -26,7 +26,7 @@ from hpcopt.solvers.solver import Solver
 from hpcopt.train.loop import Listener, Result
 from hpcopt.train.minimize import first_iterations, horizon_epochs, make_criteria, plan_batches, run_facts, train
 from hpcopt.train.output import RunOutput
-from hpcopt.train.pace import check_pace, make_pace
+from hpcopt.train.pace import check_pace, make_pace, skip
 from hpcopt.train.requests import Requests
 from hpcopt.train.sampler import Sampler
 from hpcopt.train.snapshot import snapshot_from
@@ -91,6 +91,8 @@ class PreparedJob:
             rank_facts=about_rank,
             understand=partial(snapshot_from, self.objective, self.solver),
         )
+        if output.snapshot is not None:
+            skip(self.pace, output.snapshot.standing.iterations)
         parts = (self.objective, self.solver, self.sampler, self.test, self.criteria)
         result = train(*parts, output, options, requests or Requests(), listeners)
         if self.pace is not None:

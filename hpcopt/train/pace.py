@@ -49,12 +49,17 @@ class Replay:
     """Every phase ends on this rank where it did in an earlier run.
 
     Args:
-        iterations: this rank's iterations in each phase of that run.
+        iterations: this rank's local iterations in each iteration of that run, -1 where it had no phase.
         source: what the user called it.
     """
 
     def __init__(self, iterations: Sequence[int], source: str) -> None:
-        self._iterations, self._source, self._phase = iterations, source, 0
+        self._rows, self._source, self._phase = iterations, source, 0
+        self._iterations = [count for count in iterations if count >= 0]
+
+    def skip(self, iterations: int) -> None:
+        """The run goes on after so many iterations."""
+        self._phase = sum(count >= 0 for count in self._rows[:iterations])
 
     def begin(self) -> None:
         """The next phase of the record. Raises UsageError, on all ranks, when there is none."""
@@ -82,27 +87,27 @@ class Slowed:
     """A rank that waits before every local iteration, and otherwise keeps the pace of ``inner``."""
 
     def __init__(self, inner: RunPace, seconds: float) -> None:
-        self._inner, self._seconds = inner, seconds
+        self.inner, self._seconds = inner, seconds
 
     def begin(self) -> None:
         """A phase begins, and with it the first iteration."""
-        self._inner.begin()
+        self.inner.begin()
         time.sleep(self._seconds)
 
     def goes_on(self, done: int) -> bool:
         """As ``inner`` says; the wait is part of the iteration that follows."""
-        if not self._inner.goes_on(done):
+        if not self.inner.goes_on(done):
             return False
         time.sleep(self._seconds)
         return True
 
     def end(self) -> None:
         """This rank has ended the phase."""
-        self._inner.end()
+        self.inner.end()
 
     def close(self) -> None:
         """The run is over."""
-        self._inner.close()
+        self.inner.close()
 
 
 def check_pace(parallel: ParallelOptions, debug: DebugOptions, solver: Solver) -> None:
@@ -132,7 +137,7 @@ def make_pace(parallel: ParallelOptions, debug: DebugOptions, comm: Communicator
         pace = Quorum(comm, parallel.quorum)
     elif parallel.replay is not None:
         with comm.together("reading the run to replay"):
-            found = recorded_phases(parallel.replay, comm.size) if comm.rank == 0 else None
+            found = recorded_iterations(parallel.replay, comm.size) if comm.rank == 0 else None
         pace = Replay(comm.broadcast_object(found)[:, comm.rank].tolist(), parallel.replay)
     if debug.slow_rank is not None and debug.slow_rank >= comm.size:
         raise UsageError(
@@ -144,8 +149,15 @@ def make_pace(parallel: ParallelOptions, debug: DebugOptions, comm: Communicator
     return pace
 
 
-def recorded_phases(path: str, ranks: int) -> np.ndarray:
-    """Iterations of each rank in the local phases of the run in ``path``, shape (phases, ranks), int32.
+def skip(pace: RunPace | None, iterations: int) -> None:
+    """Tell the pace of a run that was saved that it goes on after so many iterations; only a replay counts them."""
+    inner = pace.inner if isinstance(pace, Slowed) else pace
+    if isinstance(inner, Replay):
+        inner.skip(iterations)
+
+
+def recorded_iterations(path: str, ranks: int) -> np.ndarray:
+    """Local iterations of each rank in the run in ``path``, shape (iterations, ranks), int32; -1 without a phase.
 
     Raises:
         UsageError: there is no record, or it is damaged, of a method without local phases, or of other ranks.
@@ -164,4 +176,4 @@ def recorded_phases(path: str, ranks: int) -> np.ndarray:
         raise UsageError(
             f"{begin}it ran on {iterations.shape[1]} ranks, and this run has {ranks}. Start as many ranks as it had."
         )
-    return iterations[(iterations >= 0).all(axis=1)].astype(np.int32)
+    return iterations.astype(np.int32)

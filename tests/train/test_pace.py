@@ -13,7 +13,7 @@ from hpcopt.config import DebugOptions, ParallelOptions, parse_job
 from hpcopt.errors import UsageError
 from hpcopt.solvers.apts import APTS
 from hpcopt.solvers.sgd import SGD
-from hpcopt.train.pace import Replay, Slowed, Unhurried, check_pace, make_pace, recorded_phases
+from hpcopt.train.pace import Replay, Slowed, Unhurried, check_pace, make_pace, recorded_iterations, skip
 from tests.support.runs import write_run
 
 
@@ -32,6 +32,19 @@ def test_a_replay_makes_the_recorded_iterations() -> None:
     assert [count(replay, 5) for _ in range(3)] == [5, 1, 3]
     replay.close()
     assert [count(replay, 5) for _ in range(3)] == [5, 1, 3], "another run begins with the first phase"
+
+
+def test_iterations_without_a_phase_are_passed_over() -> None:
+    replay = Replay([5, -1, -1, 3], "runs/a")
+    assert [count(replay, 5) for _ in range(2)] == [5, 3]
+
+
+def test_a_run_that_goes_on_replays_the_phases_that_are_left() -> None:
+    replay = Replay([5, -1, 2, 3], "runs/a")
+    for pace in (replay, Slowed(replay, 0.0)):
+        skip(pace, 2)
+        assert [count(replay, 5) for _ in range(2)] == [2, 3]
+    skip(None, 2)
 
 
 def test_a_replay_longer_than_its_record_is_refused_on_all_ranks() -> None:
@@ -61,10 +74,10 @@ def test_quorum_and_slow_rank_go_together(comm: Communicator) -> None:
     assert isinstance(make_pace(ParallelOptions(quorum=0.5), DebugOptions(), comm), Quorum)
     slowed = make_pace(ParallelOptions(quorum=0.5), DebugOptions(slow_rank=0), comm)
     assert isinstance(slowed, Slowed)
-    assert isinstance(slowed._inner, Quorum)
+    assert isinstance(slowed.inner, Quorum)
     alone = make_pace(ParallelOptions(), DebugOptions(slow_rank=0), comm)
     assert isinstance(alone, Slowed)
-    assert isinstance(alone._inner, Unhurried)
+    assert isinstance(alone.inner, Unhurried)
 
 
 def test_a_slow_rank_that_does_not_exist_is_refused(comm: Communicator) -> None:
@@ -72,23 +85,23 @@ def test_a_slow_rank_that_does_not_exist_is_refused(comm: Communicator) -> None:
         make_pace(ParallelOptions(), DebugOptions(slow_rank=1), comm)
 
 
-def test_the_recorded_phases_are_the_iterations_that_had_one(tmp_path: Path) -> None:
+def test_the_recorded_iterations_are_those_of_every_rank(tmp_path: Path) -> None:
     path = write_run(tmp_path / "a", epochs=2, per_epoch=3, ranks=2, local_iterations=(5, 1))
-    assert recorded_phases(str(path), 2).tolist() == [[5, 1]] * 5, "the fifth iteration had none"
+    assert recorded_iterations(str(path), 2).tolist() == [[5, 1]] * 4 + [[-1, -1]] + [[5, 1]]
 
 
 def test_what_cannot_be_replayed_is_refused(tmp_path: Path) -> None:
     for ranks, words in ((3, "it ran on 2 ranks, and this run has 3"), (1, "2 ranks, and this run has 1")):
         path = write_run(tmp_path / str(ranks), epochs=1, ranks=2, local_iterations=(5, 1))
         with pytest.raises(UsageError, match=words):
-            recorded_phases(str(path), ranks)
+            recorded_iterations(str(path), ranks)
     with pytest.raises(UsageError, match=r"replay = 'none' cannot be replayed: there is no metrics\.h5 in it"):
-        recorded_phases("none", 2)
+        recorded_iterations("none", 2)
     with pytest.raises(UsageError, match="has no local iterations"):
-        recorded_phases(str(write_run(tmp_path / "sgd", epochs=1)), 2)
+        recorded_iterations(str(write_run(tmp_path / "sgd", epochs=1)), 2)
     (path / "metrics.h5").write_bytes(b"not HDF5")
     with pytest.raises(UsageError, match="cannot be read"):
-        recorded_phases(str(path), 2)
+        recorded_iterations(str(path), 2)
 
 
 @pytest.mark.parametrize(
