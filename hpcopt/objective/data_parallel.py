@@ -13,7 +13,7 @@ import torch
 
 from hpcopt.comm.communicator import Communicator
 from hpcopt.errors import UsageError
-from hpcopt.objective import exact_sum, vectors
+from hpcopt.objective import exact_sum, reductions, vectors
 from hpcopt.objective.buckets import BucketedGradient
 from hpcopt.objective.linearization import ImplicitLinearization
 from hpcopt.objective.local import LocalObjective
@@ -163,20 +163,12 @@ class DataParallelObjective:
         The local work of all ranks since the last call rides along and is counted. So does what each rank tells of its
         own, in a row that the others fill with zeros.
         """
-        work, comm = self.local.take_work(), self.comm
-        numbers: Sequence[float] = (*scalars, work.values, work.gradients)
-        if vector.dtype != torch.float64:
-            numbers = exact_sum.split_all(numbers)
-        told = torch.zeros(comm.size, len(own), dtype=vector.dtype)
-        told[comm.rank] = torch.tensor(own, dtype=vector.dtype)
-        tail = torch.cat([torch.tensor(numbers, dtype=vector.dtype), told.flatten()]).to(vector.device)
-        buffer = torch.cat([vector, tail])
-        comm.allreduce(buffer, label="step")
-        sums, told = buffer[self.size :].cpu().split([len(numbers), told.numel()])
-        reduced = sums.tolist() if vector.dtype == torch.float64 else exact_sum.join_all(sums.tolist())
-        self.work.values += reduced[-2]
-        self.work.gradients += reduced[-1]
-        return buffer[: self.size], reduced[:-2], told.view(comm.size, len(own))
+        work = self.local.take_work()
+        counted = (*scalars, work.values, work.gradients)
+        vector, sums, told = reductions.combine(self.comm, vector, counted, own)
+        self.work.values += sums[-2]
+        self.work.gradients += sums[-1]
+        return vector, sums[:-2], told
 
     def release(self, gradient: Vector) -> None:
         """Take back the memory of the latest gradient. Fresh pages for each would cost as much as its reduction."""
