@@ -24,7 +24,10 @@ def tensor_path(group: str, name: str) -> str:
     'model/layers.0/weight'
     >>> tensor_path("model", "scale")
     'model/scale'
+
+    A slash in a module's name is written as %2F.
     """
+    name = name.replace("%", "%25").replace("/", "%2F")
     layer, _, tensor = name.rpartition(".")
     return f"{group}/{layer}/{tensor}" if layer else f"{group}/{tensor}"
 
@@ -34,8 +37,10 @@ def tensor_name(path: str) -> str:
 
     >>> tensor_name("model/layers.0/weight")
     'layers.0.weight'
+    >>> tensor_name(tensor_path("best", "heads.a/b.bias"))
+    'heads.a/b.bias'
     """
-    return ".".join(path.split("/")[1:])
+    return ".".join(path.split("/")[1:]).replace("%2F", "/").replace("%25", "%")
 
 
 def in_group(group: str, names: Iterable[str]) -> list[str]:
