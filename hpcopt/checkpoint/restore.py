@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hpcopt.checkpoint.folder import move_aside, published, run_identity, set_aside
-from hpcopt.checkpoint.manifest import Manifest, NewerSchemaError, parse_manifest, read_text
+from hpcopt.checkpoint.manifest import Manifest, parse_manifest, read_text
 from hpcopt.checkpoint.stored import StoredCheckpoint
 from hpcopt.checkpoint.verify import Finding, damaged, file_findings, folder_findings, manifest_findings, verify
 from hpcopt.errors import CheckpointError, NoValidCheckpointError, UsageError
@@ -139,8 +139,6 @@ def _findings(comm: Communicator, path: Path) -> list[Finding]:
 def _manifest(path: Path) -> tuple[Manifest | None, list[Finding]]:
     try:
         manifest = parse_manifest(read_text(path), path)
-    except NewerSchemaError:
-        raise
     except CheckpointError as error:
         return None, manifest_findings(path, error)
     return manifest, folder_findings(path, manifest, run_identity(path.parent))

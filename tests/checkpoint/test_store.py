@@ -116,7 +116,13 @@ def test_all_is_on_the_disk_before_it_has_a_name_and_the_name_before_the_save_is
     monkeypatch.setattr(os, "rename", note_rename)
     made.save(1, SMALL)
     done[2] = done[2].split(".")[1]
-    expected = ["sync rank0000.h5", "sync manifest.json", "step-00000001", "rename to step-00000001", "sync checkpoints"]
+    expected = [
+        "sync rank0000.h5",
+        "sync manifest.json",
+        "step-00000001",
+        "rename to step-00000001",
+        "sync checkpoints",
+    ]
     assert done[:5] == expected
 
 
