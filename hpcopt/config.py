@@ -165,7 +165,7 @@ class CheckpointOptions:
     keep_every: int = 0
     """One in every so many iterations is kept for ever; 0 for none."""
     limit_seconds: float | None = None
-    """The run saves and stops after this time, to be started again: exit status 75."""
+    """The run saves and stops this long after its start, to be started again: exit status 75."""
 
     def __post_init__(self) -> None:
         _check("checkpoint.every_epochs", self.every_epochs, "above 0", lambda x: x > 0)

@@ -21,7 +21,7 @@ from hpcopt.comm.communicator import Communicator
 from hpcopt.comm.launch import choose_threads
 from hpcopt.config import parse_job, read_job
 from hpcopt.train.job import PreparedJob
-from hpcopt.train.loop import Result
+from hpcopt.train.protocol import Result
 
 JOB = Path(__file__).resolve().parents[2] / "jobs" / "mnist-trust-region.toml"
 FULL = ("trust_region, full batch", "lbfgs, full batch")

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from hpcopt.comm.communicator import Communicator
     from hpcopt.comm.launch import Threads
     from hpcopt.train.job import PreparedJob
-    from hpcopt.train.loop import Result
     from hpcopt.train.progress import Display, Harmless
+    from hpcopt.train.protocol import Result
     from hpcopt.train.requests import Requests
 
 
@@ -29,7 +29,7 @@ def run(job_file: Path, run_dir: Path | None, settings: list[str], fresh: bool, 
     """
     from hpcopt.train.requests import Requests
 
-    with closing(Requests().listen()) as requests:
+    with closing(Requests().listen(last=True)) as requests:
         return _run(job_file, run_dir, settings, fresh, quiet, requests)
 
 
@@ -56,7 +56,9 @@ def _run(
     directory = run_dir or Path("runs") / job.run.name
     display = _Display(prepared, directory, threads, comm, quiet)
     try:
-        result = prepared.run(directory, fresh=fresh, requests=requests, listeners=display.listeners)
+        result = prepared.run(
+            directory, fresh=fresh, requests=requests, listeners=display.listeners, announce=display.announce
+        )
     finally:
         display.close()
     display.summarise(result)
@@ -91,6 +93,12 @@ class _Display:
         """The progress display, where there is one."""
         return [self._progress] if self._progress else []
 
+    def announce(self, iteration: int) -> None:
+        """Say that an earlier run goes on."""
+        if self._progress is not None and self._console is not None:
+            console, text = self._console, f"going on after iteration {iteration}"
+            self._progress.attempt(lambda: console.print(text, highlight=False))
+
     def close(self) -> None:
         """Stop the progress display."""
         if self._progress:
@@ -109,10 +117,11 @@ class _Display:
         return kind(console, *self._prepared.length())
 
     def _end(self, console: Console, result: Result) -> None:
-        from hpcopt.train.progress import final_table
+        from hpcopt.train.progress import final_table, last_lines
 
         console.print(final_table(result, self._prepared.job.run.name))
-        console.print(f"run directory: {self._directory}", markup=False, emoji=False, highlight=False, soft_wrap=True)
+        for line in last_lines(result, self._directory):
+            console.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
     def _header(self, console: Console, threads: Threads, comm: Communicator) -> None:
         from rich.text import Text

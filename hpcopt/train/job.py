@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -23,10 +23,10 @@ from hpcopt.objective.data_parallel import DataParallelObjective
 from hpcopt.objective.variable_blocks import VariableBlockObjective
 from hpcopt.solvers.registry import make_solver, option_names
 from hpcopt.solvers.solver import Solver
-from hpcopt.train.loop import Listener, Result
 from hpcopt.train.minimize import first_iterations, horizon_epochs, make_criteria, plan_batches, run_facts, train
 from hpcopt.train.output import RunOutput
 from hpcopt.train.pace import check_pace, make_pace, skip
+from hpcopt.train.protocol import Listener, Result
 from hpcopt.train.requests import Requests
 from hpcopt.train.sampler import Sampler
 from hpcopt.train.snapshot import snapshot_from
@@ -73,8 +73,17 @@ class PreparedJob:
         fresh: bool = False,
         requests: Requests | None = None,
         listeners: Sequence[Listener] = (),
+        announce: Callable[[int], object] = lambda _: None,
     ) -> Result:
-        """Train, leaving record, status and checkpoints in the directory ``path``. *Collective*."""
+        """Train, leaving record, status and checkpoints in the directory ``path``. *Collective*.
+
+        Args:
+            path: the run directory; None leaves nothing behind.
+            fresh: move an earlier run in that directory aside; otherwise it goes on.
+            requests: who may ask the run to save and stop.
+            listeners: told of every iteration and evaluation.
+            announce: called with the iteration after which an earlier run goes on.
+        """
         about_rank = {
             "threads": torch.get_num_threads(),
             "device": str(self.objective.shard.inputs.device),
@@ -93,6 +102,7 @@ class PreparedJob:
         )
         if output.snapshot is not None:
             skip(self.pace, output.snapshot.standing.iterations)
+            announce(output.snapshot.standing.iterations)
         parts = (self.objective, self.solver, self.sampler, self.test, self.criteria)
         result = train(*parts, output, options, requests or Requests(), listeners)
         if self.pace is not None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 
-from hpcopt.checkpoint.store import CheckpointStore
+from hpcopt.checkpoint.arrays import describe
+from hpcopt.checkpoint.names import MODEL, tensor_path
+from hpcopt.checkpoint.store import CheckpointStore, Contents
 from hpcopt.config import CheckpointOptions
 from hpcopt.errors import CheckpointError
 from hpcopt.objective.data_parallel import DataParallelObjective
 from hpcopt.solvers.solver import Solver
-from hpcopt.train.loop import LEAVE, SAVE
+from hpcopt.train.protocol import LEAVE, SAVE
 from hpcopt.train.requests import Requests
 from hpcopt.train.sampler import BatchSequence
 from hpcopt.train.snapshot import Snapshot, descriptions, own_contents, replicated_contents
@@ -30,10 +33,15 @@ class CheckpointKeeper:
         store: the run's checkpoints.
         options: when to save.
         requests: what this rank has been asked.
+        before: called before every save, so that what else is kept of the run is not behind its checkpoint.
 
     Attributes:
         saved: checkpoints published since this start.
+        failed: attempts since then that failed.
         seconds: time spent on saving since then, also in vain.
+
+    Raises:
+        UsageError: the model holds something that cannot be saved.
     """
 
     def __init__(
@@ -43,11 +51,14 @@ class CheckpointKeeper:
         store: CheckpointStore,
         options: CheckpointOptions,
         requests: Requests,
+        before: Callable[[], object] = lambda: None,
     ) -> None:
+        for name, tensor in objective.shard.module.state_dict().items():
+            describe(tensor_path(MODEL, name), tensor)
         self._objective, self._solver, self._store = objective, solver, store
-        self._options, self._requests = options, requests
-        self.saved, self.seconds = 0, 0.0
-        self._last, self._cost, self._failed = time.monotonic(), 0.0, False
+        self._options, self._requests, self._before = options, requests, before
+        self.saved, self.failed, self.seconds = 0, 0, 0.0
+        self._last, self._cost, self._warned = time.monotonic(), 0.0, False
 
     def asks(self) -> float:
         """``LEAVE`` when this rank was asked to stop; ``SAVE`` when rank 0's clock says so."""
@@ -62,24 +73,35 @@ class CheckpointKeeper:
     def save(self, snapshot: Snapshot) -> bool:
         """Save; False, with a warning the first time, when it cannot be done. *Collective*."""
         objective, started = self._objective, time.monotonic()
-        own = own_contents(objective, self._solver, snapshot)
+        self._before()
         running = objective.copy_buffers()
         objective.shard.parameters.bind(snapshot.point)
-        objective.synchronize_buffers()
+        if snapshot.delivers_best:
+            objective.restore_buffers(snapshot.best_buffers)
+        else:
+            objective.synchronize_buffers()
         try:
             contents = replicated_contents(objective, self._solver, snapshot)
-            best = snapshot.best_is_here
-            self._store.save(snapshot.standing.iterations, contents, own, descriptions(self._solver), best=best)
-            self.saved, saved, self._failed = self.saved + 1, True, False
-        except CheckpointError as error:
-            self._warn(error)
-            saved = False
+            saved = self._publish(snapshot, contents, own_contents(running, self._solver, snapshot))
         finally:
             objective.restore_buffers(running)
         self._last = time.monotonic()
         self._cost = self._last - started
         self.seconds += self._cost
         return saved
+
+    def _publish(self, snapshot: Snapshot, contents: Contents, own: Contents) -> bool:
+        step, about = snapshot.standing.iterations, descriptions(self._solver)
+        try:
+            self._store.save(step, contents, own, about, best=snapshot.best_is_here)
+        except CheckpointError as error:
+            self.failed += 1
+            if not self._warned:
+                logger.warning("%s The run goes on, and says no more of this until a checkpoint succeeds.", error)
+            self._warned = True
+            return False
+        self.saved, self._warned = self.saved + 1, False
+        return True
 
     def _clock_says_so(self) -> bool:
         options, since = self._options, time.monotonic() - self._last
@@ -88,8 +110,3 @@ class CheckpointKeeper:
         if options.every_epochs is not None:
             return False
         return since >= (self._cost / options.share if self._cost else FIRST_SECONDS)
-
-    def _warn(self, error: CheckpointError) -> None:
-        if not self._failed:
-            logger.warning("%s The run goes on, and says no more of this until a checkpoint succeeds.", error)
-        self._failed = True

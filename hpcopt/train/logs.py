@@ -11,7 +11,8 @@ from hpcopt.errors import UsageError
 class RankLog:
     """Writes the package's log to ``log/rankNNNN.log``: all of it on rank 0, warnings only on the others.
 
-    The others' files appear with their first line, so a quiet run on many ranks leaves one file.
+    The others' files appear with their first line, so a quiet run on many ranks leaves one file. Warnings of rank 0
+    also go to standard error, unless the program that runs has arranged its logging by itself.
     """
 
     def __init__(self, run_dir: Path, rank: int, size: int) -> None:
@@ -29,9 +30,15 @@ class RankLog:
         self._handler.setFormatter(logging.Formatter(form))
         logger = logging.getLogger("hpcopt")
         logger.addHandler(self._handler)
+        self._shown = logging.lastResort if rank == 0 and not logging.getLogger().handlers else None
+        if self._shown is not None:
+            logger.addHandler(self._shown)
         logger.setLevel(logging.INFO)
 
     def close(self) -> None:
         """Stop writing to the file."""
-        logging.getLogger("hpcopt").removeHandler(self._handler)
+        logger = logging.getLogger("hpcopt")
+        logger.removeHandler(self._handler)
+        if self._shown is not None:
+            logger.removeHandler(self._shown)
         self._handler.close()

@@ -8,94 +8,18 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from dataclasses import asdict, replace
 
 from hpcopt.comm.ledger import LedgerTotals
 from hpcopt.objective.data_parallel import DataParallelObjective
-from hpcopt.objective.protocol import Vector, Work
+from hpcopt.objective.protocol import Vector
 from hpcopt.solvers.solver import Solver, State, StepReport, StopReason
 from hpcopt.train.agreement import check_agreement
 from hpcopt.train.evaluation import Metrics
-from hpcopt.train.sampler import BatchSequence, Sampler
+from hpcopt.train.protocol import LEAVE, OUT_OF_TIME, SAVE, Criteria, Keeper, Listener, Result
+from hpcopt.train.sampler import Sampler
 from hpcopt.train.snapshot import Snapshot
 from hpcopt.train.standing import Standing
-
-OUT_OF_TIME, SAVE, LEAVE = 1.0, 2.0**16, 2.0**32
-"""Requests that ranks add up in the reductions of an iteration, far enough apart to be told from their sum."""
-
-
-@dataclass(frozen=True)
-class Criteria:
-    """When the run ends, after ``iterations`` or else after ``epochs``, and how many epochs lie between evaluations."""
-
-    iterations: int | None = None
-    epochs: float = math.inf
-    evaluate_every: float = 1.0
-    train_loss: float | None = None
-    test_accuracy: float | None = None
-    seconds: float | None = None
-    give_up_after: int = 20
-    check_agreement: bool = False
-
-
-class Listener(Protocol):
-    """Something on rank 0 that is told what happened: the record, the progress display, a user's callback."""
-
-    def iteration(self, **columns: Any) -> None:
-        """One step is done; the columns are those of the table ``iterations`` in the record.
-
-        ``local_iterations`` has one number a rank; it is empty where the ranks did not iterate on their own.
-        """
-        ...
-
-    def evaluation(self, **columns: Any) -> None:
-        """Training and test set were evaluated; the columns are those of the table ``evaluations``."""
-        ...
-
-    def rank_times(self, iteration: int, step: Sequence[float], waited: Sequence[float]) -> None:
-        """Seconds each rank spent in steps, and of these waiting for others, since the last call."""
-        ...
-
-
-@dataclass
-class Result:
-    """What a run came to. ``parameters`` is the last iterate, or the best one when the run diverged."""
-
-    stop: StopReason
-    parameters: Vector
-    best_parameters: Vector
-    initial: Metrics
-    final: Metrics
-    best: Metrics
-    best_epoch: float
-    iterations: int
-    epochs: float
-    seconds: float
-    accepted: int = 0
-    rejected: int = 0
-    history: list[dict[str, float]] = field(default_factory=list)
-    saved: int = 0
-    seconds_saving: float = 0.0
-
-
-class Keeper(Protocol):
-    """Saves the run, and says when it wants to. The ranks agree on that in the reductions of an iteration."""
-
-    saved: int
-    seconds: float
-
-    def asks(self) -> float:
-        """What this rank wants after the coming iteration: 0, ``SAVE``, ``LEAVE`` or their sum."""
-        ...
-
-    def is_due(self, batches: BatchSequence) -> bool:
-        """Whether to save here in any case, the same on all ranks."""
-        ...
-
-    def save(self, snapshot: Snapshot) -> bool:
-        """Save; False when that failed, which never ends the run. *Collective*."""
-        ...
 
 
 class TrainingLoop:
@@ -127,14 +51,19 @@ class TrainingLoop:
         self._standing = Standing()
         self._step_seconds = self._step_waited = 0.0
         self._history: list[dict[str, float]] = []
+        self._resumed_from: int | None = None
 
     def run(self, snapshot: Snapshot | None = None) -> Result:
         """Train to the end, from the start or from where ``snapshot`` was taken. *Collective*."""
-        self._started = time.perf_counter()
-        state = self._begin() if snapshot is None else self._go_on(snapshot)
-        stop = self._reached(self._standing.latest)
-        if snapshot is not None and stop is StopReason.RUNNING and self._is_at_the_end():
-            stop = StopReason.EPOCHS_DONE
+        self._entered = self._started = time.perf_counter()
+        if snapshot is None:
+            state = self._begin()
+            stop = self._reached(self._standing.latest)
+            if stop is not StopReason.RUNNING:
+                self._keep(state, stop)
+        else:
+            state = self._go_on(snapshot)
+            stop = self._ended_before()
         while stop is StopReason.RUNNING:
             state, report = self._step(state)
             stop = self._after_step(report)
@@ -157,18 +86,34 @@ class TrainingLoop:
         self._best_parameters, self._best_buffers = snapshot.best_parameters, snapshot.best_buffers
         self._batches.restore(snapshot.batches)
         self._count_from(self._standing)
+        self._resumed_from = self._standing.iterations
         return snapshot.state
 
+    def _ended_before(self) -> StopReason:
+        """Whether a run that goes on was at its end already: by its criteria as they are now, or by its method."""
+        criteria, standing = self.criteria, self._standing
+        if standing.not_finite >= criteria.give_up_after:
+            return StopReason.NOT_FINITE
+        if standing.method_stop:
+            return StopReason[standing.method_stop]
+        reached = self._reached(standing.latest)
+        if reached is StopReason.RUNNING and self._is_at_the_end():
+            return StopReason.EPOCHS_DONE
+        if reached is StopReason.RUNNING and standing.wall_seconds >= (criteria.seconds or math.inf):
+            return StopReason.SECONDS_SPENT
+        return reached
+
     def _count_from(self, standing: Standing) -> None:
-        """Communication and work are counted on from what they were; objective and communicator may be older."""
-        totals, work, before = self.objective.comm.ledger.totals(), self.objective.work, standing.work
+        """Communication and work are counted on from what they were; the communicator may be older than the run."""
+        totals, objective = self.objective.comm.ledger.totals(), self.objective
         self._ledger_before = LedgerTotals(
             totals.calls - standing.calls,
             totals.bytes - standing.bytes_moved,
             totals.seconds_waited - standing.seconds_waited,
         )
-        values, gradients = work.values - before.values, work.gradients - before.gradients
-        self._work_before = Work(values, gradients, work.curvature_products - before.curvature_products)
+        # The sum itself goes on, not a difference to another one, which would be rounded in another way.
+        objective.work = replace(standing.work, curvature_cost=objective.work.curvature_cost)
+        objective.flags_seen = 0.0
         self._started -= standing.wall_seconds
 
     def _step(self, state: State) -> tuple[State, StepReport]:
@@ -204,6 +149,7 @@ class TrainingLoop:
         if standing.not_finite >= self.criteria.give_up_after:
             return StopReason.NOT_FINITE
         if report.stop is not StopReason.RUNNING:
+            standing.method_stop = report.stop.name
             return report.stop
         if self.objective.flags_seen % SAVE > 0:
             return StopReason.SECONDS_SPENT
@@ -229,7 +175,7 @@ class TrainingLoop:
         """The run as it stands, with what it delivers: the best point when it diverged."""
         standing, spent = self._standing, self._spent()
         standing.calls, standing.bytes_moved, standing.seconds_waited = spent
-        standing.work = self._work()
+        standing.work = replace(self.objective.work)
         standing.wall_seconds = time.perf_counter() - self._started
         point = self._best_parameters if diverged else _point(state)
         return Snapshot(
@@ -279,7 +225,7 @@ class TrainingLoop:
         if not self._listeners:
             return
         columns = {k: v for k, v in asdict(report).items() if k not in ("finite", "stop")}
-        work, totals, standing = self._work(), self._spent(), self._standing
+        work, totals, standing = self.objective.work, self._spent(), self._standing
         columns |= {
             "iteration": standing.iterations,
             "epoch": self._batches.epochs,
@@ -306,7 +252,7 @@ class TrainingLoop:
             **asdict(metrics),
             "gradient_norm": report.gradient_norm,
             "radius": report.radius,
-            "gradient_equivalents": self._work().gradient_equivalents,
+            "gradient_equivalents": self.objective.work.gradient_equivalents,
             "bytes": self._spent().bytes,
             "accepted": standing.accepted,
             "rejected": standing.rejected,
@@ -316,12 +262,6 @@ class TrainingLoop:
         """Communication of this rank since the first start of the run."""
         now, before = self.objective.comm.ledger.totals(), self._ledger_before
         return LedgerTotals(*(a - b for a, b in zip(now, before, strict=True)))  # type: ignore[arg-type]
-
-    def _work(self) -> Work:
-        """Evaluations since the first start of the run."""
-        now, before = self.objective.work, self._work_before
-        values, gradients = now.values - before.values, now.gradients - before.gradients
-        return Work(values, gradients, now.curvature_products - before.curvature_products, now.curvature_cost)
 
     def _keep_best(self, metrics: Metrics, state: State) -> None:
         standing = self._standing
@@ -351,7 +291,10 @@ class TrainingLoop:
             accepted=standing.accepted,
             rejected=standing.rejected,
             history=self._history,
+            resumed_from=self._resumed_from,
+            seconds_here=time.perf_counter() - self._entered,
             saved=self._keeper.saved if self._keeper else 0,
+            not_saved=self._keeper.failed if self._keeper else 0,
             seconds_saving=self._keeper.seconds if self._keeper else 0.0,
         )
 

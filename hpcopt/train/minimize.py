@@ -20,8 +20,9 @@ from hpcopt.solvers.registry import SOLVERS
 from hpcopt.solvers.solver import Solver
 from hpcopt.train.evaluation import Evaluator
 from hpcopt.train.keeper import CheckpointKeeper
-from hpcopt.train.loop import Criteria, Listener, Result, TrainingLoop
+from hpcopt.train.loop import TrainingLoop
 from hpcopt.train.output import RunOutput
+from hpcopt.train.protocol import Criteria, Listener, Result
 from hpcopt.train.requests import Requests
 from hpcopt.train.sampler import Sampler
 from hpcopt.train.snapshot import snapshot_from
@@ -104,15 +105,15 @@ def minimize(
     }
     path = Path(run_dir) if run_dir is not None else None
     options = checkpoint or CheckpointOptions()
-    output = RunOutput(
-        objective.comm,
-        path,
-        fresh=fresh,
-        checkpoint=options,
-        facts=facts | run_facts(objective, solver),
-        understand=partial(snapshot_from, objective, solver),
-    )
     with closing(Requests().listen()) as requests:
+        output = RunOutput(
+            objective.comm,
+            path,
+            fresh=fresh,
+            checkpoint=options,
+            facts=facts | run_facts(objective, solver),
+            understand=partial(snapshot_from, objective, solver),
+        )
         return train(objective, solver, sampler, test, criteria, output, options, requests, listeners)
 
 
@@ -134,7 +135,7 @@ def train(
         heard = [*output.listeners, *(listeners if objective.comm.rank == 0 else ())]
         keeper = None
         if output.store is not None:
-            keeper = CheckpointKeeper(objective, solver, output.store, checkpoint, requests)
+            keeper = CheckpointKeeper(objective, solver, output.store, checkpoint, requests, output.write_record)
         loop = TrainingLoop(objective, solver, sampler, evaluator, criteria, heard, keeper)
         result = loop.run(output.snapshot)
     except BaseException as error:

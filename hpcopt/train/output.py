@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from hpcopt.checkpoint.folder import published, set_aside
+from hpcopt.checkpoint.folder import FOLDER
 from hpcopt.checkpoint.restore import Restored, newest_valid, restore
 from hpcopt.checkpoint.retention import Retention
 from hpcopt.checkpoint.store import CheckpointStore
@@ -21,17 +21,16 @@ from hpcopt.errors import HpcoptError, UsageError
 from hpcopt.solvers.solver import StopReason
 from hpcopt.train.environment import environment
 from hpcopt.train.logs import RankLog
-from hpcopt.train.loop import Listener, Result
+from hpcopt.train.protocol import Listener, Result
 from hpcopt.train.record import Recorder
 from hpcopt.train.record_reader import earlier_rows
-from hpcopt.train.run_directory import JOB, METRICS, RunDirectory
+from hpcopt.train.run_directory import JOB, METRICS, RunDirectory, was_cut_off
 from hpcopt.train.same_job import check_same_job
 from hpcopt.train.snapshot import Snapshot
 
 logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_BEATS = 20.0
-CHECKPOINTS = "checkpoints"
 ENDS = {
     StopReason.NOT_FINITE: ("diverged", 3),
     StopReason.SAVED: ("saved", 75),
@@ -104,46 +103,47 @@ class RunOutput:
             return
         options = checkpoint or CheckpointOptions()
         about_ranks = comm.gather_objects(dict(rank_facts or {}) | {"host": comm.host})
-        resumable = options.resume and not fresh and has_checkpoints(path)
         with comm.together("preparing the run directory"):
             if comm.rank == 0:
-                self._directory = RunDirectory.create(path, fresh=fresh, resumable=resumable)
+                self._directory = RunDirectory.create(path, fresh=fresh, resumable=options.resume)
         try:
+            with comm.together("opening the log"):
+                self._log = RankLog(path, comm.rank, comm.size)
             self._find(path, options, job, understand)
             with comm.together("preparing the run directory"):
                 if comm.rank == 0:
                     self._open(path, job, dict(facts or {}), about_ranks or [])
-            with comm.together("opening the log"):
-                self._log = RankLog(path, comm.rank, comm.size)
-            if self.snapshot is not None:
-                logger.info("Going on after iteration %d.", self.snapshot.standing.iterations)
         except HpcoptError:
-            if self._recorder is not None:
-                self._recorder.close()
-            if self._directory is not None:
-                self._directory.abandon()
+            self._give_up()
             raise
 
     def _find(
         self, path: Path, options: CheckpointOptions, job: Job | None, understand: Callable[[Restored], Snapshot]
     ) -> None:
         """The checkpoint to go on from, if any, and where the next ones go. *Collective*."""
-        directory = path / CHECKPOINTS
+        comm, directory = self._comm, path / FOLDER
         # After --fresh, and where nothing was saved, there is nothing to be found.
-        found = newest_valid(self._comm, directory)
+        found = newest_valid(comm, directory)
         if found is not None:
-            if job is not None:
-                with self._comm.together("comparing the job with the one that was saved"):
-                    if self._comm.rank == 0:
-                        check_same_job(job, path / JOB)
-            self.snapshot = understand(restore(self._comm, found))
+            with comm.together("comparing the job with the one that was saved"):
+                if comm.rank == 0 and job is not None:
+                    check_same_job(job, path / JOB)
+            self.snapshot = understand(restore(comm, found))
+            logger.info("Going on after iteration %d.", self.snapshot.standing.iterations)
+        elif comm.rank == 0 and was_cut_off(path):
+            logger.warning("The run in %s was killed before it was first saved; it begins anew.", path)
         if options.save:
-            self.store = CheckpointStore(self._comm, directory, Retention(options.keep, every=options.keep_every))
+            self.store = CheckpointStore(comm, directory, Retention(options.keep, every=options.keep_every))
 
     @property
     def listeners(self) -> Sequence[Listener]:
         """The record and the sign of life, on rank 0."""
         return [self._recorder, Heartbeat(self._directory)] if self._recorder and self._directory else []
+
+    def write_record(self) -> None:
+        """Write the rows that wait, so that a run killed after a checkpoint has all rows up to there. Local."""
+        if self._recorder is not None:
+            self._recorder.flush(force=True)
 
     def finish(self, result: Result) -> None:
         """Close the record and say in status.json how the run ended. *Collective*."""
@@ -162,7 +162,12 @@ class RunOutput:
                 "iterations": result.iterations,
                 "epochs": result.epochs,
                 "seconds": result.seconds,
-                "checkpoints": {"saved": result.saved, "seconds": result.seconds_saving},
+                "checkpoints": {
+                    "saved": result.saved,
+                    "not_saved": result.not_saved,
+                    "seconds": result.seconds_saving,
+                    "share": result.share_saving,
+                },
                 "steps": {"accepted": result.accepted, "rejected": result.rejected},
                 "communication": {"calls": calls, "bytes": moved, "seconds_waited": waited},
                 "by_label": [row._asdict() for row in rows],
@@ -177,28 +182,36 @@ class RunOutput:
     def _open(self, path: Path, job: Job | None, facts: dict[str, Any], about_ranks: list[dict[str, Any]]) -> None:
         directory = self._directory
         assert directory is not None
+        resumed = {} if self.snapshot is None else {"resumed_from": self.snapshot.standing.iterations}
+        # First of all files: a run that is killed after any of them is then known to be one that was to be saved.
+        directory.write_status(**facts, ranks=self._comm.size, saves=self.store is not None, **resumed)
         if job is not None:
             directory.write_job(job.to_toml())
         hosts = [str(rank["host"]) for rank in about_ranks]
         directory.write_environment(environment(library_name(), hosts) | {"ranks": about_ranks})
         self._recorder = Recorder(path, self._comm.size, self._earlier(path))
-        resumed = {} if self.snapshot is None else {"resumed_from": self.snapshot.standing.iterations}
-        directory.write_status(**facts, ranks=self._comm.size, **resumed)
 
     def _earlier(self, path: Path) -> dict[str, list[dict[str, Any]]]:
         """What the record begins with in a run that goes on; what does not fit any more is kept in another file."""
         if self.snapshot is None or not (path / METRICS).exists():
             return {}
-        done, before = (
-            self.snapshot.standing.iterations,
-            path / f"metrics-before-{self.snapshot.standing.iterations}.h5",
-        )
+        done = self.snapshot.standing.iterations
+        before = path / f"metrics-before-{done}.h5"
         try:
             return earlier_rows(path / METRICS, done, self._comm.size)
         except UsageError as error:
             os.replace(path / METRICS, before)
             logger.warning("%s It is kept as %s; the record begins anew.", error, before.name)
             return {}
+
+    def _give_up(self) -> None:
+        """Leave the directory as it was found."""
+        if self._recorder is not None:
+            self._recorder.close()
+        if self._log is not None:
+            self._log.close()
+        if self._directory is not None:
+            self._directory.abandon()
 
     def _close(self, **status: Any) -> None:
         if self._recorder is not None:
@@ -210,9 +223,3 @@ class RunOutput:
             logger.info("%s: %s", status["status"], status["stop_reason"])
             self._log.close()
         self._directory = self._recorder = self._log = None
-
-
-def has_checkpoints(path: Path) -> bool:
-    """Whether a run in the directory was ever saved, be it that all of it is damaged."""
-    directory = path / CHECKPOINTS
-    return bool(published(directory) or set_aside(directory))

@@ -7,6 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from rich.console import Console
@@ -14,7 +15,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 from rich.text import Text
 
-from hpcopt.train.loop import Listener, Result
+from hpcopt.checkpoint.folder import FOLDER
+from hpcopt.solvers.solver import StopReason
+from hpcopt.train.protocol import Listener, Result
 
 logger = logging.getLogger(__name__)
 
@@ -173,3 +176,19 @@ def final_table(result: Result, title: str) -> Table:
         if not all(math.isnan(value) for value in values):
             table.add_row(label, *(form.format(value) for value in values))
     return table
+
+
+def last_lines(result: Result, directory: Path) -> list[str]:
+    """What stands under the table: the checkpoints and what they cost, the run directory, and how to go on."""
+    lines = [f"run directory: {directory}"]
+    if result.saved or result.not_saved:
+        share, failed = result.share_saving, ""
+        if result.not_saved:
+            failed = f"; {result.not_saved} could not be saved, see {directory / 'log'}"
+        count = "1 checkpoint" if result.saved == 1 else f"{result.saved} checkpoints"
+        lines.append(f"checkpoints: saved {count} in {directory / FOLDER}, {share:.1%} of the time{failed}")
+    if result.resumed_from == result.iterations:
+        lines.append("There was nothing left to do: the run had come to its end before.")
+    if result.stop is StopReason.SAVED:
+        lines.append(f"It is saved after iteration {result.iterations}; the same command goes on from there.")
+    return lines

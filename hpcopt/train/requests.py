@@ -22,6 +22,7 @@ class Requests:
     """What this rank has been asked. A request is only noted here; it is met at the end of an iteration."""
 
     def __init__(self) -> None:
+        self._began = time.monotonic()
         self._signalled = False
         self._previous: Any = None
         self._halt: Path | None = None
@@ -29,16 +30,23 @@ class Requests:
         self._next_look = 0.0
         self._found = False
 
-    def listen(self) -> Requests:
-        """Take SIGUSR1 from now on, which would end the process otherwise. Only the main thread can."""
+    def listen(self, last: bool = False) -> Requests:
+        """Take SIGUSR1 from now on, which would end the process otherwise. Only the main thread can.
+
+        Args:
+            last: the process ends with the run, so that afterwards the signal is ignored: a second one, which arrives
+                when the first was obeyed, must not spoil the exit status.
+        """
         if threading.current_thread() is threading.main_thread():
             self._previous = signal.signal(signal.SIGUSR1, self._note)
+            if last:
+                self._previous = signal.SIG_IGN
         return self
 
     def watch(self, directory: Path | None, seconds: float | None) -> None:
-        """Also look for the halt file in ``directory``, and stop after ``seconds`` from now; for one rank."""
+        """Also look for the halt file in ``directory``, and stop ``seconds`` after this object was made."""
         self._halt = None if directory is None else directory / HALT
-        self._deadline = None if seconds is None else time.monotonic() + seconds
+        self._deadline = None if seconds is None else self._began + seconds
 
     @property
     def pending(self) -> bool:
@@ -50,11 +58,11 @@ class Requests:
         return self._signalled or self._found or (self._deadline is not None and now >= self._deadline)
 
     def close(self) -> None:
-        """Take no more signals; remove a halt file that was obeyed, so that the next start is not stopped by it."""
+        """Give the signal back; remove the halt file, which is obeyed now, so that it does not stop the next start."""
         if self._previous is not None:
             signal.signal(signal.SIGUSR1, self._previous)
             self._previous = None
-        if self._found and self._halt is not None:
+        if self._halt is not None:
             try:
                 self._halt.unlink(missing_ok=True)
             except OSError as error:

@@ -1,6 +1,6 @@
 """The directory of a run: created or refused as a whole, locked, and its small files written atomically.
 
-    runs/NAME/  job.toml  environment.json  status.json  metrics.h5  log/rank0000.log  lock
+    runs/NAME/  job.toml  environment.json  status.json  metrics.h5  log/rank0000.log  lock  checkpoints/
 
 All of this is work of rank 0 with files. Nothing communicates: call it where an error of one rank reaches all.
 """
@@ -18,6 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from hpcopt.checkpoint.folder import FOLDER, published, set_aside
 from hpcopt.errors import UsageError
 from hpcopt.train import run_lock
 from hpcopt.train.run_lock import RunLock
@@ -35,6 +36,22 @@ MARKS = (STATUS, METRICS, ENVIRONMENT, JOB)
 def holds_run(path: Path) -> bool:
     """Whether there is a run in the directory."""
     return any(os.path.exists(path / name) for name in MARKS)
+
+
+def has_checkpoints(path: Path) -> bool:
+    """Whether a run in the directory was ever saved, be it that all of it is damaged."""
+    directory = path / FOLDER
+    return bool(published(directory) or set_aside(directory))
+
+
+def was_cut_off(path: Path) -> bool:
+    """Whether the run in the directory was to be saved, and was killed before it had been for the first time."""
+    try:
+        status = json.loads((path / STATUS).read_text())
+    except (OSError, ValueError):
+        return False
+    going_on = isinstance(status, dict) and status.get("status") == "running" and status.get("saves") is True
+    return going_on and not has_checkpoints(path)
 
 
 class RunDirectory:
@@ -63,7 +80,8 @@ class RunDirectory:
         Args:
             path: the directory; it may exist.
             fresh: move a run that is there aside to ``NAME.before-YYYYmmdd-HHMMSS``.
-            resumable: accept a run that is there, to go on with it.
+            resumable: accept a run that is there, to go on with it where it was saved, or to begin it anew where it
+                was killed before that.
 
         Raises:
             UsageError: the path is a file, the parent cannot be written to, there is a run, or another process is at
@@ -74,12 +92,10 @@ class RunDirectory:
             raise UsageError(f"The run directory {path} is a file. Give a directory with --run-dir.")
         run_lock.refuse_if_held(path / run_lock.FILE_NAME)
         moved_to = None
-        if holds_run(path) and not resumable:
+        saved = has_checkpoints(path)
+        if (holds_run(path) or saved) and not (resumable and not fresh and (saved or was_cut_off(path))):
             if not fresh:
-                raise UsageError(
-                    f"The directory {path} already holds a run. Give another one with --run-dir, or --fresh to move "
-                    "the old run aside and start anew (nothing is deleted)."
-                )
+                raise _occupied(path, saved)
             moved_to = _move_aside(path)
         made: list[Path] = []
         try:
@@ -236,6 +252,16 @@ def _undo(made: list[Path], path: Path, moved_to: Path | None) -> None:
             break
     if moved_to is not None and not os.path.exists(path):
         os.rename(moved_to, path)
+
+
+def _occupied(path: Path, saved: bool) -> UsageError:
+    why = ", of which nothing was saved to go on from"
+    if saved:
+        why = ", which checkpoint.resume = false keeps from going on"
+    return UsageError(
+        f"The directory {path} already holds a run{why}. Give another one with --run-dir, or --fresh to move the old "
+        "run aside and start anew (nothing is deleted)."
+    )
 
 
 def _not_writable(path: Path, error: OSError) -> UsageError:

@@ -7,7 +7,7 @@ state, running statistics) is restored where as many ranks go on, in the same la
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -40,8 +40,9 @@ COUNTS = (
     "seconds_waited",
     "best_epoch",
     "best_iteration",
+    "method_stop",
 )
-"""Plain numbers of ``Standing``."""
+"""Plain values of ``Standing``."""
 
 
 @dataclass
@@ -71,6 +72,11 @@ class Snapshot:
         """Whether no point has been better than the present one."""
         return self.standing.best_iteration == self.standing.iterations
 
+    @property
+    def delivers_best(self) -> bool:
+        """Whether ``point`` is the best point, because it is the present one or because the run diverged."""
+        return self.best_is_here or self.point is self.best_parameters
+
 
 def replicated_contents(objective: DataParallelObjective, solver: Solver, snapshot: Snapshot) -> dict[str, Any]:
     """What is the same on all ranks, by its name in a checkpoint. The module must hold ``snapshot.point``."""
@@ -80,13 +86,14 @@ def replicated_contents(objective: DataParallelObjective, solver: Solver, snapsh
     if not snapshot.best_is_here:
         found |= _best(objective, snapshot)
     for key, value in snapshot.state.items():
-        if not is_own(solver, key) and not (key == "parameters" and "average" not in snapshot.state):
+        if not is_own(solver, key) and not (key == "parameters" and value is snapshot.point):
             found[f"{SOLVER}/{key}"] = value
     found |= {f"{LOOP}/{name}": getattr(snapshot.standing, name) for name in COUNTS}
     for name in ("initial", "latest", "best", "work"):
         found |= {f"{LOOP}/{name}/{k}": v for k, v in asdict(getattr(snapshot.standing, name)).items()}
     found |= {f"{LOOP}/batches/{key}": value for key, value in snapshot.batches.items()}
     found |= {f"{LOOP}/{key}": str(value) for key, value in objective.layout.items()}
+    found[f"{LOOP}/samples"] = objective.samples
     columns = list(snapshot.history[0]) if snapshot.history else []
     found[f"{LOOP}/{HISTORY}/columns"] = " ".join(columns)
     rows = [[row[name] for name in columns] for row in snapshot.history]
@@ -94,10 +101,10 @@ def replicated_contents(objective: DataParallelObjective, solver: Solver, snapsh
     return found
 
 
-def own_contents(objective: DataParallelObjective, solver: Solver, snapshot: Snapshot) -> dict[str, Any]:
-    """What is this rank's own."""
+def own_contents(running: Sequence[torch.Tensor], solver: Solver, snapshot: Snapshot) -> dict[str, Any]:
+    """What is this rank's own: its part of the method's state, and what its module's buffers hold as the run goes."""
     own = {f"{SOLVER}/{key}": value for key, value in snapshot.state.items() if is_own(solver, key)}
-    return own | {f"{BUFFERS}/{i}": buffer for i, buffer in enumerate(objective.copy_buffers())}
+    return own | {f"{BUFFERS}/{i}": buffer for i, buffer in enumerate(running)}
 
 
 def descriptions(solver: Solver) -> dict[str, dict[str, str]]:
@@ -125,9 +132,10 @@ def snapshot_from(objective: DataParallelObjective, solver: Solver, restored: Re
     """The run as it was saved; the model's tensors that are not trained are put back too. *Collective*.
 
     Raises:
-        UsageError: what was saved is of another model or method.
+        UsageError: what was saved is of another model, method or training set.
     """
     saved = restored.replicated
+    _check_samples(objective, saved[f"{LOOP}/samples"])
     own = restored.own if _same_layout(objective, saved) else None
     point = _load_model(objective, saved)
     state = _load_state(objective, solver, saved, own, point)
@@ -159,6 +167,15 @@ def _load_model(objective: DataParallelObjective, saved: Mapping[str, Any]) -> V
             )
         tensor.copy_(_tensor(saved[path]))
     return parameters.copy()
+
+
+def _check_samples(objective: DataParallelObjective, saved: int) -> None:
+    if saved != objective.samples:
+        raise UsageError(
+            f"The run was made with {saved} training samples, but here are {objective.samples}. Go on with the data it "
+            "was made with, or start anew with --fresh.",
+            collective=True,
+        )
 
 
 def _load_state(
@@ -214,7 +231,8 @@ def _like(empty: torch.Tensor | float | int | bool, value: Any, key: str) -> tor
             f"{tuple(np.shape(value))} there. Go on with the options it was made with, or start anew with --fresh.",
             collective=True,
         )
-    return _tensor(value).to(device=empty.device, dtype=empty.dtype)
+    # In memory of torch's own, whose alignment the last bits of a product may depend on.
+    return empty.clone().copy_(_tensor(value))
 
 
 def _tensor(value: Any) -> torch.Tensor:

@@ -23,6 +23,7 @@ class Standing:
         work: evaluations.
         initial, latest, best: figures before the first step, of the latest evaluation and of the best one.
         best_epoch, best_iteration: when that was.
+        method_stop: name of the reason for which the method ended the run; empty as long as it has not.
     """
 
     iterations: int = 0
@@ -41,3 +42,4 @@ class Standing:
     best: Metrics = field(default_factory=Metrics)
     best_epoch: float = 0.0
     best_iteration: int = 0
+    method_stop: str = ""

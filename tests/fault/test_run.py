@@ -106,7 +106,8 @@ def test_a_run_trains_and_leaves_a_record(workplace: Path, launch: Callable, ran
     assert "\x1b" not in done.stdout
     status = json.loads((workplace / "out/status.json").read_text())
     assert (status["status"], status["exit_status"], status["ranks"]) == ("finished", 0, ranks)
-    assert {"job.toml", "environment.json", "metrics.h5", "status.json", "log"} == set(os.listdir(workplace / "out"))
+    left = {"job.toml", "environment.json", "metrics.h5", "status.json", "log", "checkpoints"}
+    assert left == set(os.listdir(workplace / "out"))
     assert f"[rank 0/{ranks}]" in (workplace / "out/log/rank0000.log").read_text()
 
 
@@ -197,8 +198,8 @@ def test_a_job_file_that_is_not_there_is_refused(workplace: Path, launch: Callab
     assert not (workplace / "runs").exists()
 
 
-def test_a_second_job_in_a_directory_is_refused_and_fresh_keeps_the_old_run(workplace: Path, launch: Callable) -> None:
-    argv = ["hpcopt", "run", "job.toml", "--run-dir", "out"]
+def test_a_run_that_was_not_saved_is_not_overwritten_and_fresh_keeps_it(workplace: Path, launch: Callable) -> None:
+    argv = ["hpcopt", "run", "job.toml", "--run-dir", "out", "--set", "checkpoint.save=false"]
     assert launch(1, argv, timeout=60).returncode == 0
     refused = launch(1, argv, timeout=60)
     assert (refused.returncode, refused.stderr.count("already holds a run")) == (2, 1)

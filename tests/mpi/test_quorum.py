@@ -19,8 +19,8 @@ from hpcopt.errors import UsageError
 from hpcopt.solvers.apts import APTS
 from hpcopt.solvers.solver import StepReport
 from hpcopt.train.job import PreparedJob
-from hpcopt.train.loop import Result
 from hpcopt.train.pace import RunPace, make_pace
+from hpcopt.train.protocol import Result
 from tests.support.problems import sharded
 
 pytestmark = pytest.mark.mpi

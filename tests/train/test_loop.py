@@ -16,8 +16,9 @@ from hpcopt.objective.protocol import Batch, Objective
 from hpcopt.solvers.sgd import SGD
 from hpcopt.solvers.solver import State, StepReport, StopReason
 from hpcopt.train.evaluation import Evaluator, Metrics
-from hpcopt.train.loop import Criteria, Result, TrainingLoop
+from hpcopt.train.loop import TrainingLoop
 from hpcopt.train.minimize import plan_batches
+from hpcopt.train.protocol import Criteria, Result
 from hpcopt.train.sampler import Sampler
 from tests.support.problems import sharded
 

@@ -12,6 +12,7 @@ import torch
 
 import hpcopt
 from hpcopt.comm.communicator import Communicator
+from hpcopt.config import CheckpointOptions
 from hpcopt.errors import HpcoptError, UsageError
 from hpcopt.solvers.sgd import SGD
 from hpcopt.train.agreement import check_agreement
@@ -31,15 +32,29 @@ def test_it_trains_the_model_and_leaves_a_record(comm: Communicator, tmp_path: P
     assert (status["status"], status["solver"]) == ("finished", "trust_region")
 
 
-def test_a_second_run_in_the_directory_is_refused_unless_it_is_to_be_moved_aside(
+def test_a_run_that_is_in_the_directory_goes_on_unless_it_is_to_be_moved_aside(
     comm: Communicator, tmp_path: Path
 ) -> None:
-    objective = sharded(comm)
-    minimize(objective, SGD(), epochs=1, run_dir=tmp_path / "a")
-    with pytest.raises(UsageError, match="already holds a run"):
-        minimize(objective, SGD(), epochs=1, run_dir=tmp_path / "a")
-    minimize(objective, SGD(), epochs=1, run_dir=tmp_path / "a", fresh=True)
+    first = minimize(sharded(comm), SGD(), epochs=1, run_dir=tmp_path / "a")
+    again = minimize(sharded(comm), SGD(), epochs=1, run_dir=tmp_path / "a")
+    assert (again.iterations, again.saved) == (1, 0)
+    assert torch.equal(again.parameters, first.parameters)
+    assert minimize(sharded(comm), SGD(), epochs=3, run_dir=tmp_path / "a").iterations == 3
+    minimize(sharded(comm), SGD(), epochs=1, run_dir=tmp_path / "a", fresh=True)
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_run_that_was_not_saved_is_not_overwritten(comm: Communicator, tmp_path: Path) -> None:
+    minimize(sharded(comm), SGD(), epochs=1, run_dir=tmp_path / "a", checkpoint=CheckpointOptions(save=False))
+    with pytest.raises(UsageError, match="already holds a run, of which nothing was saved to go on from"):
+        minimize(sharded(comm), SGD(), epochs=1, run_dir=tmp_path / "a")
+
+
+def test_a_run_that_was_saved_is_not_overwritten_when_it_must_not_go_on(comm: Communicator, tmp_path: Path) -> None:
+    minimize(sharded(comm), SGD(), epochs=1, run_dir=tmp_path / "a")
+    options = CheckpointOptions(resume=False)
+    with pytest.raises(UsageError, match=r"already holds a run.* checkpoint\.resume"):
+        minimize(sharded(comm), SGD(), epochs=1, run_dir=tmp_path / "a", checkpoint=options)
 
 
 def test_a_schedule_ends_with_the_run(comm: Communicator) -> None:

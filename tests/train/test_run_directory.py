@@ -11,7 +11,7 @@ import pytest
 from hpcopt.errors import UsageError
 from hpcopt.train import run_lock
 from hpcopt.train.environment import environment
-from hpcopt.train.run_directory import RunDirectory, write_json
+from hpcopt.train.run_directory import RunDirectory, was_cut_off, write_json
 
 
 def write_lock(directory: Path, **changes: object) -> Path:
@@ -48,10 +48,42 @@ def test_refuses_a_directory_that_holds_a_run(tmp_path: Path) -> None:
         RunDirectory.create(tmp_path / "a", fresh=False)
 
 
-def test_accepts_a_directory_that_holds_a_run_when_it_can_be_resumed(tmp_path: Path) -> None:
-    finished_run(tmp_path / "a")
+def saved_run(path: Path) -> None:
+    finished_run(path)
+    (path / "checkpoints" / "step-00000007").mkdir(parents=True)
+
+
+def test_a_run_that_was_saved_may_go_on(tmp_path: Path) -> None:
+    saved_run(tmp_path / "a")
     with RunDirectory.create(tmp_path / "a", fresh=False, resumable=True) as run:
         assert (run.path / "status.json").exists()
+    with pytest.raises(UsageError, match=r"already holds a run, which checkpoint\.resume = false keeps"):
+        RunDirectory.create(tmp_path / "a", fresh=False, resumable=False)
+
+
+def test_checkpoints_alone_are_a_run(tmp_path: Path) -> None:
+    (tmp_path / "a" / "checkpoints" / "step-00000007").mkdir(parents=True)
+    with pytest.raises(UsageError, match="already holds a run"):
+        RunDirectory.create(tmp_path / "a", fresh=False)
+
+
+def test_a_run_of_which_nothing_was_saved_is_not_overwritten(tmp_path: Path) -> None:
+    finished_run(tmp_path / "a")
+    with pytest.raises(UsageError, match="already holds a run, of which nothing was saved to go on from"):
+        RunDirectory.create(tmp_path / "a", fresh=False, resumable=True)
+
+
+@pytest.mark.parametrize("saves", [True, False])
+def test_a_run_that_was_killed_before_it_was_first_saved_may_begin_anew(tmp_path: Path, saves: bool) -> None:
+    """But not one that was never to be saved: its record is all there will ever be of it."""
+    with RunDirectory.create(tmp_path / "a", fresh=False) as run:
+        run.write_status(saves=saves)
+    assert was_cut_off(tmp_path / "a") is saves
+    if saves:
+        RunDirectory.create(tmp_path / "a", fresh=False, resumable=True).close()
+    else:
+        with pytest.raises(UsageError, match="nothing was saved"):
+            RunDirectory.create(tmp_path / "a", fresh=False, resumable=True)
 
 
 def test_a_lock_that_cannot_be_written_is_not_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,7 +174,7 @@ def test_abandoning_a_start_restores_what_was_there(tmp_path: Path) -> None:
 
 
 def test_abandoning_a_resumed_run_keeps_its_files(tmp_path: Path) -> None:
-    finished_run(tmp_path / "a")
+    saved_run(tmp_path / "a")
     RunDirectory.create(tmp_path / "a", fresh=False, resumable=True).abandon()
     assert (tmp_path / "a" / "status.json").exists()
     assert (tmp_path / "a" / "log").exists()
