@@ -134,7 +134,7 @@ def main() -> None:
     """Measure and report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parameters", type=int, default=PARAMETERS)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--directory", type=Path, default=Path("runs/benchmark-checkpoint"), help="on the disk to test")
     parser.add_argument("--output", help="Markdown file for the figures")
     options = parser.parse_args()
