@@ -102,14 +102,16 @@ class APTS:
     """A preconditioned step is judged against the highest loss at the start of the last ``window`` iterations, this one
     included (non-monotone, NAPTS). 1: against the loss where it starts. On mini-batches those are losses of other
     batches."""
-    average: float = 0.7
-    """On mini-batches the point that is evaluated and delivered is a running mean of the iterates, in which the past
-    has this weight; 0 delivers the iterate itself. Trials always start from the iterate."""
+    average: float = 0.25
+    """On mini-batches the point that is evaluated and delivered is a running mean over about this part of all iterates
+    so far, the latest (polynomial-decay averaging, Shamir and Zhang 2013, ICML); 0 delivers the iterate itself. Trials
+    always start from the iterate."""
     radius_control: str = "next_batch"
     """What the radius follows on mini-batches: the loss of the next batch ("next_batch") or, as on full batches, of the
     batch itself ("batch")."""
-    next_shrink_below: float = 0.1
-    """The radius shrinks when the next batch gains less than this part of what the iteration promised."""
+    next_shrink_below: float = -0.5
+    """The radius shrinks when the next batch gains less than this part of what the iteration promised; below 0: when it
+    loses more. The mean of the iterates settles the noise of smaller losses, and radii that stay large do better."""
     next_grow_above: float = 0.3
     """The radius grows when the next batch gains more than this part of what the iteration promised, and the ranks used
     most of it."""
@@ -143,7 +145,7 @@ class APTS:
             check_count(self, key)
         check_count(self, "global_iterations", 0)
         check_number(self, "local_start", 0.0, 1.0, open_low=True)
-        check_number(self, "average", 0.0, 1.0, open_high=True)
+        check_number(self, "average", 0.0, 1.0)
         check_number(self, "next_shrink_below", high=1.0)
         check_number(self, "next_grow_above")
         check_number(self, "next_grow", 1.0, open_low=True)
@@ -309,11 +311,11 @@ class APTS:
         return stop
 
     def _take_into_average(self, state: State, batch: Batch) -> None:
-        """The mean of the first iterates is plain, so that the start has no weight. On a full batch: the iterate."""
+        """On a full batch, and as long as the part is less than two iterates: the iterate."""
         average, parameters = cast(Vector, state["average"]), cast(Vector, state["parameters"])
         state["averaged"] = int(state["averaged"]) + 1
-        past = 0.0 if batch.indices is None else min(self.average, 1 - 1 / int(state["averaged"]))
-        average.lerp_(parameters, 1 - past)
+        covered = 1.0 if batch.indices is None else max(1.0, self.average * int(state["averaged"]))
+        average.lerp_(parameters, 1 / covered)
 
     def _finish(self, objective: Objective, state: State, batch: Batch, report: StepReport, stop: StopReason) -> None:
         """What the report says of the whole iteration, the floor of the radius, and the end of a full-batch run."""

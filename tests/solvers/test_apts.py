@@ -67,13 +67,14 @@ def test_presets_train(preset):
 
 def test_the_delivered_point_is_a_mean_of_the_iterates():
     objective = digits(torch.float64)
-    solver, batches, iterates = APTS(average=0.6), mini_batches(objective), []
+    solver, batches, iterates = APTS(average=0.75), mini_batches(objective), []
     state = solver.init(objective)
     for batch in batches:
         state, _ = solver.step(objective, state, batch)
         iterates.append(state["parameters"].clone())
-    first = (iterates[0] + iterates[1]) / 2
-    mean = 0.6 * (0.6 * first + 0.4 * iterates[2]) + 0.4 * iterates[3]
+    mean = iterates[0].clone()
+    for count, iterate in enumerate(iterates[1:], start=2):
+        mean += (iterate - mean) / (0.75 * count)
     torch.testing.assert_close(state["average"], mean)
     state, _ = solver.step(objective, state, FULL)
     torch.testing.assert_close(state["average"], state["parameters"])
