@@ -168,7 +168,9 @@ def test_all_ranks_hold_the_same_bits_and_the_loss_falls(
 ) -> None:
     objective = unequal(comm)
     start = objective.value(objective.initial_vector(), objective.full_batch)
-    state, reports = steps(APTS(local_solver=solver, combination=combination), objective, 15, total)
+    # So few samples of noise teach nothing about others: only a cautious radius brings the loss of all of them down.
+    method = APTS(local_solver=solver, combination=combination, next_shrink_below=0.1)
+    state, reports = steps(method, objective, 15, total)
     assert same_everywhere(comm, state["parameters"])  # type: ignore[arg-type]
     numbers = [float(value) for report in reports for value in (report.loss, report.radius, report.predicted)]
     assert same_everywhere(comm, torch.tensor(numbers, dtype=torch.float64).nan_to_num())

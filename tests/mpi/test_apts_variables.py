@@ -138,7 +138,8 @@ def test_all_ranks_hold_the_same_bits_and_the_loss_falls(
 ) -> None:
     objective = on_grid(comm, shards)
     start = objective.value(objective.initial_vector(), objective.full_batch)
-    state, reports = steps(APTS(combination=combination), objective, 6, size)
+    # So few samples of noise teach nothing about others: only a cautious radius brings the loss of all of them down.
+    state, reports = steps(APTS(combination=combination, next_shrink_below=0.1), objective, 6, size)
     assert same_everywhere(comm, state["parameters"])
     numbers = [float(value) for report in reports for value in (report.loss, report.radius, report.predicted)]
     assert same_everywhere(comm, torch.tensor(numbers, dtype=torch.float64).nan_to_num())
