@@ -152,9 +152,14 @@ def test_a_run_that_ends_has_not_failed_because_its_end_could_not_be_saved(comm:
     assert run_with(comm, tmp_path, FakeStore(fails=set(range(9)))).stop is StopReason.EPOCHS_DONE
 
 
+class Remembers(torch.nn.Linear):
+    """A layer with state that is no tensor."""
+
+    def get_extra_state(self) -> dict[str, str]:
+        return {"last": "word"}
+
+
 def test_what_cannot_be_saved_is_refused_before_the_first_step(comm: Communicator, tmp_path: Path) -> None:
-    model = torch.nn.Linear(5, 3).double()
-    model.register_buffer("phases", torch.zeros(2, dtype=torch.bfloat16))
-    objective = sharded(comm, model=model)
-    with pytest.raises(UsageError, match="model/phases"):
+    objective = sharded(comm, model=Remembers(5, 3))
+    with pytest.raises(UsageError, match="cannot hold 'model/_extra_state' of type dict"):
         minimize(objective, SGD(), epochs=1, run_dir=tmp_path / "a")
