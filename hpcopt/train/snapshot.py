@@ -147,10 +147,11 @@ def snapshot_from(objective: DataParallelObjective, solver: Solver, restored: Re
 
 def _best(objective: DataParallelObjective, snapshot: Snapshot) -> dict[str, Any]:
     module, parameters = objective.shard.module, objective.shard.parameters
-    named = list(zip(parameters.names, parameters.views(snapshot.best_parameters), strict=True))
-    named += zip((name for name, _ in module.named_buffers()), snapshot.best_buffers, strict=True)
-    kept = module.state_dict().keys()
-    return {tensor_path(BEST, name): tensor for name, tensor in named if name in kept}
+    best = {id(t): v for t, v in zip(parameters.tensors, parameters.views(snapshot.best_parameters), strict=True)}
+    best |= {id(b): kept for b, kept in zip(module.buffers(), snapshot.best_buffers, strict=True)}
+    # By object, not by name: a tensor that two layers share has two names, and both are needed to load it.
+    named = module.state_dict(keep_vars=True).items()
+    return {tensor_path(BEST, name): best[id(tensor)] for name, tensor in named if id(tensor) in best}
 
 
 def _load_model(objective: DataParallelObjective, saved: Mapping[str, Any]) -> Vector:

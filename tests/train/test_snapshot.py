@@ -15,12 +15,13 @@ import torch
 from hpcopt.comm.communicator import Communicator
 from hpcopt.data.batches import BatchGrowth
 from hpcopt.errors import UsageError
+from hpcopt.objective.data_parallel import DataParallelObjective
 from hpcopt.objective.stochastic import StochasticState
 from hpcopt.solvers.registry import SOLVERS
 from hpcopt.solvers.sgd import SGD
 from hpcopt.train.loop import TrainingLoop
 from hpcopt.train.sampler import BatchSequence
-from hpcopt.train.snapshot import COUNTS, Snapshot
+from hpcopt.train.snapshot import COUNTS, Snapshot, replicated_contents
 from hpcopt.train.standing import Standing
 from tests.support.resuming import Case, Started
 
@@ -213,3 +214,16 @@ def test_a_checkpoint_of_something_else_is_refused(comm: Communicator, tmp_path:
         Started(comm, case, tmp_path)
     assert "--fresh" in str(error.value)
     assert error.value.collective
+
+
+def test_the_best_point_has_all_names_of_a_tensor_that_layers_share(comm: Communicator) -> None:
+    layer = torch.nn.Linear(3, 3)
+    objective = DataParallelObjective(
+        torch.nn.Sequential(layer, torch.nn.ReLU(), layer), "squared", torch.zeros(4, 3), torch.zeros(4, 3), comm
+    )
+    best = torch.arange(float(objective.size))
+    standing, now = Standing(iterations=2, best_iteration=1), objective.initial_vector()
+    snapshot = Snapshot({"parameters": now}, now, standing, {}, best, [], [])
+    contents = replicated_contents(objective, SGD(), snapshot)
+    assert torch.equal(contents["best/0/weight"], best[:9].view(3, 3))
+    assert torch.equal(contents["best/2/weight"], contents["best/0/weight"])
