@@ -1,0 +1,357 @@
+"""Runs that are stopped or killed from outside, and what the same command makes of them when it is started again."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hpcopt.analysis.history import open_run
+from hpcopt.checkpoint.folder import FOLDER, published, published_steps
+from hpcopt.checkpoint.stored import StoredCheckpoint
+from tests.fault import conftest
+from tests.fault.conftest import Finished, Installation, own_mpi
+from tests.support.resuming import assert_same_contents
+
+JOB = """
+[run]
+iterations = 60
+evaluate_every = 2
+[data]
+source = "digits"
+batch = 200
+[model]
+name = "mymodels:slow"
+[solver]
+name = "apts"
+[checkpoint]
+every_epochs = 0.6
+"""
+
+MODELS = """
+import os, resource, signal, time
+from pathlib import Path
+
+import torch
+
+class Slow(torch.nn.Linear):
+    def forward(self, x):
+        if self.training:
+            time.sleep(0.002)
+        return super().forward(x)
+
+def slow(input_shape, outputs):
+    return torch.nn.Sequential(torch.nn.Flatten(), Slow(64, outputs))
+
+class Signals(torch.nn.Linear):
+    '''Sends itself a signal in a training pass, and again in the next ones.'''
+    passes = 0
+
+    def forward(self, x):
+        self.passes += self.training
+        if self.training and self.first <= self.passes < self.first + self.times:
+            from mpi4py import MPI
+            if MPI.COMM_WORLD.rank == self.rank:
+                os.kill(os.getpid(), signal.SIGUSR1)
+        return super().forward(x)
+
+def signals(input_shape, outputs, rank=0, first=20, times=1):
+    layer = Signals(64, outputs)
+    layer.rank, layer.first, layer.times = rank, first, times
+    return torch.nn.Sequential(torch.nn.Flatten(), layer)
+
+class Fills(torch.nn.Linear):
+    '''From its 20th training pass on no file may become as long as that of a checkpoint, as if the disk were full.'''
+    passes = 0
+
+    def forward(self, x):
+        self.passes += self.training
+        if self.passes == 20:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1_400_000, -1))
+            if self.stop:
+                os.kill(os.getpid(), signal.SIGUSR1)
+        return super().forward(x)
+
+def fills(input_shape, outputs, stop=False):
+    layer = Fills(10_000, outputs)
+    layer.stop = stop
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10_000), layer)
+"""
+
+COMMAND = ["hpcopt", "run", "job.toml", "--run-dir", "out"]
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a job that takes a second or two, and models of the user's own."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "job.toml").write_text(JOB)
+    (tmp_path / "mymodels.py").write_text(MODELS)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run directory of the job on 2 ranks when nobody disturbs it."""
+    path = tmp_path_factory.mktemp("undisturbed")
+    (path / "job.toml").write_text(JOB)
+    (path / "mymodels.py").write_text(MODELS)
+    words = [own_mpi().mpirun, "-n", "2", *conftest.command(COMMAND)]
+    done = conftest.run(words, conftest.environment(None, {}), 60.0, path)
+    assert done.returncode == 0, done.stderr
+    return path / "out"
+
+
+class Job:
+    """A job on 2 ranks that is going on."""
+
+    def __init__(self, path: Path, mpi: Installation, arguments: list[str], ranks: int = 2) -> None:
+        self.path, self.mark = path, os.urandom(8).hex()
+        env = conftest.environment(mpi.lib, {}) | {conftest.MARK: self.mark}
+        words = [mpi.mpirun, "-n", str(ranks), *conftest.command([*COMMAND, *arguments])]
+        self.out, self.err = open(path / "stdout", "w+"), open(path / "stderr", "w+")
+        self.process = subprocess.Popen(words, env=env, cwd=path, stdout=self.out, stderr=self.err, text=True)
+
+    def ranks(self) -> list[int]:
+        """Process numbers of the ranks that have come as far as Python."""
+        found = []
+        for number in conftest.members(self.mark):
+            with suppress(OSError):
+                if b"hpcopt" in Path(f"/proc/{number}/cmdline").read_bytes().split(b"\0"):
+                    found.append(number)
+        return sorted(set(found) - {self.process.pid})
+
+    def wait_for(self, ready: Callable[[], bool], seconds: float = 40.0) -> None:
+        """Until ``ready``, or the job has ended."""
+        deadline = time.monotonic() + seconds
+        while not ready() and self.process.poll() is None:
+            assert time.monotonic() < deadline, "the job did not come so far"
+            time.sleep(0.005)
+
+    def listens(self) -> bool:
+        """Whether both ranks catch SIGUSR1."""
+        masks = []
+        for number in self.ranks():
+            with suppress(OSError):
+                text = Path(f"/proc/{number}/status").read_text()
+                masks.append(int(re.search(r"SigCgt:\s*(\w+)", text)[1], 16) >> (signal.SIGUSR1 - 1) & 1)  # type: ignore[index]
+        return len(masks) == 2 and all(masks)
+
+    def iterations(self) -> int:
+        """Rows in the record so far, at least; it is written every few seconds."""
+        with suppress(Exception):
+            return len(open_run(self.path / "out").iterations)
+        return 0
+
+    def finish(self, timeout: float = 60.0) -> Finished:
+        """Wait for its end."""
+        try:
+            self.process.wait(timeout)
+        finally:
+            conftest.end(self.process, self.mark)
+        for stream in (self.out, self.err):
+            stream.seek(0)
+        return Finished(self.process.returncode, self.out.read(), self.err.read(), 0.0, time.time())
+
+
+@contextmanager
+def started(path: Path, arguments: list[str] | None = None, mpi: Installation | None = None) -> Iterator[Job]:
+    """A job that is ended in any case."""
+    job = Job(path, mpi or own_mpi(), arguments or [])
+    try:
+        yield job
+    finally:
+        conftest.end(job.process, job.mark)
+        job.out.close()
+        job.err.close()
+
+
+def newest(path: Path) -> dict[str, Any]:
+    """All that the newest checkpoint of a run holds."""
+    with StoredCheckpoint(published(path / FOLDER)[-1]) as stored:
+        found = {name: stored.replicated(name) for name in stored.names()}
+        for rank in range(stored.ranks):
+            found |= {f"own{rank}/{name}": stored.own(rank, name) for name in stored.own_names(rank)}
+        return found
+
+
+def assert_equal_runs(path: Path, other: Path) -> None:
+    """The last checkpoints hold the same bits, and so do the records."""
+    assert_same_contents(newest(path), newest(other))
+    one, two = open_run(path), open_run(other)
+    for mine, its in ((one.iterations, two.iterations), (one.evaluations, two.evaluations)):
+        assert mine.dtype.names is not None
+        for name in set(mine.dtype.names) - {"seconds", "wall_seconds", "seconds_waited"}:
+            np.testing.assert_array_equal(mine[name], its[name], err_msg=name)
+
+
+def goes_on_to_the_same_end(launch: Callable, path: Path, undisturbed: Path, after: int | None = None) -> Finished:
+    """The same command again, until the run is finished."""
+    done = launch(2, COMMAND, timeout=60, cwd=path)
+    assert done.returncode == 0, done.stderr
+    if after is not None:
+        assert f"going on after iteration {after}\n" in done.stdout
+    assert_equal_runs(path / "out", undisturbed)
+    return done
+
+
+def last_step(path: Path) -> int:
+    return published_steps(path / "out" / FOLDER)[-1]
+
+
+@pytest.mark.parametrize("whom", ["mpirun twice", "rank 1", "during start-up"])
+def test_a_signal_saves_the_run_and_the_same_command_goes_on(
+    workplace: Path, launch: Callable, undisturbed: Path, whom: str
+) -> None:
+    with started(workplace) as job:
+        job.wait_for(job.listens)
+        if whom != "during start-up":
+            job.wait_for(lambda: (workplace / "out" / FOLDER / "latest").exists())
+        victim = job.ranks()[1] if whom == "rank 1" else job.process.pid
+        for _ in range(1 + ("twice" in whom)):
+            os.kill(victim, signal.SIGUSR1)
+            time.sleep(0.05)
+        done = job.finish()
+    assert done.returncode == 75, done.stderr
+    step = last_step(workplace)
+    status = json.loads((workplace / "out/status.json").read_text())
+    assert (status["status"], status["exit_status"], status["summary"]["iterations"]) == ("saved", 75, step)
+    assert f"It is saved after iteration {step}; the same command goes on from there." in done.stdout
+    if whom == "during start-up":
+        assert step == 1
+    goes_on_to_the_same_end(launch, workplace, undisturbed, step)
+
+
+@pytest.mark.parametrize(("rank", "times"), [(0, 60), (1, 1)])
+def test_a_signal_is_obeyed_at_the_end_of_the_iteration_in_which_it_came(
+    workplace: Path, launch: Callable, rank: int, times: int
+) -> None:
+    """Also when more of them come, within the same iteration and while the run is being saved."""
+    settings = ["model.name=mymodels:signals", f"model.rank={rank}", f"model.times={times}", "solver.name=lbfgs"]
+    options = [word for setting in settings for word in ("--set", setting)]
+    options += ["--set", "data.batch=full", "--set", "run.evaluate_every=100"]
+    done = launch(2, [*COMMAND, *options], timeout=60)
+    assert done.returncode == 75, done.stderr
+    run = open_run(workplace / "out")
+    # The request travels with the reductions of an iteration: that one's, or the next one's.
+    before = int(
+        np.searchsorted(np.cumsum(run.iterations.inner_iterations + (np.arange(len(run.iterations)) == 0)), 20)
+    )
+    assert last_step(workplace) - (before + 1) in (0, 1)
+
+
+def test_a_halt_file_saves_the_run_and_is_gone_afterwards(workplace: Path, launch: Callable, undisturbed: Path) -> None:
+    with started(workplace, ["--set", "checkpoint.every_epochs=1000"]) as job:
+        job.wait_for((workplace / "out/status.json").exists)
+        (workplace / "out/halt").touch()
+        done = job.finish()
+    assert done.returncode == 75, done.stderr
+    assert not (workplace / "out/halt").exists()
+    assert last_step(workplace) == json.loads((workplace / "out/status.json").read_text())["summary"]["iterations"]
+
+
+def test_the_clock_of_the_run_saves_it(workplace: Path, launch: Callable, undisturbed: Path) -> None:
+    done = launch(2, [*COMMAND, "--set", "checkpoint.limit_seconds=0.01"], timeout=60)
+    assert done.returncode == 75, done.stderr
+    goes_on_to_the_same_end(launch, workplace, undisturbed, 1)
+
+
+def test_a_finished_run_says_so(workplace: Path, launch: Callable, undisturbed: Path) -> None:
+    shutil.copytree(undisturbed, workplace / "out")
+    done = goes_on_to_the_same_end(launch, workplace, undisturbed)
+    assert "There was nothing left to do: the run had come to its end before." in done.stdout
+
+
+def damage(path: Path) -> None:
+    """Change one byte in the middle of a checkpoint."""
+    file = path / "rank0000.h5"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
+    workplace: Path, launch: Callable, undisturbed: Path
+) -> None:
+    shutil.copytree(undisturbed, workplace / "out")
+    *_, before, last = published_steps(workplace / "out" / FOLDER)
+    damage(published(workplace / "out" / FOLDER)[-1])
+    done = goes_on_to_the_same_end(launch, workplace, undisturbed, before)
+    assert f"step-{last:08d}.bad, and the one before it is used" in done.stderr
+    assert f"step-{last:08d}.bad" in (workplace / "out/log/rank0000.log").read_text()
+
+
+def test_when_all_checkpoints_are_damaged_the_status_is_4_and_nothing_is_lost(
+    workplace: Path, launch: Callable, undisturbed: Path
+) -> None:
+    shutil.copytree(undisturbed, workplace / "out")
+    for path in published(workplace / "out" / FOLDER):
+        damage(path)
+    done = launch(2, COMMAND, timeout=60)
+    assert done.returncode == 4, done.stderr
+    assert "None of the checkpoints in" in done.stderr
+    assert "start anew with --fresh" in " ".join(done.stderr.split())
+    assert (workplace / "out/metrics.h5").read_bytes() == (undisturbed / "metrics.h5").read_bytes()
+
+
+def test_another_job_is_refused_and_the_run_stays_as_it_is(
+    workplace: Path, launch: Callable, undisturbed: Path
+) -> None:
+    shutil.copytree(undisturbed, workplace / "out")
+    done = launch(2, [*COMMAND, "--set", "run.seed=1"], timeout=60)
+    assert done.returncode == 2
+    assert "was made with run.seed = 0, the job now says 1" in " ".join(done.stderr.split())
+    assert (workplace / "out/job.toml").read_bytes() == (undisturbed / "job.toml").read_bytes()
+    assert_equal_runs(workplace / "out", undisturbed)
+
+
+@pytest.mark.parametrize(("stop", "status"), [(False, 0), (True, 74)])
+def test_on_a_full_disk_the_run_goes_on_and_fails_only_when_it_was_to_stop(
+    workplace: Path, launch: Callable, stop: bool, status: int
+) -> None:
+    settings = ["model.name=mymodels:fills", f"model.stop={str(stop).lower()}", "solver.name=sgd"]
+    settings += ["run.iterations=30", "checkpoint.every_epochs=2"]
+    done = launch(2, [*COMMAND, *(word for setting in settings for word in ("--set", setting))], timeout=60)
+    assert done.returncode == status, done.stderr
+    assert done.stderr.count("The run goes on, and says no more of this") == 1
+    assert "could not be saved, see out/log" in done.stdout
+    assert published_steps(workplace / "out" / FOLDER) == [16], "the one before that"
+
+
+def run_until_done(path: Path, seed: int, most: int, mpi: Installation | None = None) -> int:
+    """Start the job again and again; in the first ``most`` starts a rank is killed. Returns how many kills hit."""
+    draw, kills = random.Random(seed), 0
+    for cycle in range(most + 1):
+        with started(path, mpi=mpi) as job:
+            if cycle < most:
+                job.wait_for(job.listens)
+                time.sleep(draw.uniform(0.5, 4.0))
+                ranks = job.ranks()
+                if job.process.poll() is None and len(ranks) == 2:
+                    victim = draw.choice(ranks)
+                    with suppress(ProcessLookupError):
+                        os.kill(victim, signal.SIGKILL)
+                        kills += 1
+            done = job.finish()
+        if done.returncode == 0:
+            return kills
+    raise AssertionError(f"seed {seed}: not done after {most} kills: {done.returncode}\n{done.stderr}")
+
+
+def test_a_run_whose_ranks_are_killed_again_and_again_comes_to_the_same_end(workplace: Path, undisturbed: Path) -> None:
+    """At random moments, from start-up to the last save."""
+    kills = run_until_done(workplace, seed=1, most=5)
+    assert kills >= 2
+    assert_equal_runs(workplace / "out", undisturbed)
