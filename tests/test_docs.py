@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hpcopt.config import DebugOptions, LossOptions, ParallelOptions, RunOptions, StopOptions
+from hpcopt.config import CheckpointOptions, DebugOptions, LossOptions, ParallelOptions, RunOptions, StopOptions
 from hpcopt.data.files import SUFFIXES
 from hpcopt.data.options import DataOptions
 from hpcopt.models.registry import MODELS
@@ -22,6 +22,7 @@ TABLES = {
     "data": (DataOptions,),
     "loss": (LossOptions,),
     "parallel": (ParallelOptions,),
+    "checkpoint": (CheckpointOptions,),
     "debug": (DebugOptions,),
 }
 

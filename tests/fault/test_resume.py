@@ -330,11 +330,14 @@ def test_on_a_full_disk_the_run_goes_on_and_fails_only_when_it_was_to_stop(
     assert published_steps(workplace / "out" / FOLDER) == [16], "the one before that"
 
 
-def run_until_done(path: Path, seed: int, most: int, mpi: Installation | None = None) -> int:
-    """Start the job again and again; in the first ``most`` starts a rank is killed. Returns how many kills hit."""
+def run_until_done(path: Path, seed: int, most: int, after: Callable[[], object] = lambda: None) -> int:
+    """Start the job again and again; in the first ``most`` starts a rank is killed. Returns how many kills hit.
+
+    ``after`` is called at the end of every start.
+    """
     draw, kills = random.Random(seed), 0
     for cycle in range(most + 1):
-        with started(path, mpi=mpi) as job:
+        with started(path) as job:
             if cycle < most:
                 job.wait_for(job.listens)
                 time.sleep(draw.uniform(0.5, 4.0))
@@ -344,7 +347,8 @@ def run_until_done(path: Path, seed: int, most: int, mpi: Installation | None = 
                     with suppress(ProcessLookupError):
                         os.kill(victim, signal.SIGKILL)
                         kills += 1
-            done = job.finish()
+            done = job.finish(300.0)
+        after()
         if done.returncode == 0:
             return kills
     raise AssertionError(f"seed {seed}: not done after {most} kills: {done.returncode}\n{done.stderr}")

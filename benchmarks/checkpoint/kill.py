@@ -1,0 +1,72 @@
+"""Does a run whose ranks are killed again and again come to the same end as an undisturbed one?
+
+    python benchmarks/checkpoint/kill.py --kills 20 [--seed 1] [--output benchmarks/results/checkpoint-kill.md]
+
+A job of APTS on mini-batches of the packaged digits, 2 ranks, saved every five iterations. In every start a random rank
+gets signal 9 at a random moment, from start-up to the last save; the same command is given again until the job is
+done. Weights, the state of the method and all columns of the record but times are then compared, bit by bit, with
+those of a run that nobody disturbed. Some minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks._report import table, write_report
+from hpcopt.checkpoint.folder import FOLDER, published_steps, set_aside
+from tests.fault.test_resume import JOB, MODELS, assert_equal_runs, run_until_done
+
+ITERATIONS = 1500
+
+
+def prepare(path: Path) -> Path:
+    """A folder with the job."""
+    path.mkdir()
+    job = JOB.replace("iterations = 60", f"iterations = {ITERATIONS}")
+    job = job.replace("evaluate_every = 2", "evaluate_every = 20")
+    (path / "job.toml").write_text(job)
+    (path / "mymodels.py").write_text(MODELS)
+    return path
+
+
+def main() -> None:
+    """Kill, compare, report."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--output", type=Path)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        calm, killed = prepare(Path(folder) / "calm"), prepare(Path(folder) / "killed")
+        assert run_until_done(calm, options.seed, 0) == 0
+        steps: list[int] = []
+        kills = run_until_done(killed, options.seed, options.kills, after=lambda: steps.append(newest(killed)))
+        assert_equal_runs(killed / "out", calm / "out")
+        damaged = len(set_aside(killed / "out" / FOLDER))
+    assert kills == options.kills, f"only {kills} of {options.kills} starts were hit before the job was done"
+    rows = [[str(number + 1), str(step)] for number, step in enumerate(steps[:-1])]
+    lines = [
+        f"Seed {options.seed}: {kills} kills with signal 9, then the job was done. After {ITERATIONS} iterations",
+        "weights, state and record (but for times) are those of the undisturbed run to the last bit. Checkpoints found",
+        f"damaged: {damaged}.",
+        "",
+        *table(["kill", "newest checkpoint after it"], rows),
+    ]
+    print("\n".join(lines))
+    if options.output:
+        command = f"python benchmarks/checkpoint/kill.py --kills {options.kills} --seed {options.seed}"
+        write_report(options.output, "Killing a run again and again", command, lines)
+
+
+def newest(path: Path) -> int:
+    """The step of the newest checkpoint, 0 without one."""
+    return max(published_steps(path / "out" / FOLDER), default=0)
+
+
+if __name__ == "__main__":
+    main()
