@@ -202,7 +202,7 @@ def test_weight_decay_is_in_the_objective_and_not_in_the_loss_returned(comm):
 
 def test_the_running_mean_is_there_for_an_evaluation_and_gone_after_it(comm):
     model, undisturbed = small_network(), small_network()
-    optimizer, other = APTS(model.parameters(), comm=comm), APTS(undisturbed.parameters(), comm=comm)
+    optimizer, other = (APTS(m.parameters(), comm=comm, average=1.0) for m in (model, undisturbed))
     for number in range(4):
         train(undisturbed, other, 1, number)
         train(model, optimizer, 1, number)
@@ -228,7 +228,7 @@ def test_without_an_average_the_running_mean_is_the_iterate(comm, options):
 
 def test_the_running_mean_starts_again_from_parameters_that_were_changed(comm):
     model = small_network()
-    optimizer = APTS(model.parameters(), comm=comm)
+    optimizer = APTS(model.parameters(), comm=comm, average=1.0)
     train(model, optimizer, 3)
     model.load_state_dict(small_network(seed=5).state_dict())
     train(model, optimizer, 1)
