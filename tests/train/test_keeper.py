@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -146,6 +149,24 @@ def test_a_run_that_cannot_be_saved_when_it_is_to_stop_says_so_by_its_exit_statu
     result = run_with(comm, tmp_path, FakeStore(fails={1, 2, 3}), asks_at=3)
     assert (result.stop, result.iterations) == (StopReason.NOT_SAVED, 3)
     assert ENDS[result.stop] == ("failed", 74)
+
+
+class SignalledStore(FakeStore):
+    """Gets a signal while it saves."""
+
+    def save(self, step: int, *_: Any, **__: Any) -> None:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        super().save(step)
+
+
+def test_a_signal_during_a_save_ends_the_run_at_the_end_of_the_next_iteration(comm: Communicator) -> None:
+    start, store = Started(comm, Case("sgd", {}, 10, iterations=9), None), SignalledStore()
+    with closing(Requests().listen()) as requests:
+        options = CheckpointOptions(every_epochs=0.5)
+        start.keeper = CheckpointKeeper(start.objective, start.solver, store, options, requests)  # type: ignore[arg-type]
+        result = start.run()
+    assert store.steps == [2, 3]
+    assert (result.stop, result.iterations) == (StopReason.SAVED, 3)
 
 
 def test_a_run_that_ends_has_not_failed_because_its_end_could_not_be_saved(comm: Communicator, tmp_path: Path) -> None:

@@ -5,12 +5,17 @@ from __future__ import annotations
 import io
 import logging
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 
-from hpcopt.train.progress import Harmless, PlainProgress, TerminalProgress
+from hpcopt.solvers.solver import StopReason
+from hpcopt.train.evaluation import Metrics
+from hpcopt.train.progress import Harmless, PlainProgress, TerminalProgress, last_lines
+from hpcopt.train.protocol import Result
 
 
 def evaluation(iteration: int) -> dict[str, Any]:
@@ -82,3 +87,39 @@ def test_a_display_that_cannot_start_does_not_end_the_run(caplog: pytest.LogCapt
     progress.iteration(iteration=1)
     progress.close()
     assert len(caplog.records) == 1
+
+
+def result(stop: StopReason = StopReason.EPOCHS_DONE, **fields: Any) -> Result:
+    point, none = torch.zeros(1), Metrics()
+    return Result(stop, point, point, none, none, none, 0.0, 7, 7.0, 1.0, **fields)
+
+
+RUN = Path("runs/a")
+COST = {"seconds_here": 200.0, "seconds_saving": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("end", "says"),
+    [
+        (result(), []),
+        (result(saved=1, **COST), ["checkpoints: saved 1 checkpoint in runs/a/checkpoints, 0.5% of the time"]),
+        (
+            result(saved=3, not_saved=2, **COST),
+            [
+                "checkpoints: saved 3 checkpoints in runs/a/checkpoints, 0.5% of the time; 2 could not be saved, see "
+                "runs/a/log"
+            ],
+        ),
+        (result(resumed_from=7), ["There was nothing left to do: the run had come to its end before."]),
+        (result(resumed_from=3), []),
+        (
+            result(StopReason.SAVED, saved=1, **COST),
+            [
+                "checkpoints: saved 1 checkpoint in runs/a/checkpoints, 0.5% of the time",
+                "It is saved after iteration 7; the same command goes on from there.",
+            ],
+        ),
+    ],
+)
+def test_under_the_table_stand_the_checkpoints_their_cost_and_how_to_go_on(end: Result, says: list[str]) -> None:
+    assert last_lines(end, RUN) == ["run directory: runs/a", *says]
