@@ -330,32 +330,53 @@ def test_on_a_full_disk_the_run_goes_on_and_fails_only_when_it_was_to_stop(
     assert published_steps(workplace / "out" / FOLDER) == [16], "the one before that"
 
 
-def run_until_done(path: Path, seed: int, most: int, after: Callable[[], object] = lambda: None) -> int:
-    """Start the job again and again; in the first ``most`` starts a rank is killed. Returns how many kills hit.
+def run_until_done(path: Path, seed: int, most: int) -> list[int]:
+    """Start the job again and again; in the first ``most`` starts a random rank is killed.
 
-    ``after`` is called at the end of every start.
+    One kill in four comes during start-up, the others within half a second after a checkpoint of this start: while it
+    goes on, or while it is saved again.
+
+    Returns:
+        The step of the newest checkpoint after each kill, 0 without one.
     """
-    draw, kills = random.Random(seed), 0
+    draw, steps = random.Random(seed), []
     for cycle in range(most + 1):
+        before = newest_step(path)
         with started(path) as job:
             if cycle < most:
                 job.wait_for(job.listens)
-                time.sleep(draw.uniform(0.5, 4.0))
-                ranks = job.ranks()
-                if job.process.poll() is None and len(ranks) == 2:
-                    victim = draw.choice(ranks)
-                    with suppress(ProcessLookupError):
-                        os.kill(victim, signal.SIGKILL)
-                        kills += 1
+                if draw.random() < 0.25:
+                    time.sleep(draw.uniform(0.0, 2.0))
+                else:
+                    job.wait_for(lambda before=before: newest_step(path) > before)  # type: ignore[misc]
+                    time.sleep(draw.choice([0.0, 0.1, 0.5]) * draw.random())
+                hit = kill_one(job, draw)
             done = job.finish(300.0)
-        after()
         if done.returncode == 0:
-            return kills
-    raise AssertionError(f"seed {seed}: not done after {most} kills: {done.returncode}\n{done.stderr}")
+            return steps
+        if cycle < most and hit:
+            steps.append(newest_step(path))
+    raise AssertionError(f"seed {seed}: not done after {len(steps)} kills: {done.returncode}\n{done.stderr}")
+
+
+def newest_step(path: Path) -> int:
+    return max(published_steps(path / "out" / FOLDER), default=0)
+
+
+def kill_one(job: Job, draw: random.Random) -> bool:
+    """Kill a rank, unless the job has ended."""
+    ranks = job.ranks()
+    if job.process.poll() is not None or len(ranks) < 2:
+        return False
+    with suppress(ProcessLookupError):
+        os.kill(draw.choice(ranks), signal.SIGKILL)
+        return True
+    return False
 
 
 def test_a_run_whose_ranks_are_killed_again_and_again_comes_to_the_same_end(workplace: Path, undisturbed: Path) -> None:
-    """At random moments, from start-up to the last save."""
-    kills = run_until_done(workplace, seed=1, most=5)
-    assert kills >= 2
+    steps = run_until_done(workplace, seed=1, most=5)
+    assert len(steps) >= 3, "kills that hit"
+    assert len(set(steps) - {0}) >= 2, "the run must have gone on between them"
+    assert steps == sorted(steps)
     assert_equal_runs(workplace / "out", undisturbed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,18 @@ import pytest
 import torch
 
 import hpcopt
+from hpcopt.checkpoint.folder import published
+from hpcopt.checkpoint.names import tensor_path
+from hpcopt.checkpoint.stored import StoredCheckpoint
 from hpcopt.comm.communicator import Communicator
 from hpcopt.config import CheckpointOptions
 from hpcopt.errors import HpcoptError, UsageError
+from hpcopt.objective.protocol import Batch, Objective
 from hpcopt.solvers.sgd import SGD
+from hpcopt.solvers.solver import State, StepReport, StopReason
 from hpcopt.train.agreement import check_agreement
 from hpcopt.train.minimize import minimize
-from tests.support.problems import samples, sharded
+from tests.support.problems import samples, sharded, small_network
 
 
 def test_it_trains_the_model_and_leaves_a_record(comm: Communicator, tmp_path: Path) -> None:
@@ -42,6 +48,61 @@ def test_a_run_that_is_in_the_directory_goes_on_unless_it_is_to_be_moved_aside(
     assert minimize(sharded(comm), SGD(), epochs=3, run_dir=tmp_path / "a").iterations == 3
     minimize(sharded(comm), SGD(), epochs=1, run_dir=tmp_path / "a", fresh=True)
     assert len(list(tmp_path.iterdir())) == 2
+
+
+@dataclass(frozen=True)
+class Scripted:
+    """A solver that walks to given points; NaN stands for a step that met a number that is not finite."""
+
+    points: tuple[float, ...]
+
+    def init(self, objective: Objective) -> State:
+        return {"parameters": objective.initial_vector(), "step": 0}
+
+    def step(self, objective: Objective, state: State, batch: Batch) -> tuple[State, StepReport]:
+        point = self.points[int(state["step"])]  # type: ignore[arg-type]
+        state["step"] = int(state["step"]) + 1  # type: ignore[arg-type]
+        loss, gradient = objective.value_and_gradient(state["parameters"], batch)  # type: ignore[arg-type]
+        if math.isnan(point):
+            return state, StepReport(loss=loss, accepted=False, finite=False)
+        state["parameters"].sub_(gradient, alpha=point)  # type: ignore[union-attr]
+        stop = StopReason.RUNNING if point else StopReason.GRADIENT_SMALL
+        return state, StepReport(loss=loss, stop=stop)
+
+
+ENDS: dict[str, tuple[tuple[float, ...], dict[str, Any], StopReason]] = {
+    "its method": ((0.1, 0.1, 0.0, 0.1), {}, StopReason.GRADIENT_SMALL),
+    "numbers that are not finite": ((0.1, -9.0, math.nan, math.nan, 0.1), {"give_up_after": 2}, StopReason.NOT_FINITE),
+    "its time": ((0.1, 0.1, 0.1), {"seconds": 1e-9}, StopReason.SECONDS_SPENT),
+    "its loss": ((0.1, 0.1, 0.1), {"train_loss": 100.0}, StopReason.TRAIN_LOSS_REACHED),
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_a_run_that_was_ended_stays_ended(comm: Communicator, tmp_path: Path, end: str) -> None:
+    points, options, stop = ENDS[end]
+    model = small_network(batch_norm=True)
+    first = minimize(sharded(comm, model=model), Scripted(points), run_dir=tmp_path, **options)
+    assert first.stop is stop
+    other = small_network(seed=1, batch_norm=True)
+    again = minimize(sharded(comm, model=other), Scripted(points), run_dir=tmp_path, **options)
+    assert (again.stop, again.iterations) == (stop, first.iterations)
+    assert torch.equal(again.parameters, first.parameters)
+    assert_same_state(other, model)
+
+
+def assert_same_state(one: torch.nn.Module, other: torch.nn.Module) -> None:
+    for name, tensor in one.state_dict().items():
+        assert torch.equal(tensor, other.state_dict()[name]), name
+
+
+def test_a_run_that_diverged_saves_its_best_point(comm: Communicator, tmp_path: Path) -> None:
+    points, options, _ = ENDS["numbers that are not finite"]
+    model = small_network(batch_norm=True)
+    minimize(sharded(comm, model=model), Scripted(points), run_dir=tmp_path, **options)
+    with StoredCheckpoint(published(tmp_path / "checkpoints")[-1]) as stored:
+        for name, tensor in model.state_dict().items():
+            assert torch.equal(torch.as_tensor(stored.replicated(tensor_path("model", name))), tensor), name
 
 
 def test_a_run_that_was_not_saved_is_not_overwritten(comm: Communicator, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from hpcopt.train.loop import TrainingLoop
 from hpcopt.train.sampler import BatchSequence
 from hpcopt.train.snapshot import COUNTS, Snapshot, replicated_contents
 from hpcopt.train.standing import Standing
+from tests.support.problems import sharded
 from tests.support.resuming import Case, Started
 
 NOT_SAVED = {
@@ -198,10 +199,15 @@ def test_every_count_of_where_a_run_stands_is_saved() -> None:
     assert set(COUNTS) | figures == set(vars(Standing()))
 
 
+def fewer_samples(comm: Communicator, **options: Any) -> DataParallelObjective:
+    return sharded(comm, count=30, **options)
+
+
 SMALLER = Case("trust_region", {"memory": 3})
 REFUSED = {
     "another method": (replace(SMALLER, solver="sgd", options={}), "of another method, or of other options"),
     "a longer memory": (replace(SMALLER, options={"memory": 4}), "of other options of the method: pairs has shape"),
+    "other data": (replace(SMALLER, objective=fewer_samples), "made with 37 training samples, but here are 30"),
     "momentum": (Case("sgd", {"momentum": 0.5}), "of another method, or of other options"),
 }
 
