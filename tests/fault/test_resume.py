@@ -22,7 +22,7 @@ from hpcopt.analysis.history import open_run
 from hpcopt.checkpoint.folder import FOLDER, published, published_steps
 from hpcopt.checkpoint.stored import StoredCheckpoint
 from tests.fault import conftest
-from tests.fault.conftest import Finished, Installation, own_mpi
+from tests.fault.conftest import Finished, Installation, other_mpi, own_mpi
 from tests.support.resuming import assert_same_contents
 
 JOB = """
@@ -232,6 +232,15 @@ def test_a_signal_saves_the_run_and_the_same_command_goes_on(
     if whom == "during start-up":
         assert step == 1
     goes_on_to_the_same_end(launch, workplace, undisturbed, step)
+
+
+def test_another_mpi_passes_the_signal_on_too(workplace: Path) -> None:
+    with started(workplace, mpi=other_mpi()) as job:
+        job.wait_for(job.listens)
+        os.kill(job.process.pid, signal.SIGUSR1)
+        done = job.finish()
+    assert done.returncode == 75, done.stderr
+    assert last_step(workplace) == 1
 
 
 @pytest.mark.parametrize(("rank", "times"), [(0, 60), (1, 1)])

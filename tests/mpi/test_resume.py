@@ -211,7 +211,7 @@ def _plain(value: Any) -> Any:
 def test_what_belongs_to_a_rank_is_left_behind_by_another_number_of_ranks_and_named(
     comm: Communicator, shared_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    case = Case("apts", {}, 12, iterations=12)
+    case = Case("apts", iterations=12)
     saved_on_each_number(comm, case, shared_path, 4)
     for before in range(1, comm.size + 1):
         for after in range(1, comm.size + 1):
@@ -221,6 +221,9 @@ def test_what_belongs_to_a_rank_is_left_behind_by_another_number_of_ranks_and_na
                 start = Started(part, case, shared_path / str(before))
                 said = "Another number of ranks, or another layout, goes on: what each rank remembered (own_loss"
                 assert (said in caplog.text) is (before != after)
+                # Loss and gradient of all ranks are there, but not those of this rank's samples.
+                assert start.snapshot is not None
+                assert start.snapshot.state["known"] is (before == after)
                 if before == after:
                     assert own_contents([], start.solver, start.snapshot).keys() > {"solver/local_pairs"}  # type: ignore[arg-type]
                 start.keeper = None
