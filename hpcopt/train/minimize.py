@@ -26,6 +26,7 @@ from hpcopt.train.protocol import Criteria, Listener, Result
 from hpcopt.train.requests import Requests
 from hpcopt.train.sampler import Sampler
 from hpcopt.train.snapshot import snapshot_from
+from hpcopt.train.tolerated import Tolerated
 
 DEFAULT_EPOCHS = 10
 
@@ -75,7 +76,7 @@ def minimize(
         seconds: stop after this time.
         give_up_after: iterations in a row that met a number that is not finite.
         checkpoint: when to save into ``run_dir``, and whether a run that is there goes on from where it was saved.
-        listeners: told of every iteration and evaluation, on rank 0.
+        listeners: told of every iteration and evaluation, on rank 0. One that raises is left out from then on.
 
     Raises:
         UsageError: on all ranks, when the options do not fit together or the directory cannot be used.
@@ -132,7 +133,7 @@ def train(
     try:
         requests.watch(output.path if objective.comm.rank == 0 else None, checkpoint.limit_seconds)
         evaluator = Evaluator(objective, test, classification=is_classification(objective))
-        heard = [*output.listeners, *(listeners if objective.comm.rank == 0 else ())]
+        heard = [*output.listeners, *map(Tolerated, listeners if objective.comm.rank == 0 else ())]
         keeper = None
         if output.store is not None:
             keeper = CheckpointKeeper(objective, solver, output.store, checkpoint, requests, output.write_record)
