@@ -186,10 +186,17 @@ class DebugOptions:
     """This rank waits ``slow_seconds`` before every local iteration, to see what a straggler costs."""
     slow_seconds: float = 0.1
     """How long it waits."""
+    silence_seconds: float = 300.0
+    """``hpcopt run`` reports which rank is silent, and where, when none has made progress for so long; 0: never."""
+    abort_on_silence: bool = False
+    """Whether that report ends the job, with status 1."""
 
     def __post_init__(self) -> None:
         _check("debug.slow_rank", self.slow_rank, "the number of a rank, from 0", lambda x: x >= 0)
         _check("debug.slow_seconds", self.slow_seconds, "a finite number of seconds, not negative", lambda x: x >= 0)
+        _check(
+            "debug.silence_seconds", self.silence_seconds, "a finite number of seconds, not negative", lambda x: x >= 0
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -57,7 +57,12 @@ def _run(
     display = _Display(prepared, directory, threads, comm, quiet)
     try:
         result = prepared.run(
-            directory, fresh=fresh, requests=requests, listeners=display.listeners, announce=display.announce
+            directory,
+            fresh=fresh,
+            requests=requests,
+            listeners=display.listeners,
+            announce=display.announce,
+            watched=True,
         )
     finally:
         display.close()

@@ -74,6 +74,7 @@ class PreparedJob:
         requests: Requests | None = None,
         listeners: Sequence[Listener] = (),
         announce: Callable[[int], object] = lambda _: None,
+        watched: bool = False,
     ) -> Result:
         """Train, leaving record, status and checkpoints in the directory ``path``. *Collective*.
 
@@ -81,6 +82,7 @@ class PreparedJob:
             path: the run directory; None leaves nothing behind.
             fresh: move an earlier run in that directory aside; otherwise it goes on.
             requests: who may ask the run to save and stop.
+            watched: report a rank that falls silent; for a process that makes one run.
             listeners: told of every iteration and evaluation.
             announce: called with the iteration after which an earlier run goes on.
         """
@@ -104,7 +106,7 @@ class PreparedJob:
             skip(self.pace, output.snapshot.standing.iterations)
             announce(output.snapshot.standing.iterations)
         parts = (self.objective, self.solver, self.sampler, self.test, self.criteria)
-        result = train(*parts, output, options, requests or Requests(), listeners)
+        result = train(*parts, output, options, requests or Requests(), listeners, self.job.debug if watched else None)
         if self.pace is not None:
             self.pace.close()
         return result

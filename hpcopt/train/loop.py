@@ -33,6 +33,7 @@ class TrainingLoop:
         criteria: when to stop.
         listeners: told of everything; empty on all ranks but 0.
         keeper: saves the run; None for a run that is not saved.
+        begin: told what this rank is about to do, for a watchdog.
     """
 
     def __init__(
@@ -44,7 +45,9 @@ class TrainingLoop:
         criteria: Criteria,
         listeners: Sequence[Listener] = (),
         keeper: Keeper | None = None,
+        begin: Callable[[str], object] = lambda what: None,
     ) -> None:
+        self._tell_watchdog = begin
         self.objective, self.solver, self.criteria = objective, solver, criteria
         self._batches, self._evaluate = sampler.begin(), evaluate
         self._listeners, self._keeper = listeners, keeper
@@ -120,6 +123,7 @@ class TrainingLoop:
         """One timed iteration; what ranks ask for travels with the step's own reductions."""
         objective, standing = self.objective, self._standing
         objective.flag, objective.flags_seen = self._asks(), 0.0
+        self._tell_watchdog(f"step {standing.iterations + 1}")
         waited, started = self._spent().seconds_waited, time.perf_counter()
         batch = self._batches.next()
         state, report = self.solver.step(objective, state, batch)
@@ -163,6 +167,7 @@ class TrainingLoop:
         ended, leave = stop is not StopReason.RUNNING, seen >= LEAVE
         if not (ended or leave or seen % LEAVE >= SAVE or keeper.is_due(self._batches)):
             return stop
+        self._tell_watchdog(f"save after step {self._standing.iterations}")
         totals = self.objective.comm.ledger.totals()
         saved = keeper.save(self._snapshot(state, diverged=stop is StopReason.NOT_FINITE))
         spent = [after - before for after, before in zip(self.objective.comm.ledger.totals(), totals, strict=True)]
@@ -208,6 +213,7 @@ class TrainingLoop:
 
     def _look(self, state: State, report: StepReport) -> None:
         """Evaluate the whole sets, keep the best point, and tell the listeners. *Collective*."""
+        self._tell_watchdog(f"evaluation after step {self._standing.iterations}")
         metrics = self._standing.latest = self._evaluate(_point(state))
         comm, done = self.objective.comm, self._standing.iterations
         times = comm.gather_objects((self._step_seconds, self._step_waited))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from hpcopt.config import CheckpointOptions, RunOptions, StopOptions
+from hpcopt.comm.communicator import Communicator
+from hpcopt.config import CheckpointOptions, DebugOptions, RunOptions, StopOptions
 from hpcopt.data.batches import BatchGrowth, BatchPlan
 from hpcopt.errors import UsageError
 from hpcopt.objective.data_parallel import DataParallelObjective
@@ -27,6 +28,7 @@ from hpcopt.train.requests import Requests
 from hpcopt.train.sampler import Sampler
 from hpcopt.train.snapshot import snapshot_from
 from hpcopt.train.tolerated import Tolerated
+from hpcopt.train.watchdog import Watchdog
 
 DEFAULT_EPOCHS = 10
 
@@ -128,8 +130,12 @@ def train(
     checkpoint: CheckpointOptions,
     requests: Requests,
     listeners: Sequence[Listener] = (),
+    watched: DebugOptions | None = None,
 ) -> Result:
-    """Run the loop and leave its traces in ``output``, whatever happens. *Collective*."""
+    """Run the loop and leave its traces in ``output``, whatever happens. *Collective*.
+
+    With ``watched`` a rank that falls silent is reported; only one run of a process at a time can be.
+    """
     try:
         requests.watch(output.path if objective.comm.rank == 0 else None, checkpoint.limit_seconds)
         evaluator = Evaluator(objective, test, classification=is_classification(objective))
@@ -137,13 +143,24 @@ def train(
         keeper = None
         if output.store is not None:
             keeper = CheckpointKeeper(objective, solver, output.store, checkpoint, requests, output.write_record)
-        loop = TrainingLoop(objective, solver, sampler, evaluator, criteria, heard, keeper)
-        result = loop.run(output.snapshot)
+        with _watchdog(objective.comm, output.path, watched) as begin:
+            loop = TrainingLoop(objective, solver, sampler, evaluator, criteria, heard, keeper, begin)
+            result = loop.run(output.snapshot)
     except BaseException as error:
         output.fail(error)
         raise
     output.finish(result)
     return result
+
+
+@contextmanager
+def _watchdog(comm: Communicator, path: Path | None, options: DebugOptions | None) -> Iterator[Callable[[str], object]]:
+    """What to tell of the progress of this rank."""
+    if path is None or options is None or not options.silence_seconds:
+        yield lambda what: None
+        return
+    with Watchdog(path, comm.rank, comm.size, options.silence_seconds, options.abort_on_silence) as watchdog:
+        yield watchdog.begin
 
 
 def make_criteria(run: RunOptions, check_agreement: bool = False) -> Criteria:
