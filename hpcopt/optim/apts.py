@@ -65,7 +65,8 @@ class APTS(torch.optim.Optimizer):
             self._solver = make_solver("apts", {**options, "preset": preset})
             tensors = ParameterTensors(self.param_groups[0]["params"])
         _check_alike(self.comm, (tensors.size, str(tensors.dtype), self._solver, weight_decay, full_batch))
-        self._full_batch, self._steps, self._samples, self._changed = full_batch, 0, -1, False
+        self._full_batch, self._steps, self._samples = full_batch, 0, -1
+        self._changed, self._own_unknown = False, False
         self._evaluation = ClosureEvaluation(tensors)
         self._objective = ClosureObjective(self._evaluation, self.comm, weight_decay)
         tensors.write(self.comm.bcast(tensors.read(), label="parameters"))
@@ -136,7 +137,8 @@ class APTS(torch.optim.Optimizer):
         """Continue from what ``state_dict`` gave, on every rank; the model's own state is loaded as ever. Local.
 
         With the parameters, this rank's state and torch's random state restored, the next steps are the same to the
-        last bit. A state of another rank, or of another number of ranks, is taken without what that rank remembered.
+        last bit. A state of another rank, or of another number of ranks, is taken without what that rank
+        remembered of its samples; what is the same on all ranks, the running mean among it, goes on.
 
         Raises:
             UsageError: it is not the state of this optimiser with this model and these options.
@@ -147,7 +149,8 @@ class APTS(torch.optim.Optimizer):
             fresh = self._solver.init(self._objective)
             self._state |= {key: value for key, value in fresh.items() if key.startswith(solvers_apts.APTS.OWN_STATE)}
         self._steps, self._samples = int(numbers["steps"]), int(numbers["samples"])
-        self._evaluation.draws, self._changed = bool(numbers["draws"]), not is_own
+        self._evaluation.draws = bool(numbers["draws"])
+        self._changed, self._own_unknown = False, not is_own
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Not possible after construction.
@@ -167,14 +170,16 @@ class APTS(torch.optim.Optimizer):
         return cast(Vector, self._state["parameters"])
 
     def _begin(self, closure: Closure, samples: int | None) -> Batch:
-        """Check the arguments, see what changed since the last step, and agree on it. *Collective*, seven scalars."""
+        """Check the arguments, see what changed since the last step, and agree on it. *Collective*, eight scalars."""
         refusal = _refusal(closure, samples)
         count = 0 if refusal else 1 if samples is None else int(samples)
         now = self._evaluation.tensors.read()
         changed = self._changed or not torch.equal(now, self._parameters)
-        changed |= self._full_batch and count != self._samples
-        numbers = (count, samples is None, refusal is not None, changed, self._evaluation.draws, self._steps)
-        sums = [int(s) for s in self.comm.reduce_scalars([*map(float, numbers), float(self._steps**2)], label="batch")]
+        # In the state of another rank stands the number of that rank's samples, which says nothing of this one's.
+        changed |= self._full_batch and not self._own_unknown and count != self._samples
+        flags = (samples is None, refusal is not None, changed, self._evaluation.draws, self._own_unknown)
+        numbers = map(float, (count, *flags, self._steps, self._steps**2))
+        sums = [int(s) for s in self.comm.reduce_scalars(list(numbers), label="batch")]
         if sums[2]:
             with self.comm.together("starting a step"):
                 if refusal:
@@ -183,6 +188,9 @@ class APTS(torch.optim.Optimizer):
         self._samples = count
         self._evaluation.draws = bool(sums[4])
         self._objective.deterministic = not self._evaluation.draws
+        if sums[5]:
+            # One rank alone cannot evaluate: all do, and everything else that they know stays.
+            self._state["known"], self._own_unknown = False, False
         if sums[3]:
             self._forget(now)
         indices = None if self._full_batch else torch.empty(0, dtype=torch.int64)
@@ -190,7 +198,7 @@ class APTS(torch.optim.Optimizer):
 
     def _check_ranks(self, sums: list[int]) -> None:
         """Refuse, on all ranks, what would make them wait for each other or divide by 0."""
-        total, equal, _, _, _, steps, squares = sums
+        total, equal, _, _, _, _, steps, squares = sums
         if self.comm.size * squares != steps**2:
             problem = "the ranks are not at the same step; load the state of the same step on every rank"
         elif equal not in (0, self.comm.size):

@@ -18,41 +18,13 @@ from hpcopt.objective.data_parallel import DataParallelObjective
 from hpcopt.objective.protocol import Batch
 from hpcopt.optim import APTS
 from hpcopt.train.minimize import minimize
+from tests.support.closures import closure_of, same_everywhere, unequal, values_of
 from tests.support.problems import samples, small_network
 
 pytestmark = pytest.mark.mpi
 
 OPTIONS: list[dict[str, Any]] = [{}, {"local_solver": "adam", "global_iterations": 2}, {"preset": "paper"}]
 IDS = ["default", "other", "paper"]
-
-
-def unequal(comm: Communicator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rank d holds the d-th part of the samples, in parts that grow as 1, 2, 3, ..."""
-    inputs, targets = samples()
-    ends = [round(len(inputs) * (d * (d + 1)) / (comm.size * (comm.size + 1))) for d in range(comm.size + 1)]
-    mine = slice(ends[comm.rank], ends[comm.rank + 1])
-    return inputs[mine], targets[mine]
-
-
-def closure_of(model: torch.nn.Module, inputs: torch.Tensor, targets: torch.Tensor) -> Callable[[], torch.Tensor]:
-    """The mean loss over these samples."""
-
-    def closure() -> torch.Tensor:
-        model.zero_grad()
-        loss = torch.nn.functional.cross_entropy(model(inputs), targets)
-        loss.backward()
-        return loss
-
-    return closure
-
-
-def values_of(model: torch.nn.Module) -> torch.Tensor:
-    return torch.cat([p.detach().reshape(-1).clone() for p in model.parameters()])
-
-
-def same_everywhere(comm: Communicator, vector: torch.Tensor) -> bool:
-    """Whether all ranks hold the same bits."""
-    return torch.equal(comm.bcast(vector.clone()), vector)
 
 
 def solver_of(options: dict[str, Any]) -> Any:
@@ -198,6 +170,12 @@ def test_a_resumed_run_goes_on_to_the_last_bit(comm: Communicator) -> None:
     assert torch.equal(values_of(model), values_of(again))
 
 
+def restart_from_rank_zero(comm: Communicator, model: torch.nn.Module, optimizer: APTS) -> tuple[Any, APTS, Any]:
+    mine = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    state = comm.broadcast_object(copy.deepcopy(mine))
+    return *restart(comm, state), state
+
+
 @pytest.mark.parametrize("full_batch", [True, False])
 def test_rank_zeros_state_on_all_ranks_is_taken_without_its_own_part(comm: Communicator, full_batch: bool) -> None:
     inputs, targets = unequal(comm)
@@ -205,14 +183,31 @@ def test_rank_zeros_state_on_all_ranks_is_taken_without_its_own_part(comm: Commu
     optimizer = APTS(model.parameters(), comm=comm, full_batch=full_batch)
     for _ in range(4):
         last = optimizer.step(closure_of(model, inputs, targets), samples=len(inputs))
-    state = comm.broadcast_object(copy.deepcopy({"model": model.state_dict(), "optimizer": optimizer.state_dict()}))
-    again, resumed = restart(comm, state)
+    again, resumed, _ = restart_from_rank_zero(comm, model, optimizer)
     own = resumed.state_dict()["state"][0]
     assert bool((own["own_gradient"] == 0).all()) == (comm.rank > 0)
     assert own["local_pairs_stored"] == 0 or comm.rank == 0
     losses = [resumed.step(closure_of(again, inputs, targets), samples=len(inputs)) for _ in range(3)]
     assert same_everywhere(comm, values_of(again))
     assert losses[-1] < last
+
+
+def test_rank_zeros_state_on_all_ranks_keeps_the_running_mean(comm: Communicator) -> None:
+    """And what the last step promised of the next batch: only what a rank remembers of its samples is its own."""
+    inputs, targets = unequal(comm)
+    model = small_network()
+    optimizer = APTS(model.parameters(), comm=comm)
+    for _ in range(11):
+        optimizer.step(closure_of(model, inputs, targets), samples=len(inputs))
+    again, resumed, state = restart_from_rank_zero(comm, model, optimizer)
+    mean = state["optimizer"]["state"][0]["average"]
+    comm.ledger.clear()
+    resumed.step(closure_of(again, inputs, targets), samples=len(inputs))
+    iterate = values_of(again)
+    with resumed.averaged():
+        torch.testing.assert_close(values_of(again), mean + (iterate - mean) / 3, rtol=1e-12, atol=1e-12)
+        assert same_everywhere(comm, values_of(again))
+    assert sum(row.calls for row in comm.ledger.rows() if row.label == "value") == 1
 
 
 @pytest.mark.mpi(min_size=2)

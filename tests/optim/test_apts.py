@@ -1,38 +1,17 @@
 """hpcopt.optim.APTS on one rank, used as ``torch.optim.LBFGS``. tests/mpi has what takes several ranks."""
 
 import io
-import math
-from itertools import count
 
 import pytest
 import torch
 from sklearn.datasets import load_digits
 
 import hpcopt
-from hpcopt.comm.communicator import Communicator
 from hpcopt.errors import UsageError
 from hpcopt.optim import APTS
 from hpcopt.solvers.solver import StopReason
+from tests.support.closures import closure_of, values_of
 from tests.support.problems import samples, small_network
-
-
-def closure_of(model, inputs, targets, optimizer=None):
-    """The closure as torch's documentation of LBFGS has it; it counts its calls."""
-
-    def closure():
-        closure.calls += 1
-        if optimizer is not None:
-            optimizer.zero_grad()
-        loss = torch.nn.functional.cross_entropy(model(inputs), targets)
-        loss.backward()
-        return loss
-
-    closure.calls = 0
-    return closure
-
-
-def values_of(model):
-    return torch.cat([p.detach().reshape(-1).clone() for p in model.parameters()])
 
 
 def mini_batches(parts=3):
@@ -301,6 +280,40 @@ def test_a_resumed_full_batch_is_still_known(comm):
     assert closure.calls == again.report.inner_iterations + 2
 
 
+def test_a_state_of_another_rank_keeps_what_is_the_same_on_all(comm):
+    model = small_network()
+    optimizer = APTS(model.parameters(), comm=comm, average=1.0)
+    train(model, optimizer, 3)
+    with optimizer.averaged():
+        mean = values_of(model)
+    state = saved(model, optimizer)
+    state["optimizer"]["state"][0] |= {"rank": 1, "ranks": 2}
+    again = small_network(seed=1)
+    resumed = APTS(again.parameters(), comm=comm, average=1.0)
+    again.load_state_dict(state["model"])
+    resumed.load_state_dict(state["optimizer"])
+    train(again, resumed, 1, first=3)
+    iterate = values_of(again)
+    with resumed.averaged():
+        torch.testing.assert_close(values_of(again), mean + (iterate - mean) / 4, rtol=1e-12, atol=1e-12)
+
+
+def test_a_full_batch_is_evaluated_again_with_a_state_of_another_rank(comm):
+    model = small_network()
+    optimizer = APTS(model.parameters(), comm=comm, full_batch=True)
+    closure = closure_of(model, *samples())
+    optimizer.step(closure, samples=37)
+    state = saved(model, optimizer)
+    state["optimizer"]["state"][0] |= {"rank": 1, "ranks": 2}
+    optimizer.load_state_dict(state["optimizer"])
+    comm.ledger.clear()
+    for expected in (1, 0):
+        closure.calls = 0
+        optimizer.step(closure, samples=12)  # that rank had another number of samples
+        assert closure.calls == expected + optimizer.report.inner_iterations + 2
+    assert "parameters" not in {row.label for row in comm.ledger.rows()}
+
+
 def test_a_state_that_does_not_fit_is_refused(comm):
     model = small_network()
     state = APTS(model.parameters(), comm=comm).state_dict()
@@ -310,154 +323,3 @@ def test_a_state_that_does_not_fit_is_refused(comm):
         APTS(small_network().float().parameters(), comm=comm).load_state_dict(state)
     with pytest.raises(UsageError, match="not what state_dict"):
         APTS(model.parameters(), comm=comm).load_state_dict(torch.optim.SGD(model.parameters()).state_dict())
-
-
-def failing(model, at, kind):
-    """A closure whose call number ``at`` of all, from 0, is NaN or raises."""
-    plain, calls = closure_of(model, *samples()), count()
-
-    def closure():
-        if next(calls) != at:
-            return plain()
-        if kind == "raises":
-            raise ZeroDivisionError("not today")
-        return plain() * math.nan
-
-    return closure
-
-
-@pytest.mark.parametrize("at", range(12))
-def test_a_loss_that_is_not_a_number_costs_a_trial_or_a_step(comm, at):
-    model = small_network()
-    optimizer, closure = APTS(model.parameters(), comm=comm), failing(model, at, "nan")
-    losses = []
-    for _ in range(6):
-        before = values_of(model)
-        losses.append(optimizer.step(closure))
-        assert bool(values_of(model).isfinite().all())
-        assert optimizer.report.accepted != torch.equal(values_of(model), before)
-    assert math.isnan(losses[0]) == (at == 0)
-    assert losses[-1] < 1.0 < closure_of(small_network(), *samples())()
-
-
-@pytest.mark.parametrize("at", range(12))
-def test_an_exception_in_the_closure_is_the_users_own(comm, at):
-    model = small_network()
-    optimizer, closure = APTS(model.parameters(), comm=comm), failing(model, at, "raises")
-    with pytest.raises(ZeroDivisionError, match="not today"):
-        [optimizer.step(closure) for _ in range(5)]
-    assert all(p.grad is None for p in model.parameters())
-    losses = [optimizer.step(closure) for _ in range(5)]  # a caller who goes on finds everything in order
-    assert losses[-1] < losses[0]
-
-
-@pytest.mark.parametrize("full_batch", [True, False])
-def test_after_an_exception_nothing_is_taken_for_known(comm, full_batch):
-    """Neither loss and gradient of a full batch, nor what an earlier mini-batch promised."""
-    model = small_network()
-    optimizer = APTS(model.parameters(), comm=comm, full_batch=full_batch)
-    closure = closure_of(model, *samples())
-    optimizer.step(closure)
-    with pytest.raises(ZeroDivisionError):
-        optimizer.step(failing(model, 3, "raises"))
-    closure.calls = 0
-    optimizer.step(closure)
-    assert closure.calls == 1 + optimizer.report.inner_iterations + 2
-
-
-@pytest.mark.parametrize(
-    ("found", "words"),
-    [
-        (lambda loss: None, "returned None; it must return the mean loss"),
-        (lambda loss: loss.expand(2), r"a tensor of shape \(2,\)"),
-        (lambda loss: "small", "returned 'small'"),
-    ],
-)
-def test_a_closure_must_return_one_number(comm, found, words):
-    model = small_network()
-    plain = closure_of(model, *samples())
-    with pytest.raises(UsageError, match=words):
-        APTS(model.parameters(), comm=comm).step(lambda: found(plain()))
-
-
-def test_a_closure_may_return_a_plain_number(comm):
-    model = small_network()
-    plain = closure_of(model, *samples())
-    assert APTS(model.parameters(), comm=comm).step(lambda: float(plain().detach())) > 0
-
-
-def test_a_closure_that_forgot_the_backward_pass_is_told(comm):
-    model, (inputs, targets) = small_network(), samples()
-    with pytest.raises(UsageError, match=r"must call loss\.backward\(\)"):
-        APTS(model.parameters(), comm=comm).step(lambda: torch.nn.functional.cross_entropy(model(inputs), targets))
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ((None,), "needs a closure"),
-        ((float, -1), "samples = -1 must be the number"),
-        ((float, 2.5), "samples = 2.5"),
-        ((float, True), "samples = True"),
-        ((float, 0), "no rank has a sample in this batch"),
-    ],
-)
-def test_wrong_arguments_of_a_step_are_refused(comm, arguments, words):
-    with pytest.raises(UsageError, match=words):
-        APTS(small_network().parameters(), comm=comm).step(*arguments)
-
-
-@pytest.mark.parametrize(
-    ("tensors", "words"),
-    [
-        (lambda: [], "no parameters"),
-        (lambda: torch.zeros(3, requires_grad=True), "was given a tensor"),
-        (lambda: [torch.zeros(3)], "none of the 1 parameters is trainable"),
-        (
-            lambda: [torch.zeros(3, requires_grad=True), torch.zeros(3, requires_grad=True, dtype=torch.float64)],
-            r"different precisions \(torch.float32, torch.float64\)",
-        ),
-        (
-            lambda: [torch.zeros(3, requires_grad=True), torch.zeros(3, requires_grad=True, device="meta")],
-            r"different devices \(cpu, meta\)",
-        ),
-        (lambda: [torch.zeros(3, requires_grad=True, dtype=torch.bfloat16)], r"cannot be torch\.bfloat16"),
-        (lambda: [{"params": [torch.zeros(3, requires_grad=True)]} for _ in range(2)], "2 groups of parameters"),
-        (lambda: [{"params": [torch.zeros(3, requires_grad=True)], "lr": 1}], "no options of its own; give lr"),
-    ],
-)
-def test_wrong_parameters_are_refused(comm, tensors, words):
-    with pytest.raises(UsageError, match=words):
-        APTS(tensors(), comm=comm)
-
-
-@pytest.mark.parametrize("group", [lambda p: {"params": p}, lambda p: [{"params": p}]])
-def test_one_group_is_as_good_as_a_list(comm, group):
-    model = small_network()
-    optimizer, closure = APTS(group(list(model.parameters())), comm=comm), closure_of(model, *samples())
-    losses = [optimizer.step(closure) for _ in range(4)]
-    assert losses[-1] < losses[0]
-
-
-def test_no_group_is_added_later(comm):
-    model = small_network()
-    optimizer = APTS(model.parameters(), comm=comm)
-    with pytest.raises(UsageError, match="no group can be added"):
-        optimizer.add_param_group({"params": [torch.zeros(3, requires_grad=True)]})
-    assert len(optimizer.param_groups) == 1
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [({"weight_decay": -1}, "weight_decay = -1"), ({"full_batch": 1}, "full_batch = 1"), ({"preset": "x"}, "preset")],
-)
-def test_wrong_options_are_refused(comm, options, words):
-    with pytest.raises(UsageError, match=words):
-        APTS(small_network().parameters(), comm=comm, **options)
-
-
-def test_the_communicator_may_be_of_mpi4py_or_none(comm):
-    for given in (comm.mpi, None):
-        assert isinstance(APTS(small_network().parameters(), comm=given).comm, Communicator)
-    with pytest.raises(UsageError, match="needs an mpi4py communicator"):
-        APTS(small_network().parameters(), comm="world")
