@@ -109,7 +109,7 @@ class SolverTable:
     """``[solver]``: the method. All other keys are its own."""
 
     name: str = "trust_region"
-    """trust_region, lbfgs, sgd, adam, lars."""
+    """trust_region, apts, lbfgs, sgd, adam, lars."""
     options: dict[str, Any] = field(default_factory=dict)
     """The method's own keys."""
 
@@ -174,6 +174,11 @@ class CheckpointOptions:
         _check("checkpoint.keep", self.keep, "at least 2, in case the newest is damaged", lambda x: x >= 2)
         _check("checkpoint.keep_every", self.keep_every, "at least 0", lambda x: x >= 0)
         _check("checkpoint.limit_seconds", self.limit_seconds, "above 0", lambda x: x > 0)
+        if self.limit_seconds is not None and not self.save:
+            raise UsageError(
+                "checkpoint.limit_seconds saves the run and stops it, but checkpoint.save is false. Remove one of "
+                "them; run.stop.seconds ends a run without saving it."
+            )
 
 
 @dataclass(frozen=True)

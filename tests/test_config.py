@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hpcopt.config import parse_job, read_job
+from hpcopt.config import CheckpointOptions, parse_job, read_job
 from hpcopt.errors import UsageError
 
 JOBS = sorted((Path(__file__).parents[1] / "jobs").glob("*.toml"))
@@ -136,3 +136,8 @@ def test_a_job_file_that_is_not_there_or_not_text_is_refused(tmp_path: Path) -> 
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UsageError, match="cannot be read"):
         read_job(tmp_path / "binary.toml")
+
+
+def test_a_time_limit_needs_a_run_that_is_saved() -> None:
+    with pytest.raises(UsageError, match=r"checkpoint.limit_seconds saves the run"):
+        CheckpointOptions(save=False, limit_seconds=10.0)

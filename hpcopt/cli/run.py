@@ -48,6 +48,8 @@ def _run(
     text = comm.broadcast_object(text)
     with comm.together("reading the job file"):
         job = parse_job(text, settings, name=job_file.stem)
+    if not job.checkpoint.save:
+        requests.decline()
     threads = choose_threads(comm)
 
     from hpcopt.train.job import PreparedJob

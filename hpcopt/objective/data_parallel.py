@@ -164,11 +164,12 @@ class DataParallelObjective:
         own, in a row that the others fill with zeros.
         """
         work = self.local.take_work()
-        counted = (*scalars, work.values, work.gradients)
+        counted = (*scalars, work.values, work.gradients, self.flag)
         vector, sums, told = reductions.combine(self.comm, vector, counted, own)
-        self.work.values += sums[-2]
-        self.work.gradients += sums[-1]
-        return vector, sums[:-2], told
+        self.work.values += sums[-3]
+        self.work.gradients += sums[-2]
+        self.flags_seen += sums[-1]
+        return vector, sums[:-3], told
 
     def release(self, gradient: Vector) -> None:
         """Take back the memory of the latest gradient. Fresh pages for each would cost as much as its reduction."""

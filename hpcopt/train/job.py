@@ -100,7 +100,7 @@ class PreparedJob:
             job=self.resolved(),
             facts=self._facts(),
             rank_facts=about_rank,
-            understand=partial(snapshot_from, self.objective, self.solver),
+            understand=partial(snapshot_from, self.objective, self.solver, self.sampler),
         )
         if output.snapshot is not None:
             skip(self.pace, output.snapshot.standing.iterations)

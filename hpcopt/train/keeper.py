@@ -15,7 +15,7 @@ from hpcopt.objective.data_parallel import DataParallelObjective
 from hpcopt.solvers.solver import Solver
 from hpcopt.train.protocol import LEAVE, SAVE
 from hpcopt.train.requests import Requests
-from hpcopt.train.sampler import BatchSequence
+from hpcopt.train.sampler import BatchSequence, Sampler
 from hpcopt.train.snapshot import Snapshot, descriptions, own_contents, replicated_contents
 
 logger = logging.getLogger(__name__)
@@ -30,6 +30,7 @@ class CheckpointKeeper:
     Args:
         objective: the problem.
         solver: the method.
+        sampler: what decides its batches.
         store: the run's checkpoints.
         options: when to save.
         requests: what this rank has been asked.
@@ -48,6 +49,7 @@ class CheckpointKeeper:
         self,
         objective: DataParallelObjective,
         solver: Solver,
+        sampler: Sampler,
         store: CheckpointStore,
         options: CheckpointOptions,
         requests: Requests,
@@ -55,10 +57,11 @@ class CheckpointKeeper:
     ) -> None:
         for name, tensor in objective.shard.module.state_dict().items():
             describe(tensor_path(MODEL, name), tensor)
-        self._objective, self._solver, self._store = objective, solver, store
+        self._objective, self._solver, self._sampler, self._store = objective, solver, sampler, store
         self._options, self._requests, self._before = options, requests, before
         self.saved, self.failed, self.seconds = 0, 0, 0.0
         self._last, self._cost, self._warned = time.monotonic(), 0.0, False
+        self._best = -1
 
     def asks(self) -> float:
         """``LEAVE`` when this rank was asked to stop; ``SAVE`` when rank 0's clock says so."""
@@ -81,7 +84,7 @@ class CheckpointKeeper:
         else:
             objective.synchronize_buffers()
         try:
-            contents = replicated_contents(objective, self._solver, snapshot)
+            contents = replicated_contents(objective, self._solver, self._sampler, snapshot)
             saved = self._publish(snapshot, contents, own_contents(running, self._solver, snapshot))
         finally:
             objective.restore_buffers(running)
@@ -93,14 +96,15 @@ class CheckpointKeeper:
     def _publish(self, snapshot: Snapshot, contents: Contents, own: Contents) -> bool:
         step, about = snapshot.standing.iterations, descriptions(self._solver)
         try:
-            self._store.save(step, contents, own, about, best=snapshot.best_is_here)
+            # Each checkpoint holds the best point so far, so the first one after it was found is the one to keep.
+            self._store.save(step, contents, own, about, best=snapshot.standing.best_iteration > self._best)
         except CheckpointError as error:
             self.failed += 1
             if not self._warned:
                 logger.warning("%s The run goes on, and says no more of this until a checkpoint succeeds.", error)
             self._warned = True
             return False
-        self.saved, self._warned = self.saved + 1, False
+        self.saved, self._warned, self._best = self.saved + 1, False, snapshot.standing.best_iteration
         return True
 
     def _clock_says_so(self) -> bool:

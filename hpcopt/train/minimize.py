@@ -77,7 +77,8 @@ def minimize(
         test_accuracy: stop when this fraction of the test set is classified right.
         seconds: stop after this time.
         give_up_after: iterations in a row that met a number that is not finite.
-        checkpoint: when to save into ``run_dir``, and whether a run that is there goes on from where it was saved.
+        checkpoint: when to save into ``run_dir``, and whether a run that is there goes on from where it was saved,
+            which it does by default. SIGUSR1 then saves and stops the run.
         listeners: told of every iteration and evaluation, on rank 0. One that raises is left out from then on.
 
     Raises:
@@ -108,14 +109,15 @@ def minimize(
     }
     path = Path(run_dir) if run_dir is not None else None
     options = checkpoint or CheckpointOptions()
-    with closing(Requests().listen()) as requests:
+    saves = path is not None and options.save
+    with closing(Requests().listen() if saves else Requests()) as requests:
         output = RunOutput(
             objective.comm,
             path,
             fresh=fresh,
             checkpoint=options,
             facts=facts | run_facts(objective, solver),
-            understand=partial(snapshot_from, objective, solver),
+            understand=partial(snapshot_from, objective, solver, sampler),
         )
         return train(objective, solver, sampler, test, criteria, output, options, requests, listeners)
 
@@ -137,12 +139,15 @@ def train(
     With ``watched`` a rank that falls silent is reported; only one run of a process at a time can be.
     """
     try:
-        requests.watch(output.path if objective.comm.rank == 0 else None, checkpoint.limit_seconds)
+        watched_path = output.path if objective.comm.rank == 0 and output.store is not None else None
+        requests.watch(watched_path, checkpoint.limit_seconds)
         evaluator = Evaluator(objective, test, classification=is_classification(objective))
         heard = [*output.listeners, *map(Tolerated, listeners if objective.comm.rank == 0 else ())]
         keeper = None
         if output.store is not None:
-            keeper = CheckpointKeeper(objective, solver, output.store, checkpoint, requests, output.write_record)
+            keeper = CheckpointKeeper(
+                objective, solver, sampler, output.store, checkpoint, requests, output.write_record
+            )
         with _watchdog(objective.comm, output.path, watched) as begin:
             loop = TrainingLoop(objective, solver, sampler, evaluator, criteria, heard, keeper, begin)
             result = loop.run(output.snapshot)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -23,7 +24,7 @@ from hpcopt.train.environment import environment
 from hpcopt.train.logs import RankLog
 from hpcopt.train.protocol import Listener, Result
 from hpcopt.train.record import Recorder
-from hpcopt.train.record_reader import earlier_rows
+from hpcopt.train.record_reader import earlier_rows, read_tables
 from hpcopt.train.run_directory import JOB, METRICS, RunDirectory, was_cut_off
 from hpcopt.train.same_job import check_same_job
 from hpcopt.train.snapshot import Snapshot
@@ -124,6 +125,12 @@ class RunOutput:
         comm, directory = self._comm, path / FOLDER
         # After --fresh, and where nothing was saved, there is nothing to be found.
         found = newest_valid(comm, directory)
+        if found is not None and not options.save:
+            raise UsageError(
+                f"The run in {path} was saved, and checkpoint.save = false would let its record and its checkpoints "
+                "part. Let it be saved, take another directory with --run-dir, or start anew with --fresh.",
+                collective=True,
+            )
         if found is not None:
             with comm.together("comparing the job with the one that was saved"):
                 if comm.rank == 0 and job is not None:
@@ -198,7 +205,13 @@ class RunOutput:
         done = self.snapshot.standing.iterations
         before = path / f"metrics-before-{done}.h5"
         try:
-            return earlier_rows(path / METRICS, done, self._comm.size)
+            rows = earlier_rows(path / METRICS, done, self._comm.size)
+            if read_tables(path / METRICS)["ranks"].dtype["seconds_step"].shape != (self._comm.size,):
+                shutil.copy2(path / METRICS, before)
+                logger.warning(
+                    "The record by rank begins anew on another number of ranks; the old one: %s.", before.name
+                )
+            return rows
         except UsageError as error:
             os.replace(path / METRICS, before)
             logger.warning("%s It is kept as %s; the record begins anew.", error, before.name)

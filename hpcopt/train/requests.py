@@ -43,6 +43,12 @@ class Requests:
                 self._previous = signal.SIG_IGN
         return self
 
+    def decline(self) -> None:
+        """Leave SIGUSR1 to end the process, as it would without this: the run is not to be saved."""
+        if self._previous is not None:
+            self._previous = None
+            signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+
     def watch(self, directory: Path | None, seconds: float | None) -> None:
         """Also look for the halt file in ``directory``, and stop ``seconds`` after this object was made."""
         self._halt = None if directory is None else directory / HALT

@@ -13,6 +13,7 @@ import math
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
@@ -45,13 +46,13 @@ def has_checkpoints(path: Path) -> bool:
 
 
 def was_cut_off(path: Path) -> bool:
-    """Whether the run in the directory was to be saved, and was killed before it had been for the first time."""
+    """Whether the run in the directory was to be saved, and was killed or failed before it was for the first time."""
     try:
         status = json.loads((path / STATUS).read_text())
     except (OSError, ValueError):
         return False
-    going_on = isinstance(status, dict) and status.get("status") == "running" and status.get("saves") is True
-    return going_on and not has_checkpoints(path)
+    unfinished = isinstance(status, dict) and status.get("status") in ("running", "failed")
+    return unfinished and status.get("saves") is True and not has_checkpoints(path)
 
 
 class RunDirectory:
@@ -64,6 +65,7 @@ class RunDirectory:
         self._lock = lock
         self._made = made
         self._found = tuple(name for name in MARKS if os.path.exists(path / name))
+        self._texts = {name: (path / name).read_bytes() for name in (STATUS, ENVIRONMENT, JOB) if name in self._found}
         self._status: dict[str, Any] = {
             "status": "running",
             "stop_reason": None,
@@ -157,6 +159,9 @@ class RunDirectory:
             shutil.rmtree(log, ignore_errors=True)
         for name in set(MARKS) - set(self._found):
             (self.path / name).unlink(missing_ok=True)
+        for name, text in self._texts.items():
+            with suppress(OSError):
+                (self.path / name).write_bytes(text)
         self._lock.release()
         _undo(self._made, self.path, self.moved_to)
 

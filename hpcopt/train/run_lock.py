@@ -1,7 +1,8 @@
 """The lock of a run directory: one process at a time, recognisably dead when its process is.
 
-The lock is a small JSON file made with O_EXCL. On its own host a lock is dead when its process is; from another host
-only its age can tell, so the owner touches it whenever it writes the status.
+The lock is a small JSON file made with O_EXCL. On its own host a lock is dead when its process is. From another host it
+is dead when it is of an earlier start of this process's own batch job, which was requeued; else only its age can tell,
+so the owner touches it whenever it writes the status.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ STALE_SECONDS = 600.0
 """Age after which a lock of another host counts as left behind."""
 
 JOB_VARIABLES = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "COBALT_JOBID", "OAR_JOB_ID", "JOB_ID")
+RESTART_VARIABLES = ("SLURM_RESTART_COUNT", "RESTARTED")
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Owner:
             same number; None where the system does not say.
         namespace: the process namespace in which ``pid`` counts (containers), empty where the system does not say.
         job: the job of the batch system, empty outside of one.
+        restarts: how often that job was requeued, as far as the batch system says; 0 where it says nothing.
         nonce: distinguishes two locks of the same process.
     """
 
@@ -45,6 +48,7 @@ class Owner:
     namespace: str = ""
     job: str = ""
     nonce: int = 0
+    restarts: int = 0
 
     def __str__(self) -> str:
         """Where it runs, for messages."""
@@ -56,10 +60,18 @@ def job_id() -> str:
     return next((os.environ[name] for name in JOB_VARIABLES if os.environ.get(name)), "")
 
 
+def job_restarts() -> int:
+    """How often the batch job was requeued: counted by Slurm, at most 1 by LSF and Grid Engine, 0 elsewhere."""
+    if os.environ.get("LSB_RESTART") == "Y":
+        return 1
+    counts = (os.environ.get(name, "") for name in RESTART_VARIABLES)
+    return next((int(count) for count in counts if count.isdecimal()), 0)
+
+
 def this_process() -> Owner:
     """The owner that a lock made now gets."""
     pid = os.getpid()
-    return Owner(socket.gethostname(), pid, _start_time(pid), _namespace(), job_id(), time.time_ns())
+    return Owner(socket.gethostname(), pid, _start_time(pid), _namespace(), job_id(), time.time_ns(), job_restarts())
 
 
 def read_owner(path: Path) -> Owner | None:
@@ -75,6 +87,8 @@ def is_alive(path: Path) -> bool:
     owner = read_owner(path)
     if owner is not None and owner.host == socket.gethostname() and owner.namespace == _namespace():
         return _runs(owner.pid, owner.started)
+    if owner is not None and _of_an_earlier_start(owner):
+        return False
     try:
         return time.time() - path.stat().st_mtime < STALE_SECONDS
     except OSError:
@@ -157,6 +171,19 @@ def _take_away(path: Path) -> None:
             "Taking over the run directory %s: %s, which held it, is gone.", path.parent, dead or "its owner"
         )
     aside.unlink(missing_ok=True)
+
+
+def _of_an_earlier_start(owner: Owner) -> bool:
+    """Whether the owner was on another host in this process's own batch job, before that was requeued.
+
+    The same job is not enough: two programs of one job, on two of its hosts, can be given the same run directory.
+    """
+    return (
+        owner.host != socket.gethostname()
+        and owner.job != ""
+        and owner.job == job_id()
+        and job_restarts() > owner.restarts
+    )
 
 
 def _runs(pid: int, started: int | None) -> bool:

@@ -8,24 +8,28 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from hpcopt.checkpoint.names import BEST, LOOP, MODEL, SOLVER, tensor_path
+from hpcopt.checkpoint.names import BEST, LOOP, MODEL, SOLVER, in_group, tensor_name, tensor_path
 from hpcopt.checkpoint.restore import Restored
 from hpcopt.errors import UsageError
 from hpcopt.objective.data_parallel import DataParallelObjective
 from hpcopt.objective.protocol import Vector, Work
 from hpcopt.solvers.solver import Solver, State
 from hpcopt.train.evaluation import Metrics
+from hpcopt.train.sampler import Sampler
 from hpcopt.train.standing import Standing
 
 logger = logging.getLogger(__name__)
 
 BUFFERS = "buffers"
+WHOLE = ("iteration", "bytes", "accepted", "rejected")
+"""Columns of the history that hold whole numbers."""
+
 HISTORY = "history"
 COUNTS = (
     "iterations",
@@ -78,7 +82,9 @@ class Snapshot:
         return self.best_is_here or self.point is self.best_parameters
 
 
-def replicated_contents(objective: DataParallelObjective, solver: Solver, snapshot: Snapshot) -> dict[str, Any]:
+def replicated_contents(
+    objective: DataParallelObjective, solver: Solver, sampler: Sampler, snapshot: Snapshot
+) -> dict[str, Any]:
     """What is the same on all ranks, by its name in a checkpoint. The module must hold ``snapshot.point``."""
     module, found = objective.shard.module, {}
     for name, tensor in module.state_dict().items():
@@ -94,6 +100,7 @@ def replicated_contents(objective: DataParallelObjective, solver: Solver, snapsh
     found |= {f"{LOOP}/batches/{key}": value for key, value in snapshot.batches.items()}
     found |= {f"{LOOP}/{key}": str(value) for key, value in objective.layout.items()}
     found[f"{LOOP}/samples"] = objective.samples
+    found |= {f"{LOOP}/identity/{key}": value for key, value in identity(objective, solver, sampler).items()}
     columns = list(snapshot.history[0]) if snapshot.history else []
     found[f"{LOOP}/{HISTORY}/columns"] = " ".join(columns)
     rows = [[row[name] for name in columns] for row in snapshot.history]
@@ -128,18 +135,20 @@ def is_own(solver: Solver, key: str) -> bool:
     return key.startswith(getattr(solver, "OWN_STATE", ()))
 
 
-def snapshot_from(objective: DataParallelObjective, solver: Solver, restored: Restored) -> Snapshot:
+def snapshot_from(objective: DataParallelObjective, solver: Solver, sampler: Sampler, restored: Restored) -> Snapshot:
     """The run as it was saved; the model's tensors that are not trained are put back too. *Collective*.
 
     Raises:
-        UsageError: what was saved is of another model, method or training set.
+        UsageError: what was saved is of another model, method or training set, of other options or other batches.
     """
     saved = restored.replicated
     _check_samples(objective, saved[f"{LOOP}/samples"])
+    _check_identity(identity(objective, solver, sampler), saved)
     own = restored.own if _same_layout(objective, saved) else None
     point = _load_model(objective, saved)
     state = _load_state(objective, solver, saved, own, point)
     best, buffers = _load_best(objective, saved, point)
+    _check_buffers(objective, own)
     if own is not None:
         objective.restore_buffers([_tensor(own[f"{BUFFERS}/{i}"]) for i in range(len(objective.copy_buffers()))])
     return Snapshot(state, point, _load_standing(saved), _group(saved, "batches"), best, buffers, _load_history(saved))
@@ -154,9 +163,57 @@ def _best(objective: DataParallelObjective, snapshot: Snapshot) -> dict[str, Any
     return {tensor_path(BEST, name): best[id(tensor)] for name, tensor in named if id(tensor) in best}
 
 
+def identity(objective: DataParallelObjective, solver: Solver, sampler: Sampler) -> dict[str, str]:
+    """What makes two runs the same besides the shapes of their states: options of method, objective and batches."""
+    names = [field.name for field in fields(solver)] if is_dataclass(solver) else list(vars(solver))
+    options = {name: getattr(solver, name) for name in names if name != "horizon_epochs"}
+    plan = sampler.plan
+    found = {f"solver.{key}": repr(value) for key, value in options.items() if _is_plain(value)}
+    found |= {"solver": type(solver).__name__, "loss.weight_decay": repr(float(objective.weight_decay))}
+    return found | {"seed": repr(plan.seed), "data.batch": repr(plan.batch), "data.overlap": repr(float(plan.overlap))}
+
+
+def _is_plain(value: object) -> bool:
+    return value is None or isinstance(value, (bool, int, float, str, tuple))
+
+
+def _check_identity(now: Mapping[str, str], saved: Mapping[str, Any]) -> None:
+    before = {key.removeprefix(f"{LOOP}/identity/"): value for key, value in saved.items() if "/identity/" in key}
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) != now.get(key):
+            had, has = before.get(key, "nothing"), now.get(key, "nothing")
+            raise UsageError(
+                f"The run that was saved had {key} = {had}, this one has {has}. A run goes on with what it was begun "
+                "with: give it back its value, take another run directory, or start anew with --fresh (in Python "
+                "fresh=True), which moves the old run aside.",
+                collective=True,
+            )
+
+
+def _check_buffers(objective: DataParallelObjective, own: Mapping[str, Any] | None) -> None:
+    if own is None:
+        return
+    here = [tuple(buffer.shape) for buffer in objective.copy_buffers()]
+    names = [name for name in own if name.startswith(f"{BUFFERS}/")]
+    there = [tuple(np.shape(own[f"{BUFFERS}/{i}"])) for i in range(len(names))]
+    if here != there:
+        raise UsageError(
+            f"The checkpoint is of another model: its tensors that are not trained have shapes {there}, here they have "
+            f"{here}. Go on with the model it was made with, or start anew with --fresh.",
+            collective=True,
+        )
+
+
 def _load_model(objective: DataParallelObjective, saved: Mapping[str, Any]) -> Vector:
     """Put the saved tensors into the module; returns the point (n,)."""
     module, parameters = objective.shard.module, objective.shard.parameters
+    known = {tensor_path(MODEL, name) for name in module.state_dict()}
+    if more := [name for name in in_group(MODEL, saved) if name not in known]:
+        raise UsageError(
+            f"The checkpoint is of another model: it holds {tensor_name(more[0])}, which this model has not. Go on "
+            "with the model it was made with, or start anew with --fresh.",
+            collective=True,
+        )
     for name, tensor in module.state_dict().items():
         path = tensor_path(MODEL, name)
         if path not in saved or tuple(np.shape(saved[path])) != tuple(tensor.shape):
@@ -265,7 +322,10 @@ def _group(saved: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 def _load_history(saved: Mapping[str, Any]) -> list[dict[str, float]]:
     columns = saved[f"{LOOP}/{HISTORY}/columns"].split()
-    return [dict(zip(columns, row, strict=True)) for row in saved[f"{LOOP}/{HISTORY}/rows"].tolist()]
+    rows = [dict(zip(columns, row, strict=True)) for row in saved[f"{LOOP}/{HISTORY}/rows"].tolist()]
+    for row in rows:
+        row |= {name: int(row[name]) for name in WHOLE if name in row}
+    return rows
 
 
 def _same_layout(objective: DataParallelObjective, saved: Mapping[str, Any]) -> bool:

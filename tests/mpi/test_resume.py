@@ -200,7 +200,7 @@ def assert_is_what_was_saved(start: Started) -> None:
     assert start.restored is not None
     snapshot = replace(start.snapshot, point=start.snapshot.state["parameters"])  # type: ignore[arg-type]
     start.objective.shard.parameters.bind(snapshot.point)
-    now = replicated_contents(start.objective, start.solver, snapshot)
+    now = replicated_contents(start.objective, start.solver, start.sampler, snapshot)
     assert_same_contents({name: _plain(value) for name, value in now.items()}, start.restored.replicated)
 
 

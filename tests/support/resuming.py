@@ -106,10 +106,10 @@ class Started:
         found = newest_valid(self.comm, directory)
         if found is not None:
             self.restored = restore(self.comm, found)
-            self.snapshot = snapshot_from(self.objective, self.solver, self.restored)
+            self.snapshot = snapshot_from(self.objective, self.solver, self.sampler, self.restored)
         store, last = CheckpointStore(self.comm, directory), self.comm.rank == self.comm.size - 1
         requests = AsksOnce(asks_at if last else 0)
-        self.keeper = CheckpointKeeper(self.objective, self.solver, store, CheckpointOptions(), requests)
+        self.keeper = CheckpointKeeper(self.objective, self.solver, self.sampler, store, CheckpointOptions(), requests)
 
     def loop(self) -> TrainingLoop:
         """The loop of this start; every two epochs it evaluates."""

@@ -59,7 +59,14 @@ def start(comm: Communicator, tmp_path: Path) -> Started:
 
 
 def keeper_of(start: Started, store: FakeStore, **options: Any) -> CheckpointKeeper:
-    return CheckpointKeeper(start.objective, start.solver, store, CheckpointOptions(**options), Requests())  # type: ignore[arg-type]
+    return CheckpointKeeper(
+        start.objective,
+        start.solver,
+        start.sampler,
+        store,  # type: ignore[arg-type]
+        CheckpointOptions(**options),
+        Requests(),
+    )
 
 
 def simulate(start: Started, keeper: CheckpointKeeper, clock: SimpleNamespace, seconds: float) -> list[float]:
@@ -103,14 +110,14 @@ def test_every_so_many_seconds(start: Started, clock: SimpleNamespace) -> None:
 def test_only_the_clock_of_rank_0_counts(start: Started, clock: SimpleNamespace) -> None:
     objective = SimpleNamespace(comm=SimpleNamespace(rank=1), shard=start.objective.shard)
     options = CheckpointOptions(every_seconds=1.0)
-    keeper = CheckpointKeeper(objective, start.solver, FakeStore(), options, Requests())  # type: ignore[arg-type]
+    keeper = CheckpointKeeper(objective, start.solver, start.sampler, FakeStore(), options, Requests())  # type: ignore[arg-type]
     clock.now += 5.0
     assert keeper.asks() == 0.0
 
 
 def test_any_rank_may_be_asked_to_leave(start: Started) -> None:
     objective = SimpleNamespace(comm=SimpleNamespace(rank=1), shard=start.objective.shard)
-    keeper = CheckpointKeeper(objective, start.solver, FakeStore(), CheckpointOptions(), AsksOnce(2))  # type: ignore[arg-type]
+    keeper = CheckpointKeeper(objective, start.solver, start.sampler, FakeStore(), CheckpointOptions(), AsksOnce(2))  # type: ignore[arg-type]
     assert [keeper.asks() for _ in range(3)] == [0.0, LEAVE, 0.0]
 
 
@@ -127,7 +134,7 @@ def run_with(comm: Communicator, path: Path, store: FakeStore | None, asks_at: i
     if store is not None:
         options = CheckpointOptions(every_epochs=0.5)
         requests = AsksOnce(asks_at)
-        start.keeper = CheckpointKeeper(start.objective, start.solver, store, options, requests)  # type: ignore[arg-type]
+        start.keeper = CheckpointKeeper(start.objective, start.solver, start.sampler, store, options, requests)  # type: ignore[arg-type]
     return start.run()
 
 
@@ -163,7 +170,7 @@ def test_a_signal_during_a_save_ends_the_run_at_the_end_of_the_next_iteration(co
     start, store = Started(comm, Case("sgd", {}, 10, iterations=9), None), SignalledStore()
     with closing(Requests().listen()) as requests:
         options = CheckpointOptions(every_epochs=0.5)
-        start.keeper = CheckpointKeeper(start.objective, start.solver, store, options, requests)  # type: ignore[arg-type]
+        start.keeper = CheckpointKeeper(start.objective, start.solver, start.sampler, store, options, requests)  # type: ignore[arg-type]
         result = start.run()
     assert store.steps == [2, 3]
     assert (result.stop, result.iterations) == (StopReason.SAVED, 3)

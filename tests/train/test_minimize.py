@@ -193,3 +193,39 @@ def test_a_test_loss_that_is_not_finite_is_never_the_best(comm: Communicator) ->
     metrics = Evaluator(objective, (bad, targets), classification=False)(objective.initial_vector())
     assert metrics.test_loss == math.inf
     assert metrics.score()[1] == -math.inf
+
+
+def test_a_run_that_was_saved_goes_on_being_saved(comm: Communicator, tmp_path: Path) -> None:
+    minimize(sharded(comm), SGD(), epochs=1, run_dir=tmp_path / "a")
+    with pytest.raises(UsageError, match=r"checkpoint.save = false would let its record"):
+        minimize(sharded(comm), SGD(), epochs=2, run_dir=tmp_path / "a", checkpoint=CheckpointOptions(save=False))
+    assert minimize(sharded(comm), SGD(), epochs=2, run_dir=tmp_path / "a").epochs == 2
+
+
+def test_the_first_checkpoint_after_the_best_evaluation_is_kept_as_the_best(comm: Communicator, tmp_path: Path) -> None:
+    minimize(
+        sharded(comm),
+        SGD(learning_rate=0.1),
+        iterations=9,
+        batch=10,
+        evaluate_every=0.5,
+        run_dir=tmp_path / "a",
+        checkpoint=CheckpointOptions(every_epochs=0.75),
+    )
+    run = hpcopt.open_run(tmp_path / "a")
+    assert [saved.best for saved in run.checkpoints].count(True) == 1
+
+
+def test_a_run_that_failed_before_it_was_saved_begins_anew(comm: Communicator, tmp_path: Path) -> None:
+    def fails(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) > 6:
+            raise ArithmeticError("planted")
+        return torch.nn.functional.cross_entropy(outputs, targets)
+
+    calls: list[int] = []
+    broken = sharded(comm)
+    broken.shard.loss.sum = fails  # type: ignore[method-assign]
+    with pytest.raises(ArithmeticError):
+        minimize(broken, SGD(), epochs=9, run_dir=tmp_path / "a")
+    assert minimize(sharded(comm), SGD(), epochs=1, run_dir=tmp_path / "a").epochs == 1

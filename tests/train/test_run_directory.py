@@ -214,6 +214,31 @@ def test_a_lock_from_elsewhere_is_refused_until_it_has_not_been_touched_for_long
     RunDirectory.create(tmp_path / "a", fresh=False).close()
 
 
+@pytest.mark.parametrize(
+    ("variables", "before", "again"),
+    [
+        ({"SLURM_JOB_ID": "4711", "SLURM_RESTART_COUNT": "2"}, 1, 3),
+        ({"LSB_JOBID": "4711", "LSB_RESTART": "Y"}, 0, 2),
+        ({"JOB_ID": "4711", "RESTARTED": "1"}, 0, 2),
+    ],
+)
+def test_a_requeued_job_takes_over_the_lock_of_its_earlier_start_on_another_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], before: int, again: int
+) -> None:
+    for name in run_lock.JOB_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    earlier = write_lock(tmp_path / "a", host="node17", job="4711", restarts=before)
+    assert not run_lock.is_alive(earlier)
+    RunDirectory.create(tmp_path / "a", fresh=False).close()
+    for other in ({"restarts": run_lock.job_restarts()}, {"restarts": again}, {"restarts": 0, "job": "4712"}):
+        lock = write_lock(tmp_path / "b", **{"host": "node17", "job": "4711", **other})
+        assert run_lock.is_alive(lock), "another program of this start, a later start, another job"
+        with pytest.raises(UsageError, match="in use"):
+            RunDirectory.create(tmp_path / "b", fresh=False)
+
+
 def test_a_lock_that_is_being_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "lock").write_text("")
     with pytest.raises(UsageError, match="unknown process"):

@@ -20,7 +20,8 @@ from hpcopt.objective.stochastic import StochasticState
 from hpcopt.solvers.registry import SOLVERS
 from hpcopt.solvers.sgd import SGD
 from hpcopt.train.loop import TrainingLoop
-from hpcopt.train.sampler import BatchSequence
+from hpcopt.train.minimize import minimize, plan_batches
+from hpcopt.train.sampler import BatchSequence, Sampler
 from hpcopt.train.snapshot import COUNTS, Snapshot, replicated_contents
 from hpcopt.train.standing import Standing
 from tests.support.problems import sharded
@@ -205,10 +206,10 @@ def fewer_samples(comm: Communicator, **options: Any) -> DataParallelObjective:
 
 SMALLER = Case("trust_region", {"memory": 3})
 REFUSED = {
-    "another method": (replace(SMALLER, solver="sgd", options={}), "of another method, or of other options"),
-    "a longer memory": (replace(SMALLER, options={"memory": 4}), "of other options of the method: pairs has shape"),
+    "another method": (replace(SMALLER, solver="sgd", options={}), "had solver = TrustRegion, this one has SGD"),
+    "a longer memory": (replace(SMALLER, options={"memory": 4}), "had solver.memory = 3, this one has 4"),
     "other data": (replace(SMALLER, objective=fewer_samples), "made with 37 training samples, but here are 30"),
-    "momentum": (Case("sgd", {"momentum": 0.5}), "of another method, or of other options"),
+    "momentum": (Case("sgd", {"momentum": 0.5}), "had solver = TrustRegion, this one has SGD"),
 }
 
 
@@ -230,6 +231,30 @@ def test_the_best_point_has_all_names_of_a_tensor_that_layers_share(comm: Commun
     best = torch.arange(float(objective.size))
     standing, now = Standing(iterations=2, best_iteration=1), objective.initial_vector()
     snapshot = Snapshot({"parameters": now}, now, standing, {}, best, [], [])
-    contents = replicated_contents(objective, SGD(), snapshot)
+    sampler = Sampler(plan_batches(objective, "full", 0.0, 0), torch.device("cpu"))
+    contents = replicated_contents(objective, SGD(), sampler, snapshot)
     assert torch.equal(contents["best/0/weight"], best[:9].view(3, 3))
     assert torch.equal(contents["best/2/weight"], contents["best/0/weight"])
+
+
+@pytest.mark.parametrize(
+    ("change", "word"), [({"seed": 7}, "seed"), ({"batch": 10}, "data.batch"), ({"overlap": 0.5}, "data.overlap")]
+)
+def test_other_batches_are_refused(comm: Communicator, tmp_path: Path, change: dict[str, Any], word: str) -> None:
+    options: dict[str, Any] = {"batch": 20, "seed": 0, "run_dir": tmp_path / "a"}
+    minimize(sharded(comm), SGD(learning_rate=0.1), epochs=1, **options)
+    with pytest.raises(UsageError, match=f"had {word} ="):
+        minimize(sharded(comm), SGD(learning_rate=0.1), epochs=2, **(options | change))
+    with pytest.raises(UsageError, match=r"had solver.learning_rate = 0.1, this one has 0.9"):
+        minimize(sharded(comm), SGD(learning_rate=0.9), epochs=2, **options)
+    assert minimize(sharded(comm), SGD(learning_rate=0.1), epochs=2, **options).epochs == 2
+
+
+def test_a_larger_model_does_not_go_on_as_a_smaller_one(comm: Communicator, tmp_path: Path) -> None:
+    def objective(*layers: torch.nn.Module) -> DataParallelObjective:
+        return DataParallelObjective(torch.nn.Sequential(*layers), "squared", torch.ones(4, 3), torch.zeros(4, 3), comm)
+
+    linear = torch.nn.Linear
+    minimize(objective(linear(3, 3), linear(3, 3)), SGD(), epochs=1, run_dir=tmp_path / "a")
+    with pytest.raises(UsageError, match=r"it holds 1\.bias, which this model has not"):
+        minimize(objective(linear(3, 3)), SGD(), epochs=2, run_dir=tmp_path / "a")
