@@ -29,7 +29,15 @@ class UsageError(HpcoptError):
 
 
 class CheckpointError(HpcoptError):
-    """A checkpoint could not be written or read. What was published before is as it was."""
+    """Checkpoints could not be written, or their folder not be used. What was published before is as it was."""
+
+    exit_status = 74
+
+
+class UnreadableCheckpointError(CheckpointError):
+    """A checkpoint is damaged or a part of it cannot be read."""
+
+    exit_status = 4
 
 
 class NoValidCheckpointError(CheckpointError):

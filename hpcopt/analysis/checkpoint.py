@@ -20,11 +20,21 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hpcopt.checkpoint import names
-from hpcopt.checkpoint.folder import BEST, FOLDER, LATEST, pointed, published, published_steps, step_name, step_of
+from hpcopt.checkpoint.folder import (
+    BEST,
+    FOLDER,
+    LATEST,
+    pointed,
+    published,
+    published_steps,
+    reading,
+    step_name,
+    step_of,
+)
 from hpcopt.checkpoint.manifest import FILE_NAME, Item, NewerSchemaError, read_manifest
 from hpcopt.checkpoint.stored import StoredCheckpoint
 from hpcopt.checkpoint.verify import Finding, verify
-from hpcopt.errors import CheckpointError, NoValidCheckpointError, UsageError
+from hpcopt.errors import CheckpointError, NoValidCheckpointError, UnreadableCheckpointError, UsageError
 
 logger = logging.getLogger(__name__)
 
@@ -32,16 +42,12 @@ ATTEMPTS = 5
 PAUSE_SECONDS = 0.05
 
 MOST_HELD_FILES = 256
-"""Files held open at once; a process may have 1024 on most systems."""
+"""Files that stay open, so that a deleted checkpoint can be read; a process may have 1024 on most systems.
+
+Of a checkpoint of more ranks, the other files are opened and closed as ``StoredCheckpoint`` does it."""
 
 CHOICES = (LATEST, BEST)
 """What is meant by a word: the point the run delivers, and the best one up to there."""
-
-
-class UnreadableCheckpointError(CheckpointError):
-    """A checkpoint is damaged or a part of it cannot be read."""
-
-    exit_status = 4
 
 
 class Published(NamedTuple):
@@ -163,14 +169,16 @@ def open_checkpoint(path: str | os.PathLike[str], which: str = LATEST) -> Checkp
     place = Path(os.path.abspath(path))
     if is_checkpoint(place):
         return _open(place, which)
-    if place.name in CHOICES and place.is_file():
-        return find_checkpoint(place.parent, place.name)
-    return find_checkpoint(place / FOLDER if (place / FOLDER).is_dir() else place, which)
+    with reading(place):
+        if place.name in CHOICES and place.is_file():
+            return find_checkpoint(place.parent, place.name)
+        return find_checkpoint(place / FOLDER if (place / FOLDER).is_dir() else place, which)
 
 
 def is_checkpoint(path: Path) -> bool:
     """Whether ``path`` means one checkpoint and not a run."""
-    return step_of(path) is not None or (path / FILE_NAME).exists()
+    with reading(path):
+        return step_of(path) is not None or (path / FILE_NAME).exists()
 
 
 def find_checkpoint(directory: Path, which: str | int = LATEST) -> Checkpoint:
@@ -238,10 +246,14 @@ class _Held(StoredCheckpoint):
     """A checkpoint that can be read after it was deleted."""
 
     def hold(self) -> None:
-        """Open its files. Raises CheckpointError."""
+        """Open its files; none stays open where the process may not have so many. Raises CheckpointError."""
+        self._held = range(min(self.ranks, MOST_HELD_FILES))
         try:
-            for rank in range(min(self.ranks, MOST_HELD_FILES)):
+            for rank in self._held:
                 self._dataset("/", rank)
+        except UsageError:
+            self._held = ()
+            self.close()
         except CheckpointError:
             self.close()
             raise

@@ -16,9 +16,11 @@ import os
 import re
 import shutil
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from hpcopt.checkpoint.manifest import read_manifest
+from hpcopt.checkpoint.manifest import check_not_too_many, read_manifest
 from hpcopt.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
@@ -44,8 +46,13 @@ def step_of(path: Path) -> int | None:
 
 
 def published_steps(directory: Path) -> list[int]:
-    """The steps of the published checkpoints, ascending; whether they are whole is not looked at."""
-    return sorted(step for path in _entries(directory) if (step := step_of(path)) is not None and path.is_dir())
+    """The steps of the published checkpoints, ascending; whether they are whole is not looked at.
+
+    Raises:
+        CheckpointError: the folder is there and cannot be looked into.
+    """
+    with reading(directory):
+        return sorted(step for path in _entries(directory) if (step := step_of(path)) is not None and path.is_dir())
 
 
 def published(directory: Path) -> list[Path]:
@@ -185,11 +192,25 @@ def sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
-def _entries(directory: Path) -> list[Path]:
+@contextmanager
+def reading(directory: Path) -> Iterator[None]:
+    """That a folder cannot be looked into becomes a CheckpointError about it."""
     try:
-        return list(directory.iterdir())
-    except (FileNotFoundError, NotADirectoryError):
-        return []
+        yield
+    except OSError as error:
+        check_not_too_many(error, directory)
+        raise CheckpointError(
+            f"The folder {directory} cannot be looked into: {error.strerror or error}. What is in it is as it was. "
+            "Give this process the permission to read it, or name another one."
+        ) from error
+
+
+def _entries(directory: Path) -> list[Path]:
+    with reading(directory):
+        try:
+            return list(directory.iterdir())
+        except (FileNotFoundError, NotADirectoryError):
+            return []
 
 
 def _looks_whole(path: Path) -> bool:

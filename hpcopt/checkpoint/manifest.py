@@ -5,6 +5,7 @@ Its text has one form only, and its own digest in it: any changed byte is notice
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 from collections.abc import Callable, Mapping
@@ -12,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hpcopt.errors import CheckpointError
+from hpcopt.errors import CheckpointError, UnreadableCheckpointError, UsageError
 
 SCHEMA = 1
 FORMAT = "hpcopt checkpoint"
@@ -106,16 +107,27 @@ def read_text(directory: Path) -> bytes:
     try:
         return (directory / FILE_NAME).read_bytes()
     except FileNotFoundError:
-        raise CheckpointError(f"{directory} is no checkpoint: it has no {FILE_NAME}.") from None
+        raise UnreadableCheckpointError(f"{directory} is no checkpoint: it has no {FILE_NAME}.") from None
     except OSError as error:
-        raise CheckpointError(f"{directory / FILE_NAME} cannot be read: {error.strerror or error}.") from error
+        check_not_too_many(error, directory)
+        where = directory / FILE_NAME
+        raise UnreadableCheckpointError(f"{where} cannot be read: {error.strerror or error}.") from error
+
+
+def check_not_too_many(error: BaseException, path: Path) -> None:
+    """Raise UsageError when a file could not be opened because too many are open, which is no damage."""
+    if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE):
+        raise UsageError(
+            f"The checkpoint {path} cannot be read now: this process or this machine has too many files open. That is "
+            "no damage. Allow more ('ulimit -n' says how many), or close some, and try again."
+        ) from error
 
 
 def parse_manifest(raw: bytes, directory: Path) -> Manifest:
     """The manifest with these bytes. Raises CheckpointError when they are damaged or of a newer format."""
     content = _sound(raw)
     if content is None:
-        raise CheckpointError(
+        raise UnreadableCheckpointError(
             f"{directory / FILE_NAME} is damaged: its text is not what was written. 'hpcopt verify' checks all "
             "checkpoints of a run; an older one is used when one is left."
         )

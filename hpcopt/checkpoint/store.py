@@ -29,7 +29,7 @@ from hpcopt.checkpoint.manifest import FILE_NAME, OWN, Item, Manifest, Part
 from hpcopt.checkpoint.plan import Share, shares
 from hpcopt.checkpoint.retention import Retention
 from hpcopt.checkpoint.writer import Passing, Point, Written, no_test, write_rank_file
-from hpcopt.errors import CheckpointError, UsageError
+from hpcopt.errors import CheckpointError, HpcoptError, UsageError
 
 if TYPE_CHECKING:
     from hpcopt.comm.communicator import Communicator
@@ -238,6 +238,8 @@ class CheckpointStore:
             kept = self.retention.survivors(steps, folder.pointed(self.directory, folder.BEST))
             for step in sorted(set(steps) - kept):
                 folder.remove(self.directory / folder.step_name(step))
+        except HpcoptError as error:
+            logger.warning("Old checkpoints are not deleted. %s The run goes on.", error)
         except OSError as error:
             logger.warning(
                 "An old checkpoint in %s could not be deleted: %s (%s). The run goes on.",

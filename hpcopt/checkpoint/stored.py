@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -13,8 +13,11 @@ import h5py
 import numpy as np
 
 from hpcopt.checkpoint.arrays import check_target, put, regions, scalar_bytes
-from hpcopt.checkpoint.manifest import OWN, Item, Manifest, Part, rank_file, read_manifest
-from hpcopt.errors import CheckpointError
+from hpcopt.checkpoint.manifest import OWN, Item, Manifest, Part, check_not_too_many, rank_file, read_manifest
+from hpcopt.errors import UnreadableCheckpointError
+
+MOST_OPEN_FILES = 64
+"""Files of ranks held open at once; beyond that the one that was used longest ago is closed."""
 
 Value = Any
 """A NumPy array, or the bool, int, float or str that was saved."""
@@ -37,6 +40,9 @@ class StoredCheckpoint:
         self.path = Path(path)
         self.manifest: Manifest = read_manifest(self.path)
         self._files: dict[int, h5py.File] = {}
+        """By rank, the one that was used longest ago first."""
+        self._held: Container[int] = ()
+        """Ranks whose files stay open until ``close``."""
 
     @property
     def step(self) -> int:
@@ -81,6 +87,7 @@ class StoredCheckpoint:
         Raises:
             KeyError: nothing was saved under this name.
             CheckpointError: a file is missing, or its content is not what was saved.
+            UsageError: too many files are open in this process.
         """
         return self._value(name, self.manifest.replicated[name])
 
@@ -149,7 +156,7 @@ class StoredCheckpoint:
     def _read(self, path: str, item: Item, target: Any) -> None:
         size = sum(int(np.prod(part.count, dtype=np.int64)) for part in item.parts)
         if size != int(np.prod(item.shape, dtype=np.int64)):
-            raise CheckpointError(f"The manifest of {self.path} does not say where all of {path!r} is.")
+            raise UnreadableCheckpointError(f"The manifest of {self.path} does not say where all of {path!r} is.")
         for part in item.parts:
             self._read_part(path, item, part, target)
 
@@ -170,16 +177,25 @@ class StoredCheckpoint:
 
     def _dataset(self, path: str, rank: int) -> h5py.Dataset:
         try:
-            if rank not in self._files:
-                # A published file is never written again, so it needs no lock, which some file systems cannot give.
-                self._files[rank] = h5py.File(self.path / rank_file(rank), "r", locking=False)
-            found = self._files[rank][path]
+            found = self._file(rank)[path]
         except (OSError, RuntimeError, KeyError) as error:
+            check_not_too_many(error, self.path)
             raise self._damaged(rank, path, f"it cannot be opened ({_first_line(error)})") from error
         return found
 
-    def _damaged(self, rank: int, path: str, what: str) -> CheckpointError:
-        return CheckpointError(
+    def _file(self, rank: int) -> h5py.File:
+        file = self._files.pop(rank, None)
+        if file is None:
+            loose = [other for other in self._files if other not in self._held]
+            if len(loose) >= MOST_OPEN_FILES and rank not in self._held:
+                self._files.pop(loose[0]).close()
+            # A published file is never written again, so it needs no lock, which some file systems cannot give.
+            file = h5py.File(self.path / rank_file(rank), "r", locking=False)
+        self._files[rank] = file
+        return file
+
+    def _damaged(self, rank: int, path: str, what: str) -> UnreadableCheckpointError:
+        return UnreadableCheckpointError(
             f"The checkpoint {self.path} is damaged at {path!r} in {rank_file(rank)}: {what}. 'hpcopt verify' checks "
             "all checkpoints of a run; an older one is used when one is left."
         )

@@ -7,7 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpcopt.checkpoint.folder import published, run_identity, step_of
-from hpcopt.checkpoint.manifest import FILE_NAME, FileEntry, Manifest, NewerSchemaError, parse_manifest, read_text
+from hpcopt.checkpoint.manifest import (
+    FILE_NAME,
+    FileEntry,
+    Manifest,
+    NewerSchemaError,
+    check_not_too_many,
+    parse_manifest,
+    read_text,
+)
 from hpcopt.errors import CheckpointError
 
 BLOCK_BYTES = 4 << 20
@@ -41,6 +49,9 @@ def verify(path: Path, run: str | None = None) -> list[Finding]:
 
     Returns:
         What is wrong, empty when all is well. Also empty when the run removed or replaced it meanwhile.
+
+    Raises:
+        UsageError: too many files are open, so that it cannot be said.
     """
     path = Path(path)
     try:
@@ -75,6 +86,7 @@ def folder_findings(path: Path, manifest: Manifest, run: str | None) -> list[Fin
     try:
         strangers = sorted(entry for entry in path.iterdir() if entry.name not in known)
     except OSError as error:
+        check_not_too_many(error, path)
         return [Finding(path, f"cannot be listed: {error.strerror or error}")]
     return findings + [Finding(entry, "is no part of the checkpoint", damage=False) for entry in strangers]
 
@@ -87,6 +99,7 @@ def file_findings(path: Path, file: FileEntry, manifest: Manifest) -> list[Findi
     except FileNotFoundError:
         return [Finding(place, "is missing")]
     except OSError as error:
+        check_not_too_many(error, path)
         return [Finding(place, f"cannot be read: {error.strerror or error}")]
     if (size, digest) == (file.bytes, file.sha256):
         return []

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from rich.markup import escape
 
-from hpcopt.checkpoint.folder import FOLDER, published, set_aside, step_of
+from hpcopt.checkpoint.folder import FOLDER, published, reading, set_aside, step_of
 from hpcopt.checkpoint.manifest import FILE_NAME, read_manifest
 from hpcopt.checkpoint.verify import Finding, damaged, verify
 from hpcopt.cli.format import console, in_bytes
@@ -66,9 +66,10 @@ def check(path: str, as_json: bool) -> int:
 
 def _checkpoints(given: Path) -> tuple[list[Path], list[Path]]:
     """The published checkpoints that ``given`` means, and those set aside."""
-    if step_of(given) is not None or (given / FILE_NAME).exists():
-        return ([given] if given.is_dir() else []), []
-    directory = given / FOLDER if (given / FOLDER).is_dir() else given
+    with reading(given):
+        if step_of(given) is not None or (given / FILE_NAME).exists():
+            return ([given] if given.is_dir() else []), []
+        directory = given / FOLDER if (given / FOLDER).is_dir() else given
     return published(directory), set_aside(directory)
 
 

@@ -16,8 +16,10 @@ from hpcopt.analysis import checkpoint as checkpoint_module
 from hpcopt.analysis.checkpoint import find_checkpoint, is_checkpoint, open_checkpoint, published_checkpoints
 from hpcopt.analysis.history import open_run
 from hpcopt.analysis.summary import summary
+from hpcopt.checkpoint import stored as stored_module
 from hpcopt.checkpoint.names import MODEL
 from hpcopt.errors import CheckpointError, NoValidCheckpointError, UsageError
+from tests.support.checkpoints import write_small
 from tests.support.runs import write_run
 from tests.support.saved_models import contents, damage, equal, network, save
 
@@ -169,6 +171,23 @@ def test_an_open_checkpoint_can_be_read_after_the_run_deleted_it(run: Path) -> N
     checkpoint = open_run(run).checkpoint()
     shutil.rmtree(checkpoint.path)
     assert equal(checkpoint.parameters, network(3))
+
+
+def test_of_many_files_those_held_can_be_read_after_the_run_deleted_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And reading the others does not close them."""
+    (path,) = write_small(tmp_path, ranks=5)
+    monkeypatch.setattr(checkpoint_module, "MOST_HELD_FILES", 3)
+    monkeypatch.setattr(stored_module, "MOST_OPEN_FILES", 1)
+    with open_checkpoint(path) as checkpoint:
+        for rank in (4, 3, 4, 3):
+            assert checkpoint.stored.own(rank, "state").tolist() == list(range(rank + 1))
+        shutil.rmtree(path)
+        for rank in (0, 1, 2, 3):
+            assert checkpoint.stored.own(rank, "state").tolist() == list(range(rank + 1))
+        with pytest.raises(CheckpointError, match="cannot be opened"):
+            checkpoint.stored.own(4, "state")
 
 
 def test_a_moment_without_a_checkpoint_is_waited_out(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,12 +4,16 @@ import logging
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from hpcopt.checkpoint import folder
 from hpcopt.checkpoint.folder import BEST, RUN, pointed, published_steps, remove_leftovers, set_aside, step_of
-from tests.support.checkpoints import write_small
+from hpcopt.checkpoint.restore import newest_valid
+from hpcopt.checkpoint.store import CheckpointStore
+from hpcopt.errors import CheckpointError
+from tests.support.checkpoints import on_ranks, write_small
 
 
 def names(directory: Path) -> set[str]:
@@ -96,3 +100,37 @@ def test_the_identity_of_a_run_outlives_its_file(tmp_path: Path) -> None:
     assert folder.run_identity(tmp_path) == made
     assert folder.make_identity(tmp_path) == made
     assert (tmp_path / RUN).read_text().strip() == made
+
+
+@pytest.mark.parametrize("method", ["iterdir", "is_dir"])
+def test_a_folder_that_cannot_be_looked_into_is_one_paragraph(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    write_small(tmp_path)
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, method, refuse)
+    for look in (published_steps, lambda path: on_ranks(2, lambda comm: newest_valid(comm, path))):
+        with pytest.raises(CheckpointError, match="cannot be looked into: Permission denied") as found:
+            look(tmp_path)
+        assert found.value.exit_status == 74
+
+
+def test_a_run_goes_on_when_old_checkpoints_cannot_be_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    def save(comm: Any) -> None:
+        store = CheckpointStore(comm, tmp_path)
+        comm.allgather_objects(None)
+        if comm.rank == 0:
+            monkeypatch.setattr(Path, "iterdir", refuse)
+        comm.allgather_objects(None)
+        store.save(1, {"w": 1.0})
+
+    on_ranks(2, save)
+    assert "Old checkpoints are not deleted." in caplog.text

@@ -177,8 +177,9 @@ def test_a_limit_of_the_file_size_is_an_error_and_no_crash(directory: Path, comm
 
 def test_a_folder_that_cannot_be_made_is_an_error_with_words(tmp_path: Path, comm: Communicator) -> None:
     (tmp_path / "run").write_text("a file")
-    with pytest.raises(CheckpointError, match="could not be used: Not a directory"):
+    with pytest.raises(CheckpointError, match="could not be used: Not a directory") as found:
         CheckpointStore(comm, tmp_path / "run" / "checkpoints")
+    assert found.value.exit_status == 74
 
 
 def test_a_folder_that_vanished_is_an_error_and_no_crash(directory: Path, comm: Communicator) -> None:

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
@@ -8,8 +12,10 @@ import numpy as np
 import pytest
 import torch
 
+from hpcopt.checkpoint import stored as stored_module
 from hpcopt.checkpoint.manifest import FILE_NAME, rank_file
 from hpcopt.checkpoint.stored import StoredCheckpoint
+from hpcopt.checkpoint.verify import verify
 from hpcopt.errors import CheckpointError, UsageError
 from tests.support.checkpoints import own, replicated, same, write
 
@@ -151,3 +157,48 @@ def test_a_checkpoint_of_schema_1_opens() -> None:
         assert stored.replicated("model/mask").tolist() == [True, False]
         assert stored.scalars == {"loop/iteration": 7, "loop/phase": "growth", "solver/radius": 0.25}
         assert [stored.own(rank, "random/state").tolist() for rank in range(2)] == [[0], [0, 1]]
+
+
+@contextmanager
+def more_files(number: int) -> Iterator[None]:
+    """Within this block the process can open so many more files."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken = [os.open(os.devnull, os.O_RDONLY) for _ in range(number)]
+    free = os.open(os.devnull, os.O_RDONLY)
+    for descriptor in (*taken, free):
+        os.close(descriptor)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_no_more_files_are_open_than_a_process_can_spare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (saved,) = write(tmp_path, ranks=6)
+    monkeypatch.setattr(stored_module, "MOST_OPEN_FILES", 2)
+    with StoredCheckpoint(saved.path) as stored, more_files(3):
+        for _ in range(2):
+            assert all(same(stored.own(rank, name), value) for rank in range(6) for name, value in own(rank).items())
+        assert all(same(stored.replicated(name), value) for name, value in replicated(1).items())
+
+
+def test_the_file_that_was_used_longest_ago_is_closed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stored_module, "MOST_OPEN_FILES", 2)
+    opened = []
+    plain = h5py.File
+    monkeypatch.setattr(h5py, "File", lambda path, *args, **kwargs: opened.append(path) or plain(path, *args, **kwargs))
+    with StoredCheckpoint(path) as stored:
+        for rank in (0, 1, 0, 2, 0, 1):
+            stored.own(rank, "seconds")
+    assert opened == [path / rank_file(rank) for rank in (0, 1, 2, 1)]
+
+
+def test_too_many_open_files_are_no_damage(path: Path) -> None:
+    stored = StoredCheckpoint(path)
+    verify(path)
+    for look in (lambda: stored.own(1, "seconds"), lambda: StoredCheckpoint(path), lambda: verify(path)):
+        with more_files(0), pytest.raises(UsageError, match=r"too many files open\. That is no damage"):
+            look()
+    with stored, more_files(1):
+        assert stored.own(1, "seconds") == 0.5

@@ -89,3 +89,18 @@ def test_it_needs_neither_mpi_nor_torch_nor_hdf5(run: Path) -> None:
     *_, status, loaded = done.stdout.splitlines()
     assert status == "0"
     assert {"torch", "mpi4py", "h5py", "numpy"} & set(loaded.split()) == set()
+
+
+@pytest.mark.parametrize("command", ["verify", "inspect"])
+def test_a_folder_that_cannot_be_looked_into_is_one_paragraph(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    (run / "status.json").write_text("{}")
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    assert main([command, str(run)]) == 74
+    shown = " ".join(capsys.readouterr().err.split())
+    assert shown.startswith("hpcopt: error: The folder")
+    assert "cannot be looked into: Permission denied." in shown
