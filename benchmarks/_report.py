@@ -12,20 +12,23 @@ from pathlib import Path
 PACKAGES = ("hpcopt", "torch", "numpy", "mpi4py", "h5py", "scipy")
 
 
-def environment_lines() -> list[str]:
-    """Markdown list items: date, processor, memory, system, Python, packages, and MPI with its ranks if in use."""
+def environment_lines(ranks: int | None = None) -> list[str]:
+    """Markdown list items: date, processor, memory, system, Python, packages, and MPI with its ranks if in use.
+
+    ``ranks`` is the number of ranks of a job that was started by this process, which is otherwise that of its own.
+    """
     lines = [
         f"- date: {datetime.now(timezone.utc):%Y-%m-%d}",
         f"- processor: {_processor()}, {_cores()} cores for this process, {_memory()} of memory",
         f"- system: {platform.system()} {platform.release()}, Python {platform.python_version()}",
         "- packages: " + ", ".join(f"{name} {version}" for name in PACKAGES if (version := _version(name))),
     ]
-    return lines + _mpi_lines()
+    return lines + _mpi_lines(ranks)
 
 
-def write_report(path: str | Path, title: str, command: str, lines: Sequence[str]) -> None:
+def write_report(path: str | Path, title: str, command: str, lines: Sequence[str], ranks: int | None = None) -> None:
     """Write ``title``, the ``command`` that repeats the measurement, the environment, then ``lines``, as Markdown."""
-    text = [f"# {title}", "", "```", command, "```", "", *environment_lines(), "", *lines, ""]
+    text = [f"# {title}", "", "```", command, "```", "", *environment_lines(ranks), "", *lines, ""]
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_text("\n".join(text), encoding="utf-8")
 
@@ -66,7 +69,7 @@ def _memory() -> str:
         return "unknown size"
 
 
-def _mpi_lines() -> list[str]:
+def _mpi_lines(ranks: int | None) -> list[str]:
     from hpcopt.comm.mpi_library import initialised_mpi, library_name
 
     mpi = initialised_mpi()
@@ -74,4 +77,4 @@ def _mpi_lines() -> list[str]:
         return []
     world = mpi.COMM_WORLD
     threads = os.environ.get("OMP_NUM_THREADS", "not set")
-    return [f"- MPI: {library_name(mpi)}, {world.size} ranks; OMP_NUM_THREADS {threads}"]
+    return [f"- MPI: {library_name(mpi)}, {ranks or world.size} ranks; OMP_NUM_THREADS {threads}"]

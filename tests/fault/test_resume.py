@@ -40,16 +40,30 @@ name = "apts"
 every_epochs = 0.6
 """
 
+SAVED_EVERY = 5
+"""Iterations of the job from one checkpoint to the next."""
+
 MODELS = """
 import os, resource, signal, time
 from pathlib import Path
 
 import torch
 
+def wait_until_asked():
+    '''Once the file named in ``hold`` is there: until a rank was asked to save and stop, or is killed.'''
+    if not Path("hold").exists() or not Path(Path("hold").read_text()).exists():
+        return
+    deadline = time.monotonic() + 100
+    while not Path("asked").exists() and time.monotonic() < deadline:
+        if signal.getsignal(signal.SIGUSR1).__self__.pending:
+            Path("asked").touch()
+        time.sleep(0.005)
+
 class Slow(torch.nn.Linear):
     def forward(self, x):
         if self.training:
             time.sleep(0.002)
+            wait_until_asked()
         return super().forward(x)
 
 def slow(input_shape, outputs):
@@ -102,6 +116,14 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def hold(path: Path, file: str) -> None:
+    """The job waits in its training passes from the moment ``file`` is there until a rank has been asked to stop.
+
+    However slow this process is, the job is then not at its end before the request or the kill arrives.
+    """
+    (path / "hold").write_text(file)
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run directory of the job on 2 ranks when nobody disturbs it."""
@@ -133,7 +155,7 @@ class Job:
                     found.append(number)
         return sorted(set(found) - {self.process.pid})
 
-    def wait_for(self, ready: Callable[[], bool], seconds: float = 40.0) -> None:
+    def wait_for(self, ready: Callable[[], bool], seconds: float = 100.0) -> None:
         """Until ``ready``, or the job has ended."""
         deadline = time.monotonic() + seconds
         while not ready() and self.process.poll() is None:
@@ -155,7 +177,7 @@ class Job:
             return len(open_run(self.path / "out").iterations)
         return 0
 
-    def finish(self, timeout: float = 60.0) -> Finished:
+    def finish(self, timeout: float = 100.0) -> Finished:
         """Wait for its end."""
         try:
             self.process.wait(timeout)
@@ -215,6 +237,7 @@ def last_step(path: Path) -> int:
 def test_a_signal_saves_the_run_and_the_same_command_goes_on(
     workplace: Path, launch: Callable, undisturbed: Path, whom: str
 ) -> None:
+    hold(workplace, "job.toml" if whom == "during start-up" else f"out/{FOLDER}/latest")
     with started(workplace) as job:
         job.wait_for(job.listens)
         if whom != "during start-up":
@@ -235,6 +258,7 @@ def test_a_signal_saves_the_run_and_the_same_command_goes_on(
 
 
 def test_another_mpi_passes_the_signal_on_too(workplace: Path) -> None:
+    hold(workplace, "job.toml")
     with started(workplace, mpi=other_mpi()) as job:
         job.wait_for(job.listens)
         os.kill(job.process.pid, signal.SIGUSR1)
@@ -262,6 +286,7 @@ def test_a_signal_is_obeyed_at_the_end_of_the_iteration_in_which_it_came(
 
 
 def test_a_halt_file_saves_the_run_and_is_gone_afterwards(workplace: Path, launch: Callable, undisturbed: Path) -> None:
+    hold(workplace, "out/status.json")
     with started(workplace, ["--set", "checkpoint.every_epochs=1000"]) as job:
         job.wait_for((workplace / "out/status.json").exists)
         (workplace / "out/halt").touch()
@@ -339,33 +364,37 @@ def test_on_a_full_disk_the_run_goes_on_and_fails_only_when_it_was_to_stop(
     assert published_steps(workplace / "out" / FOLDER) == [16], "the one before that"
 
 
-def run_until_done(path: Path, seed: int, most: int) -> list[int]:
+def run_until_done(path: Path, seed: int, most: int, iterations: int) -> list[int]:
     """Start the job again and again; in the first ``most`` starts a random rank is killed.
 
-    One kill in four comes during start-up, the others within half a second after a checkpoint of this start: while it
-    goes on, or while it is saved again.
+    One start in four is killed at a random moment of its first two seconds. The others are killed at a random moment of
+    the half second after the run has come to a certain new checkpoint; these are spread evenly over ``iterations``.
+    Meanwhile the job goes on and is saved again, up to the second checkpoint from there, where it waits for the kill.
 
     Returns:
         The step of the newest checkpoint after each kill, 0 without one.
     """
-    draw, steps = random.Random(seed), []
-    for cycle in range(most + 1):
-        before = newest_step(path)
+    draw, steps, stops = random.Random(seed), [], iterations // SAVED_EVERY
+    for kill in range(most):
+        # Not at the last checkpoint: the job must be held before its last iteration.
+        goal = min(max(1 + kill * (stops - 3) // most, newest_step(path) // SAVED_EVERY + 1), stops - 1)
+        hold(path, f"out/{FOLDER}/step-{min(goal + 2, stops - 1) * SAVED_EVERY:08d}")
         with started(path) as job:
-            if cycle < most:
-                job.wait_for(job.listens)
-                if draw.random() < 0.25:
-                    time.sleep(draw.uniform(0.0, 2.0))
-                else:
-                    job.wait_for(lambda before=before: newest_step(path) > before)  # type: ignore[misc]
-                    time.sleep(draw.choice([0.0, 0.1, 0.5]) * draw.random())
-                hit = kill_one(job, draw)
-            done = job.finish(300.0)
-        if done.returncode == 0:
-            return steps
-        if cycle < most and hit:
-            steps.append(newest_step(path))
-    raise AssertionError(f"seed {seed}: not done after {len(steps)} kills: {done.returncode}\n{done.stderr}")
+            job.wait_for(job.listens)
+            if draw.random() < 0.25:
+                time.sleep(draw.uniform(0.0, 2.0))
+            else:
+                job.wait_for(lambda step=goal * SAVED_EVERY: newest_step(path) >= step)  # type: ignore[misc]
+                time.sleep(draw.uniform(0.0, 0.5))
+            hit = kill_one(job, draw)
+            done = job.finish()
+        assert hit, f"seed {seed}: ended by itself after {len(steps)} kills: {done.returncode}\n{done.stderr}"
+        steps.append(newest_step(path))
+    (path / "hold").unlink(missing_ok=True)
+    with started(path) as job:
+        done = job.finish(300.0)
+    assert done.returncode == 0, f"seed {seed}: failed after {len(steps)} kills: {done.returncode}\n{done.stderr}"
+    return steps
 
 
 def newest_step(path: Path) -> int:
@@ -384,8 +413,7 @@ def kill_one(job: Job, draw: random.Random) -> bool:
 
 
 def test_a_run_whose_ranks_are_killed_again_and_again_comes_to_the_same_end(workplace: Path, undisturbed: Path) -> None:
-    steps = run_until_done(workplace, seed=1, most=5)
-    assert len(steps) >= 3, "kills that hit"
-    assert len(set(steps) - {0}) >= 2, "the run must have gone on between them"
+    steps = run_until_done(workplace, seed=1, most=5, iterations=60)
+    assert len(set(steps) - {0}) >= 2, "the run must have gone on between the kills"
     assert steps == sorted(steps)
     assert_equal_runs(workplace / "out", undisturbed)
