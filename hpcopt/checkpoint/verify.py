@@ -71,6 +71,8 @@ def manifest_findings(path: Path, error: CheckpointError) -> list[Finding]:
         return []
     if isinstance(error, NewerSchemaError):
         return [Finding(path / FILE_NAME, "was written by a later version of hpcopt and cannot be checked", False)]
+    if isinstance(error.__cause__, OSError):
+        return [Finding(path / FILE_NAME, f"cannot be read: {error.__cause__.strerror or error.__cause__}")]
     there = (path / FILE_NAME).exists()
     return [Finding(path / FILE_NAME, "is damaged: its text is not what was written" if there else "is missing")]
 

@@ -12,7 +12,7 @@ import pytest
 
 from hpcopt.checkpoint import verify as module
 from hpcopt.checkpoint.folder import RUN
-from hpcopt.checkpoint.manifest import read_manifest
+from hpcopt.checkpoint.manifest import FILE_NAME, read_manifest
 from hpcopt.checkpoint.verify import damaged, list_valid, verify
 from tests.support.checkpoints import write_small
 
@@ -212,3 +212,14 @@ def test_a_checkpoint_that_is_replaced_while_it_is_read_is_read_again(
     assert verify(path) == []
     assert replaced
     assert read_manifest(path).run == run
+
+
+def test_a_manifest_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (path,) = write_small(tmp_path)
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(Path, "exists", refuse)  # as in a folder that may not be searched
+    assert [str(finding) for finding in verify(path)] == [f"{path / FILE_NAME}: cannot be read: Permission denied"]
