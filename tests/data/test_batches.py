@@ -195,7 +195,7 @@ def test_a_batch_that_does_not_exist_is_a_bug() -> None:
 
 
 def test_the_order_of_an_epoch_is_prepared_once_and_fast() -> None:
-    """60,000 samples in batches of 512: about 5 ms an epoch, 50 us a batch; ten times that is allowed here."""
+    """60,000 samples in batches of 512: about 5 ms an epoch, 50 us a batch; twenty times that is allowed here."""
     plan = whole(60_000, 512, seed=1)
     prepare, local = [], []
     for epoch in range(5):
@@ -206,5 +206,5 @@ def test_the_order_of_an_epoch_is_prepared_once_and_fast() -> None:
             plan.local(epoch, number)
         prepare.append(prepared - start)
         local.append((time.perf_counter() - prepared) / plan.per_epoch)
-    assert min(prepare) < 0.05
-    assert min(local) < 0.0005
+    assert min(prepare) < 0.1
+    assert min(local) < 0.001

@@ -156,7 +156,7 @@ def test_a_row_costs_microseconds(recorder: Recorder) -> None:
             recorder.iteration(**row)
         times.append((time.perf_counter() - start) / 1280)
     # 9 us on a laptop core; a library call for every value of a row would take more than 200.
-    assert min(times) < 60e-6
+    assert min(times) < 100e-6
 
 
 def test_a_directory_that_cannot_be_written_is_refused(tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import contextlib
 import errno
 import json
 import os
@@ -27,6 +28,11 @@ def dead_pid() -> int:
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()
     return child.pid
+
+
+def told(child: "subprocess.Popen[str]") -> str:
+    assert child.stdout is not None
+    return child.stdout.readline().strip()
 
 
 def finished_run(path: Path) -> None:
@@ -280,18 +286,24 @@ def test_a_lock_that_another_process_just_took_over_is_put_back(
 def test_of_many_processes_one_gets_a_dead_lock(tmp_path: Path, dead_pid: int) -> None:
     write_lock(tmp_path / "a", pid=dead_pid)
     program = (
-        "import sys, time; from pathlib import Path; from hpcopt.train.run_directory import RunDirectory\n"
+        "import sys; from pathlib import Path; from hpcopt.train.run_directory import RunDirectory\n"
         "from hpcopt.errors import UsageError\n"
-        "while time.time() < float(sys.argv[2]): pass\n"
+        "print('ready', flush=True); sys.stdin.readline()\n"
         "try: RunDirectory.create(Path(sys.argv[1]), fresh=False)\n"
-        "except UsageError: sys.exit(2)\n"
-        "time.sleep(1.5)\n"
+        "except UsageError: print('refused', flush=True)\n"
+        "else: print('holds', flush=True)\n"
+        "sys.stdin.readline()\n"
     )
-    start = str(time.time() + 1.0)
-    command = [sys.executable, "-c", program, str(tmp_path / "a"), start]
+    command = [sys.executable, "-c", program, str(tmp_path / "a")]
     environ = {**os.environ, "PYTHONPATH": str(Path(run_lock.__file__).parents[2])}
-    children = [subprocess.Popen(command, env=environ, stderr=subprocess.DEVNULL) for _ in range(4)]
-    assert sorted(child.wait(30) for child in children) == [0, 2, 2, 2]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with contextlib.ExitStack() as stack:
+        children = [stack.enter_context(subprocess.Popen(command, env=environ, text=True, **pipes)) for _ in range(4)]
+        assert [told(child) for child in children] == ["ready"] * 4
+        for child in children:
+            child.stdin.write("go\n")
+            child.stdin.flush()
+        assert sorted(told(child) for child in children) == ["holds", "refused", "refused", "refused"]
 
 
 def test_the_status_keeps_its_fields_and_is_valid_json(tmp_path: Path) -> None:
