@@ -179,10 +179,18 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _no_run(given: Path, path: Path) -> str:
     if not path.exists():
-        siblings = [entry.name for entry in path.parent.iterdir() if entry.is_dir()] if path.parent.is_dir() else []
+        siblings = [entry.name for entry in _folders(path.parent)]
         return f"There is no run directory {str(given)!r}{nearest(path.name, siblings)}"
     if not path.is_dir():
         return f"{str(given)!r} is a file, not a run directory. Give the directory that holds {STATUS} and {METRICS}."
-    inside = sorted(entry.name for entry in path.iterdir() if entry.is_dir() and holds_run(entry))[:5]
+    inside = sorted(entry.name for entry in _folders(path) if holds_run(entry))[:5]
     hint = f" It has runs inside: {', '.join(inside)}." if inside else ""
     return f"The directory {str(given)!r} holds no run: neither {STATUS} nor {METRICS} is there.{hint}"
+
+
+def _folders(path: Path) -> list[Path]:
+    """For a hint in a message: those that can be seen."""
+    try:
+        return [entry for entry in path.iterdir() if entry.is_dir()]
+    except OSError:
+        return []

@@ -15,7 +15,9 @@ from typing import Any
 
 from hpcopt.errors import CheckpointError, UnreadableCheckpointError, UsageError
 
-SCHEMA = 1
+SCHEMA = 2
+"""1 had a SHA-256 of every array, which cost as much as that of the files; since 2 it is a CRC-32."""
+
 FORMAT = "hpcopt checkpoint"
 FILE_NAME = "manifest.json"
 OWN = "own"
@@ -33,12 +35,18 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Part:
-    """A block of an array in the file of one rank, with the SHA-256 of its elements in row-major order."""
+    """A block of an array in the file of one rank, with a digest of its elements in row-major order.
+
+    Attributes:
+        rank: whose file holds it.
+        start, count: which elements of the whole array it is, by dimension.
+        digest: "crc32:" or "sha256:" (schema 1), and hexadecimal digits.
+    """
 
     rank: int
     start: tuple[int, ...]
     count: tuple[int, ...]
-    sha256: str
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -168,20 +176,28 @@ def _json(content: Mapping[str, Any]) -> str:
 
 
 def _read_schema_1(content: Mapping[str, Any]) -> Manifest:
+    return _read(content, lambda part: f"sha256:{part['sha256']}")
+
+
+def _read_schema_2(content: Mapping[str, Any]) -> Manifest:
+    return _read(content, lambda part: str(part["digest"]))
+
+
+def _read(content: Mapping[str, Any], digest: Callable[[Mapping[str, Any]], str]) -> Manifest:
     return Manifest(
         step=content["step"],
         ranks=content["ranks"],
         run=content["run"],
         created=content["created"],
         files=tuple(FileEntry(**entry) for entry in content["files"]),
-        replicated={name: _item(entry) for name, entry in content["replicated"].items()},
-        own=tuple({name: _item(entry) for name, entry in items.items()} for items in content["own"]),
+        replicated={name: _item(entry, digest) for name, entry in content["replicated"].items()},
+        own=tuple({name: _item(entry, digest) for name, entry in items.items()} for items in content["own"]),
     )
 
 
-def _item(entry: Mapping[str, Any]) -> Item:
-    parts = tuple(Part(p["rank"], tuple(p["start"]), tuple(p["count"]), p["sha256"]) for p in entry["parts"])
+def _item(entry: Mapping[str, Any], digest: Callable[[Mapping[str, Any]], str]) -> Item:
+    parts = tuple(Part(p["rank"], tuple(p["start"]), tuple(p["count"]), digest(p)) for p in entry["parts"])
     return Item(entry["kind"], entry["dtype"], tuple(entry["shape"]), parts)
 
 
-_READERS: dict[int, Callable[[Mapping[str, Any]], Manifest]] = {1: _read_schema_1}
+_READERS: dict[int, Callable[[Mapping[str, Any]], Manifest]] = {1: _read_schema_1, 2: _read_schema_2}

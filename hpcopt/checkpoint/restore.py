@@ -47,8 +47,8 @@ def newest_valid(comm: Communicator, directory: Path) -> StoredCheckpoint | None
 
     Raises:
         NoValidCheckpointError: there are checkpoints, but none is whole; on all ranks.
-        CheckpointError: the newest one was written by a later version of hpcopt, or the ranks do not see the same
-            files; on all ranks.
+        CheckpointError: the newest one was written by a later version of hpcopt or may not be read, or the ranks do
+            not see the same files; on all ranks.
     """
     directory = Path(directory).absolute()
     passed: set[Path] = set()
@@ -56,6 +56,7 @@ def newest_valid(comm: Communicator, directory: Path) -> StoredCheckpoint | None
         findings = _findings(comm, path)
         if not damaged(findings):
             return _open(comm, path)
+        _check_permitted(findings)
         passed.add(path)
         with comm.together("setting a damaged checkpoint aside"):
             if comm.rank == 0:
@@ -153,6 +154,17 @@ def _confirmed(comm: Communicator, path: Path, findings: list[Finding]) -> list[
                 "be on a file system that all ranks share; choose another one with --run-dir."
             )
     return findings
+
+
+def _check_permitted(findings: list[Finding]) -> None:
+    """What may not be read is not known to be damaged, and going on from an older one would lose work."""
+    for finding in findings:
+        if finding.forbidden:
+            raise CheckpointError(
+                f"The newest checkpoint cannot be used as it is: {finding}. Give this process the permission to read "
+                "it, or move the checkpoint away to go on from the one before it.",
+                collective=True,
+            )
 
 
 def _set_aside(path: Path, findings: list[Finding]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Container, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +12,7 @@ import h5py
 import numpy as np
 
 from hpcopt.checkpoint.arrays import check_target, put, regions, scalar_bytes
+from hpcopt.checkpoint.digests import ArrayDigest
 from hpcopt.checkpoint.manifest import OWN, Item, Manifest, Part, check_not_too_many, rank_file, read_manifest
 from hpcopt.errors import UnreadableCheckpointError
 
@@ -148,7 +148,9 @@ class StoredCheckpoint:
             value = dataset.asstr()[()] if item.dtype == "str" else dataset[()].item()
         except (OSError, RuntimeError, ValueError, TypeError) as error:
             raise self._damaged(part.rank, path, f"it cannot be read ({_first_line(error)})") from error
-        if hashlib.sha256(scalar_bytes(value)).hexdigest() != part.sha256:
+        digest = ArrayDigest.like(part.digest)
+        digest.update(scalar_bytes(value))
+        if str(digest) != part.digest:
             raise self._damaged(part.rank, path, "its value is not the one that was saved")
         found: bool | int | float | str = value
         return found
@@ -164,7 +166,7 @@ class StoredCheckpoint:
         dataset = self._dataset(path, part.rank)
         if dataset.shape != part.count or dataset.dtype.str != item.dtype:
             raise self._damaged(part.rank, path, f"it has shape {dataset.shape} instead of {part.count}")
-        digest = hashlib.sha256()
+        digest = ArrayDigest.like(part.digest)
         for region in regions(part.count, dataset.dtype.itemsize):
             try:
                 block = np.asarray(dataset[region or ()])
@@ -172,7 +174,7 @@ class StoredCheckpoint:
                 raise self._damaged(part.rank, path, f"it cannot be read ({_first_line(error)})") from error
             digest.update(block.reshape(-1).view(np.uint8).data)
             put(target, _moved(region, part.start), block)
-        if digest.hexdigest() != part.sha256:
+        if str(digest) != part.digest:
             raise self._damaged(part.rank, path, "its values are not those that were saved")
 
     def _dataset(self, path: str, rank: int) -> h5py.Dataset:

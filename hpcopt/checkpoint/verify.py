@@ -29,11 +29,13 @@ class Finding:
         path: the file, or the folder of the checkpoint.
         what: what is wrong, a phrase.
         damage: whether the checkpoint must not be used; False for a file that is none of its own.
+        forbidden: whether this process may not read it, so that it may well be whole.
     """
 
     path: Path
     what: str
     damage: bool = True
+    forbidden: bool = False
 
     def __str__(self) -> str:
         """Both, for a message."""
@@ -72,7 +74,7 @@ def manifest_findings(path: Path, error: CheckpointError) -> list[Finding]:
     if isinstance(error, NewerSchemaError):
         return [Finding(path / FILE_NAME, "was written by a later version of hpcopt and cannot be checked", False)]
     if isinstance(error.__cause__, OSError):
-        return [Finding(path / FILE_NAME, f"cannot be read: {error.__cause__.strerror or error.__cause__}")]
+        return [_not_read(path / FILE_NAME, error.__cause__)]
     there = (path / FILE_NAME).exists()
     return [Finding(path / FILE_NAME, "is damaged: its text is not what was written" if there else "is missing")]
 
@@ -89,7 +91,7 @@ def folder_findings(path: Path, manifest: Manifest, run: str | None) -> list[Fin
         strangers = sorted(entry for entry in path.iterdir() if entry.name not in known)
     except OSError as error:
         check_not_too_many(error, path)
-        return [Finding(path, f"cannot be listed: {error.strerror or error}")]
+        return [_not_read(path, error)]
     return findings + [Finding(entry, "is no part of the checkpoint", damage=False) for entry in strangers]
 
 
@@ -102,7 +104,7 @@ def file_findings(path: Path, file: FileEntry, manifest: Manifest) -> list[Findi
         return [Finding(place, "is missing")]
     except OSError as error:
         check_not_too_many(error, path)
-        return [Finding(place, f"cannot be read: {error.strerror or error}")]
+        return [_not_read(place, error)]
     if (size, digest) == (file.bytes, file.sha256):
         return []
     for other in manifest.files:
@@ -121,6 +123,10 @@ def list_valid(directory: Path) -> list[Path]:
 def damaged(findings: list[Finding]) -> bool:
     """Whether one of the findings is damage."""
     return any(finding.damage for finding in findings)
+
+
+def _not_read(path: Path, error: OSError) -> Finding:
+    return Finding(path, f"cannot be read: {error.strerror or error}", forbidden=isinstance(error, PermissionError))
 
 
 def _same(path: Path, raw: bytes) -> bool:

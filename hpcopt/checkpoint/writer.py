@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any
 
 from hpcopt.checkpoint.arrays import PIECE_BYTES, pieces, scalar_bytes
+from hpcopt.checkpoint.digests import ArrayDigest, array_digest
 from hpcopt.checkpoint.image import Scalar, Slab, SparseImage, build_image
 from hpcopt.checkpoint.manifest import FORMAT, SCHEMA, FileEntry, rank_file
 
@@ -61,7 +62,7 @@ def write_rank_file(
     root = {"format": FORMAT, "schema": SCHEMA, "rank": rank, **attributes}
     image, places = build_image(slabs, scalars, root)
     path = directory / rank_file(rank)
-    digests = {scalar.path: hashlib.sha256(scalar_bytes(scalar.value)).hexdigest() for scalar in scalars}
+    digests = {scalar.path: array_digest([scalar_bytes(scalar.value)]) for scalar in scalars}
     with HashedFile(path) as file:
         passing(Point.OPENED)
         middle = len(places) // 2
@@ -74,7 +75,7 @@ def write_rank_file(
         file.sync()
     passing(Point.CLOSED)
     placed = {slab.path for _, slab in places}
-    digests |= {slab.path: _digest(slab) for slab in slabs if slab.path not in placed}
+    digests |= {slab.path: array_digest(pieces(slab.data)) for slab in slabs if slab.path not in placed}
     return Written(FileEntry(path.name, file.size, file.sha256), digests)
 
 
@@ -96,17 +97,17 @@ class HashedFile:
         return self._total.hexdigest()
 
     def append(self, blocks: Iterable[memoryview | bytes]) -> str:
-        """Write blocks of bytes, and return the SHA-256 of them together. Raises OSError."""
-        part = hashlib.sha256()
+        """Write blocks of bytes, and return the digest of them together. Raises OSError."""
+        part = ArrayDigest()
         for block in blocks:
             # A block is not handed on before it is written and hashed, so that only one is copied at a time.
-            hashing = [self._threads.submit(digest.update, block) for digest in (self._total, part)]
+            hashing = [self._threads.submit(update, block) for update in (self._total.update, part.update)]
             try:
                 self._write(memoryview(block))
             finally:
                 for done in hashing:
                     done.result()
-        return part.hexdigest()
+        return str(part)
 
     def copy(self, image: SparseImage, stop: int) -> None:
         """Write what the image holds from the current end of the file to before ``stop``. Raises OSError."""
@@ -148,10 +149,3 @@ class HashedFile:
 
 def _sync_data(descriptor: int) -> None:
     getattr(os, "fdatasync", os.fsync)(descriptor)
-
-
-def _digest(slab: Slab) -> str:
-    digest = hashlib.sha256()
-    for piece in pieces(slab.data):
-        digest.update(piece)
-    return digest.hexdigest()

@@ -17,6 +17,7 @@ from hpcopt.analysis.checkpoint import find_checkpoint, is_checkpoint, open_chec
 from hpcopt.analysis.history import open_run
 from hpcopt.analysis.summary import summary
 from hpcopt.checkpoint import stored as stored_module
+from hpcopt.checkpoint.manifest import SCHEMA
 from hpcopt.checkpoint.names import MODEL
 from hpcopt.errors import CheckpointError, NoValidCheckpointError, UsageError
 from tests.support.checkpoints import write_small
@@ -130,10 +131,10 @@ def test_when_all_are_damaged_the_error_names_a_file_and_has_status_4(run: Path)
 def test_a_later_version_of_the_format_is_no_reason_to_take_an_older_checkpoint(run: Path) -> None:
     manifest = run / "checkpoints" / "step-00000030" / "manifest.json"
     content = {name: value for name, value in json.loads(manifest.read_text()).items() if name != "digest"}
-    raw = json.dumps({**content, "schema": 2}, sort_keys=True)
+    raw = json.dumps({**content, "schema": SCHEMA + 1}, sort_keys=True)
     digest = hashlib.sha256(raw.encode()).hexdigest()
     manifest.write_text(json.dumps({**json.loads(raw), "digest": digest}, sort_keys=True) + "\n")
-    with pytest.raises(CheckpointError, match="has schema 2") as caught:
+    with pytest.raises(CheckpointError, match=f"has schema {SCHEMA + 1}") as caught:
         open_run(run).checkpoint()
     assert caught.value.exit_status == 4
 

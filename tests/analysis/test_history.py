@@ -119,6 +119,16 @@ def test_what_is_not_a_run_is_refused_with_a_hint(tmp_path: Path, given: str, wo
         open_run(tmp_path / given if given != "trust/job.toml" else _made(tmp_path / "trust" / "job.toml"))
 
 
+def test_a_folder_that_may_not_be_listed_costs_only_the_hint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    for path, words in ((tmp_path, "holds no run"), (tmp_path / "a", "There is no run directory")):
+        with pytest.raises(UsageError, match=words):
+            open_run(path)
+
+
 def _made(path: Path) -> Path:
     path.write_text("")
     return path

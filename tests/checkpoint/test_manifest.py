@@ -10,7 +10,7 @@ from hpcopt.checkpoint import manifest as module
 from hpcopt.checkpoint.manifest import FileEntry, Item, Manifest, Part, parse_manifest, read_manifest
 from hpcopt.errors import CheckpointError
 
-PART = Part(0, (0, 0), (2, 3), "ab" * 32)
+PART = Part(0, (0, 0), (2, 3), "crc32:0123abcd")
 MADE = Manifest(
     step=12,
     ranks=2,
@@ -60,8 +60,8 @@ def test_no_other_length_goes_unnoticed() -> None:
 
 
 def test_a_later_schema_is_named_and_is_no_damage() -> None:
-    with pytest.raises(CheckpointError, match="has schema 2, and this hpcopt reads up to 1") as found:
-        parse_manifest(changed(schema=2), Path("here"))
+    with pytest.raises(CheckpointError, match="has schema 3, and this hpcopt reads up to 2") as found:
+        parse_manifest(changed(schema=3), Path("here"))
     assert found.value.exit_status == 4
 
 

@@ -3,7 +3,9 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -135,14 +137,46 @@ def test_a_folder_that_cannot_be_renamed_is_left_out(
     assert "could not be renamed (Permission denied)" in caplog.text
 
 
+@pytest.mark.parametrize("ranks", [1, 3])
+@pytest.mark.parametrize("closed", ["manifest.json", "rank0000.h5", "rank0001.h5", None])
+def test_what_may_not_be_read_is_neither_damaged_nor_passed_over(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, ranks: int, closed: str | None
+) -> None:
+    """Root may read everything, so the system's refusal is made here. None: the folder may not be listed."""
+    path = write_small(directory, [1, 2])[1]
+    refused = path / closed if closed else path
+    for reader in ("open", "stat") if closed else ("iterdir",):
+        monkeypatch.setattr(Path, reader, refusing(getattr(Path, reader), refused))
+
+    def go_on(comm: Any) -> None:
+        words = re.escape(f"{refused}: cannot be read: Permission denied")
+        with pytest.raises(CheckpointError, match=words) as found:
+            newest_valid(comm, directory)
+        assert found.value.exit_status == 74
+
+    on_ranks(ranks, go_on)
+    assert published_steps(directory) == [1, 2]
+
+
+def refusing(whole: Callable[..., Any], path: Path) -> Callable[..., Any]:
+    """A method of Path that fails for one path."""
+
+    def method(self: Path, *args: Any, **options: Any) -> Any:
+        if self == path:
+            raise PermissionError(13, "Permission denied")
+        return whole(self, *args, **options)
+
+    return method
+
+
 def test_a_later_schema_stops_instead_of_falling_back(directory: Path) -> None:
     paths = write_small(directory, [1, 2])
-    content = json.loads((paths[1] / "manifest.json").read_text()) | {"schema": 2}
+    content = json.loads((paths[1] / "manifest.json").read_text()) | {"schema": manifest.SCHEMA + 1}
     del content["digest"]
     (paths[1] / "manifest.json").write_text(manifest._text(content))
 
     def go_on(comm: Any) -> None:
-        with pytest.raises(CheckpointError, match="schema 2, and this hpcopt reads up to 1") as found:
+        with pytest.raises(CheckpointError, match=r"schema \d+, and this hpcopt reads up to \d+") as found:
             newest_valid(comm, directory)
         assert found.value.exit_status == 4
 

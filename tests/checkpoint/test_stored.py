@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import resource
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from hpcopt.checkpoint import stored as stored_module
-from hpcopt.checkpoint.manifest import FILE_NAME, rank_file
+from hpcopt.checkpoint.manifest import FILE_NAME, SCHEMA, rank_file
 from hpcopt.checkpoint.stored import StoredCheckpoint
 from hpcopt.checkpoint.verify import verify
 from hpcopt.errors import CheckpointError, UsageError
@@ -83,7 +84,7 @@ def test_names_that_are_not_there_are_key_errors(path: Path) -> None:
 def test_the_files_explain_themselves(path: Path) -> None:
     with h5py.File(path / rank_file(1)) as file:
         root = dict(file.attrs)
-        assert (root["format"], root["schema"]) == ("hpcopt checkpoint", 1)
+        assert (root["format"], root["schema"]) == ("hpcopt checkpoint", SCHEMA)
         assert (root["step"], root["rank"], root["ranks"]) == (5, 1, 3)
         assert len(root["run"]) == 32
         assert file["own/seconds"].attrs["unit"] == "s"
@@ -149,14 +150,32 @@ def test_a_folder_without_a_sound_manifest_is_no_checkpoint(tmp_path: Path) -> N
         StoredCheckpoint(tmp_path)
 
 
-def test_a_checkpoint_of_schema_1_opens() -> None:
-    with StoredCheckpoint(DATA / "schema-1" / "step-00000007") as stored:
+@pytest.fixture(params=range(1, SCHEMA + 1))
+def of_every_schema(request: pytest.FixtureRequest) -> Path:
+    """The same content as each version of the format wrote it."""
+    return DATA / f"schema-{request.param}" / "step-00000007"
+
+
+def test_a_checkpoint_of_any_schema_opens(of_every_schema: Path) -> None:
+    assert verify(of_every_schema) == []
+    with StoredCheckpoint(of_every_schema) as stored:
         assert (stored.step, stored.ranks, stored.run) == (7, 2, "0123456789abcdef0123456789abcdef")
         assert stored.replicated("model/weight").tolist() == [[0.0, 0.5, 1.0], [1.5, 2.0, 2.5]]
         assert stored.replicated("model/weight").dtype == np.float32
         assert stored.replicated("model/mask").tolist() == [True, False]
         assert stored.scalars == {"loop/iteration": 7, "loop/phase": "growth", "solver/radius": 0.25}
         assert [stored.own(rank, "random/state").tolist() for rank in range(2)] == [[0], [0, 1]]
+
+
+def test_a_changed_value_is_noticed_in_any_schema(of_every_schema: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(of_every_schema, tmp_path / of_every_schema.name)
+    with h5py.File(copy / rank_file(0), "r+") as file:
+        file["model/mask"][0] = False
+        file["solver/radius"][()] = 0.5
+    with StoredCheckpoint(copy) as stored:
+        for name in ("model/mask", "solver/radius"):
+            with pytest.raises(CheckpointError, match=f"damaged at '{name}'"):
+                stored.replicated(name)
 
 
 @contextmanager

@@ -173,7 +173,7 @@ def test_a_stranger_is_reported_but_is_no_damage(path: Path) -> None:
 def test_a_later_schema_is_no_damage_but_is_not_whole_either(path: Path) -> None:
     from hpcopt.checkpoint import manifest
 
-    content = json.loads((path / "manifest.json").read_text()) | {"schema": 2}
+    content = json.loads((path / "manifest.json").read_text()) | {"schema": manifest.SCHEMA + 1}
     del content["digest"]
     (path / "manifest.json").write_text(manifest._text(content))
     (found,) = verify(path)
