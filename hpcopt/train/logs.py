@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from pathlib import Path
 
 from hpcopt.errors import UsageError
@@ -19,7 +20,7 @@ class RankLog:
         path = run_dir / "log" / f"rank{rank:04d}.log"
         try:
             path.parent.mkdir(exist_ok=True)
-            self._handler = logging.FileHandler(path, delay=rank != 0, encoding="utf-8")
+            self._handler = LogFile(path, delay=rank != 0, encoding="utf-8")
         except OSError as error:
             raise UsageError(
                 f"the log {path} cannot be written: {error.strerror}. All ranks must be able to write to the run "
@@ -42,3 +43,25 @@ class RankLog:
         if self._shown is not None:
             logger.removeHandler(self._shown)
         self._handler.close()
+
+
+class LogFile(logging.FileHandler):
+    """A file that cannot stop a run: what it no longer takes is lost, and standard error says so once."""
+
+    _told = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line. A file that is opened with its first line may then be impossible to open."""
+        try:
+            super().emit(record)
+        except OSError:
+            self.handleError(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """Of the system's refusals tell the first one; all else is a mistake in a message."""
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self._told:
+            self._told = True
+            print(f"The log {self.baseFilename} can no longer be written: {error.strerror or error}.", file=sys.stderr)

@@ -44,7 +44,7 @@ SAVED_EVERY = 5
 """Iterations of the job from one checkpoint to the next."""
 
 MODELS = """
-import os, resource, signal, time
+import os, signal, time
 from pathlib import Path
 
 import torch
@@ -85,23 +85,6 @@ def signals(input_shape, outputs, rank=0, first=20, times=1):
     layer = Signals(64, outputs)
     layer.rank, layer.first, layer.times = rank, first, times
     return torch.nn.Sequential(torch.nn.Flatten(), layer)
-
-class Fills(torch.nn.Linear):
-    '''From its 20th training pass on no file may become as long as that of a checkpoint, as if the disk were full.'''
-    passes = 0
-
-    def forward(self, x):
-        self.passes += self.training
-        if self.passes == 20:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (1_400_000, -1))
-            if self.stop:
-                os.kill(os.getpid(), signal.SIGUSR1)
-        return super().forward(x)
-
-def fills(input_shape, outputs, stop=False):
-    layer = Fills(10_000, outputs)
-    layer.stop = stop
-    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10_000), layer)
 """
 
 COMMAND = ["hpcopt", "run", "job.toml", "--run-dir", "out"]
@@ -349,19 +332,6 @@ def test_another_job_is_refused_and_the_run_stays_as_it_is(
     assert "was made with run.seed = 0, the job now says 1" in " ".join(done.stderr.split())
     assert (workplace / "out/job.toml").read_bytes() == (undisturbed / "job.toml").read_bytes()
     assert_equal_runs(workplace / "out", undisturbed)
-
-
-@pytest.mark.parametrize(("stop", "status"), [(False, 0), (True, 74)])
-def test_on_a_full_disk_the_run_goes_on_and_fails_only_when_it_was_to_stop(
-    workplace: Path, launch: Callable, stop: bool, status: int
-) -> None:
-    settings = ["model.name=mymodels:fills", f"model.stop={str(stop).lower()}", "solver.name=sgd"]
-    settings += ["run.iterations=30", "checkpoint.every_epochs=2"]
-    done = launch(2, [*COMMAND, *(word for setting in settings for word in ("--set", setting))], timeout=60)
-    assert done.returncode == status, done.stderr
-    assert done.stderr.count("The run goes on, and says no more of this") == 1
-    assert "could not be saved, see out/log" in done.stdout
-    assert published_steps(workplace / "out" / FOLDER) == [16], "the one before that"
 
 
 def run_until_done(path: Path, seed: int, most: int, iterations: int) -> list[int]:
