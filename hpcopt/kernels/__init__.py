@@ -1,0 +1,1 @@
+"""The hot products of a fully connected network behind one interface, once an array library."""
