@@ -36,6 +36,20 @@ class Description(NamedTuple):
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
+class Partitioned(NamedTuple):
+    """This rank's block of an array that is spread over the ranks. Every element is on one rank; a block may be empty.
+
+    Attributes:
+        data: the block, a torch tensor or NumPy array.
+        shape: of the whole array, the same on all ranks.
+        start: where in it the block's first element is.
+    """
+
+    data: Any
+    shape: tuple[int, ...]
+    start: tuple[int, ...]
+
+
 def is_tensor(value: Any) -> bool:
     """Whether it is a torch tensor."""
     torch = sys.modules.get("torch")
@@ -44,6 +58,8 @@ def is_tensor(value: Any) -> bool:
 
 def describe(name: str, value: Any) -> Description:
     """What ``value`` is. Raises UsageError when it cannot be stored."""
+    if isinstance(value, Partitioned):
+        return _describe_block(name, value)
     if isinstance(value, (bool, int, float, str)) and not isinstance(value, np.generic):
         return Description(True, _scalar_type(name, value), ())
     if is_tensor(value):
@@ -58,6 +74,19 @@ def describe(name: str, value: Any) -> Description:
     if dtype.kind not in KINDS:
         raise _unknown_type(name, str(dtype))
     return Description(False, dtype.str, shape)
+
+
+def _describe_block(name: str, block: Partitioned) -> Description:
+    found, shape, start = describe(name, block.data), tuple(block.shape), tuple(block.start)
+    inside = len(shape) == len(start) == len(found.shape) and all(
+        0 <= first <= first + count <= size for first, count, size in zip(start, found.shape, shape, strict=True)
+    )
+    if found.scalar or not inside:
+        raise UsageError(
+            f"The checkpoint cannot hold {name!r}: a block of shape {found.shape} at {start} does not lie within an "
+            f"array of shape {shape}."
+        )
+    return Description(False, found.dtype, shape)
 
 
 def check_names(names: Sequence[str], reserved: str = "") -> None:
@@ -127,8 +156,13 @@ def part_of(array: Any, start: Sequence[int], count: Sequence[int]) -> Any:
     return array[region] if region else array
 
 
-def put(target: Any, region: Region, block: np.ndarray[Any, Any]) -> None:
-    """Copy ``block`` to a region of a tensor (on any device) or array."""
+def put(target: Any, start: Sequence[int], block: np.ndarray[Any, Any], first: Sequence[int]) -> None:
+    """Copy of ``block``, at ``first`` of an array, what it has in common with ``target``, at ``start`` of it."""
+    ends = [(max(a, b), min(a + n, b + m)) for a, n, b, m in zip(start, target.shape, first, block.shape, strict=True)]
+    if any(low >= high for low, high in ends):
+        return
+    block = block[tuple(slice(low - b, high - b) for (low, high), b in zip(ends, first, strict=True)) or ...]
+    region = tuple(slice(low - a, high - a) for (low, high), a in zip(ends, start, strict=True))
     if is_tensor(target):
         torch = sys.modules["torch"]
         with torch.no_grad():
@@ -138,7 +172,7 @@ def put(target: Any, region: Region, block: np.ndarray[Any, Any]) -> None:
 
 
 def check_target(name: str, target: Any, dtype: str, shape: Sequence[int]) -> None:
-    """Raise UsageError when an array to read into has another type or shape than what was stored."""
+    """Raise UsageError when an array to read into, or a block of it, has another type or shape than what was stored."""
     found = describe(name, target)
     if found.scalar or (found.dtype, found.shape) != (dtype, tuple(shape)):
         raise UsageError(

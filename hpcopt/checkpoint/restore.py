@@ -78,7 +78,8 @@ def restore(comm: Communicator, checkpoint: StoredCheckpoint | Path, into: Mappi
     Args:
         comm: the ranks that go on.
         checkpoint: what ``newest_valid`` found, or the folder of a checkpoint, the same on all ranks.
-        into: torch tensors (on any device) or NumPy arrays to fill in place, by name; the rest comes as new arrays.
+        into: torch tensors (on any device) or NumPy arrays to fill in place, or blocks of them (``Partitioned``), by
+            name; the rest comes as new arrays.
 
     Raises:
         UsageError: an array to fill has another type or shape than what was saved, or nothing has its name; on all

@@ -18,12 +18,13 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timezone
+from math import prod
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hpcopt.checkpoint import folder
-from hpcopt.checkpoint.arrays import Description, check_names, describe, part_of, texts
+from hpcopt.checkpoint.arrays import Description, Partitioned, check_names, describe, part_of, texts
 from hpcopt.checkpoint.image import Scalar, Slab
 from hpcopt.checkpoint.manifest import FILE_NAME, OWN, Item, Manifest, Part
 from hpcopt.checkpoint.plan import Share, shares
@@ -49,11 +50,19 @@ class Saved(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What a save is about to write: replicated and own values with their descriptions, by name."""
+    """What a save is about to write: values with their descriptions, by name, and who writes which block of them.
+
+    Of a partitioned array, which is described with the replicated ones, every rank knows its own block only.
+    """
 
     replicated: dict[str, Description]
     own: dict[str, Description]
     shares: dict[str, list[Share]]
+    blocks: dict[str, Share]
+
+
+Told = tuple[Written, dict[str, Description], dict[str, Share]]
+"""What rank 0 learns of a rank: its file, what is its own, and its blocks of partitioned arrays."""
 
 
 class CheckpointStore:
@@ -102,7 +111,7 @@ class CheckpointStore:
         Args:
             step: its number, not negative.
             replicated: what is the same on all ranks, by names that are HDF5 paths ("model/fc1/weight"): torch
-                tensors, NumPy arrays, bool, int, float or str.
+                tensors, NumPy arrays, bool, int, float or str; and ``Partitioned`` ones, each rank's with its block.
             own: what is this rank's own, likewise; names, types and shapes may differ from rank to rank.
             about: ``{name: {"unit": ..., "meaning": ...}}`` for any of the names.
             best: whether it is the best so far.
@@ -143,7 +152,12 @@ class CheckpointStore:
             ours = {name: describe(name, value) for name, value in replicated.items()}
             mine = {name: describe(name, value) for name, value in own.items()}
         self._check_agreement(step, ours)
-        return Plan(ours, mine, {name: shares(array, self.comm.size) for name, array in ours.items()})
+        blocks = {name: self._block(value) for name, value in replicated.items() if isinstance(value, Partitioned)}
+        cut = {name: shares(array, self.comm.size) for name, array in ours.items() if name not in blocks}
+        return Plan(ours, mine, cut, blocks)
+
+    def _block(self, value: Partitioned) -> Share:
+        return Share(self.comm.rank, tuple(value.start), tuple(value.data.shape))
 
     def _check_agreement(self, step: int, ours: Mapping[str, Description]) -> None:
         """Raise UsageError on all ranks when they are about to save different things. *Collective*."""
@@ -171,13 +185,14 @@ class CheckpointStore:
         """What this rank's file holds."""
         rank, slabs, scalars = self.comm.rank, [], []
         for name, array in plan.replicated.items():
-            for share in plan.shares[name]:
+            value = replicated[name]
+            for share in [plan.blocks[name]] if name in plan.blocks else plan.shares[name]:
                 if share.rank != rank:
                     continue
                 if array.scalar:
-                    scalars.append(Scalar(name, replicated[name], *texts(about, name)))
+                    scalars.append(Scalar(name, value, *texts(about, name)))
                 else:
-                    data = part_of(replicated[name], share.start, share.count)
+                    data = value.data if name in plan.blocks else part_of(value, share.start, share.count)
                     place = (array.shape, share.start, share.count)
                     slabs.append(Slab(name, data, array.dtype, *place, *texts(about, name)))
         for name, array in plan.own.items():
@@ -190,7 +205,7 @@ class CheckpointStore:
 
     def _publish(self, step: int, plan: Plan, written: Written, unfinished: Path) -> None:
         """Confirm and publish. *Collective*."""
-        gathered = self.comm.gather_objects((written, plan.own), label="checkpoint")
+        gathered = self.comm.gather_objects((written, plan.own, plan.blocks), label="checkpoint")
         with self.comm.together(f"publishing the checkpoint of step {step}"), self._told(step):
             if gathered is not None:
                 self._passing(Point.BEFORE_MANIFEST)
@@ -203,14 +218,16 @@ class CheckpointStore:
                 self._passing(Point.BEFORE_SYNC)
                 folder.sync_directory(self.directory)
 
-    def _manifest(self, step: int, plan: Plan, gathered: list[tuple[Written, dict[str, Description]]]) -> Manifest:
-        files = [written for written, _ in gathered]
+    def _manifest(self, step: int, plan: Plan, gathered: list[Told]) -> Manifest:
+        files = [written for written, *_ in gathered]
         replicated = {}
         for name, array in plan.replicated.items():
-            parts = [Part(s.rank, s.start, s.count, files[s.rank].digests[name]) for s in plan.shares[name]]
+            blocks = [told[name] for *_, told in gathered] if name in plan.blocks else plan.shares[name]
+            _check_whole(name, array, blocks)
+            parts = [Part(s.rank, s.start, s.count, files[s.rank].digests[name]) for s in blocks]
             replicated[name] = _item(array, parts)
         own = []
-        for rank, (written, arrays) in enumerate(gathered):
+        for rank, (written, arrays, _) in enumerate(gathered):
             digest = written.digests
             own.append({
                 name: _item(array, [Part(rank, (0,) * len(array.shape), array.shape, digest[f"{OWN}/{name}"])])
@@ -248,6 +265,16 @@ class CheckpointStore:
 
     def _told(self, step: int) -> Any:
         return _told(self.directory / folder.step_name(step), "written")
+
+
+def _check_whole(name: str, array: Description, blocks: list[Share]) -> None:
+    """Raise UsageError when the blocks of an array are not all of it."""
+    found, size = sum(prod(block.count) for block in blocks), prod(array.shape)
+    if found != size:
+        raise UsageError(
+            f"The checkpoint cannot hold {name!r}: the blocks of all ranks have {found} elements, but an array of "
+            f"shape {array.shape} has {size}."
+        )
 
 
 def _item(array: Description, parts: list[Part]) -> Item:

@@ -11,7 +11,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from hpcopt.checkpoint.arrays import check_target, put, regions, scalar_bytes
+from hpcopt.checkpoint.arrays import Partitioned, check_target, put, regions, scalar_bytes
 from hpcopt.checkpoint.digests import ArrayDigest
 from hpcopt.checkpoint.manifest import OWN, Item, Manifest, Part, check_not_too_many, rank_file, read_manifest
 from hpcopt.errors import UnreadableCheckpointError
@@ -98,6 +98,9 @@ class StoredCheckpoint:
     def read_into(self, name: str, target: Any) -> None:
         """As ``replicated``, into a torch tensor (on any device) or NumPy array, with 16 MiB of other memory at most.
 
+        Given a ``Partitioned``, only its block is kept, however the array was spread when it was saved; all files that
+        hold a piece of it are read, since a digest is of all that a rank wrote.
+
         Raises:
             KeyError: no array was saved under this name.
             UsageError: ``target`` has another type or shape; it is as it was.
@@ -132,13 +135,15 @@ class StoredCheckpoint:
         if item.scalar:
             return self._scalar(path, item)
         array = np.empty(item.shape, np.dtype(item.dtype))
-        self._read(path, item, array)
+        self._read(path, item, Partitioned(array, item.shape, (0,) * array.ndim))
         return array
 
     def _fill(self, path: str, item: Item, name: str, target: Any) -> None:
         if item.scalar:
             raise KeyError(f"{name} is a scalar in {self.path}, not an array")
         check_target(name, target, item.dtype, item.shape)
+        if not isinstance(target, Partitioned):
+            target = Partitioned(target, item.shape, (0,) * len(item.shape))
         self._read(path, item, target)
 
     def _scalar(self, path: str, item: Item) -> bool | int | float | str:
@@ -155,14 +160,15 @@ class StoredCheckpoint:
         found: bool | int | float | str = value
         return found
 
-    def _read(self, path: str, item: Item, target: Any) -> None:
+    def _read(self, path: str, item: Item, target: Partitioned) -> None:
         size = sum(int(np.prod(part.count, dtype=np.int64)) for part in item.parts)
         if size != int(np.prod(item.shape, dtype=np.int64)):
             raise UnreadableCheckpointError(f"The manifest of {self.path} does not say where all of {path!r} is.")
         for part in item.parts:
-            self._read_part(path, item, part, target)
+            if _meets(part, target):
+                self._read_part(path, item, part, target)
 
-    def _read_part(self, path: str, item: Item, part: Part, target: Any) -> None:
+    def _read_part(self, path: str, item: Item, part: Part, target: Partitioned) -> None:
         dataset = self._dataset(path, part.rank)
         if dataset.shape != part.count or dataset.dtype.str != item.dtype:
             raise self._damaged(part.rank, path, f"it has shape {dataset.shape} instead of {part.count}")
@@ -173,7 +179,8 @@ class StoredCheckpoint:
             except (OSError, RuntimeError) as error:
                 raise self._damaged(part.rank, path, f"it cannot be read ({_first_line(error)})") from error
             digest.update(block.reshape(-1).view(np.uint8).data)
-            put(target, _moved(region, part.start), block)
+            first = [index.start + begin for index, begin in zip(region, part.start, strict=True)]
+            put(target.data, target.start, block, first)
         if str(digest) != part.digest:
             raise self._damaged(part.rank, path, "its values are not those that were saved")
 
@@ -203,8 +210,10 @@ class StoredCheckpoint:
         )
 
 
-def _moved(region: tuple[slice, ...], start: tuple[int, ...]) -> tuple[slice, ...]:
-    return tuple(slice(part.start + by, part.stop + by) for part, by in zip(region, start, strict=True))
+def _meets(part: Part, target: Partitioned) -> bool:
+    """Whether a part of an array and a block of it have elements in common; so has a number with itself."""
+    spans = zip(part.start, part.count, target.start, target.data.shape, strict=True)
+    return all(max(a, b) < min(a + n, b + m) for a, n, b, m in spans)
 
 
 def _first_line(error: BaseException) -> str:

@@ -42,7 +42,7 @@ def test_pieces_of_host_memory_are_not_copies() -> None:
 
 def test_a_block_is_put_into_a_tensor_that_needs_gradients() -> None:
     parameter = torch.nn.Parameter(torch.zeros(3, 2))
-    put(parameter, (slice(1, 2), slice(0, 2)), np.array([[1.0, 2.0]], dtype=np.float32))
+    put(parameter, (0, 0), np.array([[1.0, 2.0]], dtype=np.float32), (1, 0))
     assert parameter.tolist() == [[0, 0], [1, 2], [0, 0]]
 
 
