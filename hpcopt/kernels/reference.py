@@ -18,7 +18,7 @@ class NumpyKernels:
 
     def affine(self, inputs: Matrix, weights: Matrix, biases: Matrix | None) -> Matrix:
         """T = Z V + b, (b, v)."""
-        product: Matrix = inputs @ weights
+        product: Matrix = np.matmul(inputs, weights)
         if biases is not None:
             product += biases
         return product
@@ -41,7 +41,8 @@ class NumpyKernels:
 
     def last_factors(self, weights: Matrix, activation: str, activations: Matrix) -> Matrix:
         """M[i, c, j] = W[j, c] sigma'_j, (b, C, u)."""
-        return np.einsum("jc,ij->icj", weights, _slope(activation, activations))
+        factors: Matrix = np.einsum("jc,ij->icj", weights, _slope(activation, activations))
+        return factors
 
     def pull_back(self, errors: Matrix, weights: Matrix) -> Matrix:
         """E V^T, (b, u) or (b, C, u)."""

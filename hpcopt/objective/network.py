@@ -1,0 +1,214 @@
+"""f(w) of a fully connected network on a grid of ranks: w, features and outputs are cut, no rank holds all of any.
+
+Letters are those of Wang et al. 2018 (arXiv:1802.00130). Shapes: n numbers of w on this rank, N instances, b of them in
+a batch (the same on all ranks), u_1 features and v_L outputs of this rank, C outputs of the network, R ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NoReturn
+
+import torch
+
+from hpcopt.comm.communicator import Communicator
+from hpcopt.errors import UsageError
+from hpcopt.kernels.torch_kernels import TorchKernels
+from hpcopt.objective import vectors
+from hpcopt.objective.network_data import Array, check_alike, check_names, make_layout, own_inputs, own_targets
+from hpcopt.objective.network_init import initial_blocks
+from hpcopt.objective.network_losses import SPLIT_LOSSES
+from hpcopt.objective.network_passes import GridNetwork
+from hpcopt.objective.protocol import Batch, Vector, Work
+
+PIECE_BYTES = 64 * 2**20
+"""Size to which one array of a sweep may grow before the instances go in several pieces."""
+
+
+class NetworkObjective:
+    """The mean loss of a fully connected network with linear outputs, plus weight decay. *Collective*.
+
+    All ranks see the same instances; each holds its block of every layer, its feature columns and its target columns.
+
+    Args:
+        sizes: n_0 ... n_L: features, neurons of each hidden layer, outputs.
+        activation: of the hidden layers: "sigmoid", "tanh" or "relu".
+        loss: "squared" (|z - y|^2 / 2) or "cross_entropy" (of the softmax over all outputs).
+        inputs: this rank's feature columns of all instances, (N, u_1); their precision is that of w.
+        targets: labels (N,), or this rank's target columns (N, v_L).
+        comm: all ranks of the grid, row by row.
+        grid: [rows, columns]; None for the squarest that fits. ``NetworkLayout(sizes, ProcessGrid(*grid))`` says which
+            columns a rank must be given.
+        weight_decay: coefficient of |w|^2 / 2, biases included.
+        seed: of the first weights; they do not depend on the grid.
+        init: "he", "xavier" or "sparse" (15 incoming weights a unit).
+        micro_batch: most instances in one sweep; larger batches are accumulated. By default as many as keep every array
+            of a sweep below 64 MiB.
+
+    Attributes:
+        partition: who holds which block of every layer.
+        network: the sweeps; also for the linearisations.
+        split_loss: the loss on split outputs.
+        inputs, targets: this rank's (N, u_1) and (N, v_L).
+
+    Raises:
+        UsageError: on all ranks, when the grid does not fit ranks or network, or the data does not fit a rank's block.
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        activation: str,
+        loss: str,
+        inputs: Array,
+        targets: Array,
+        comm: Communicator,
+        grid: Sequence[int] | None = None,
+        *,
+        weight_decay: float = 0.0,
+        seed: int = 0,
+        init: str = "he",
+        micro_batch: int | None = None,
+    ) -> None:
+        self.comm, self.weight_decay = comm, weight_decay
+        with comm.together("laying out the network"):
+            check_names(activation, loss, init)
+            self.partition = make_layout(sizes, grid, comm.size)
+            self.inputs = own_inputs(inputs, self.partition, comm.rank)
+            self.targets = own_targets(targets, self.partition, comm.rank, self.inputs)
+        self.size, self.samples = self.partition.size(comm.rank), len(self.inputs)
+        self.outputs = self.partition.sizes[-1]
+        self.network = GridNetwork(self.partition, activation, comm, TorchKernels())
+        groups = self.network.across(self.partition.layers)
+        check_alike(comm, groups, loss, self.inputs, self.targets)
+        self.split_loss = SPLIT_LOSSES[loss](groups)
+        widest = max(self.partition.most(layer) for layer in range(len(self.partition.sizes)))
+        self.micro_batch = micro_batch or max(1, PIECE_BYTES // (widest * self.inputs.element_size()))
+        self._seed, self._init = seed, init
+        self.work = Work()
+        self.flag, self.flags_seen = 0.0, 0.0
+
+    @property
+    def layout(self) -> dict[str, Any]:
+        """How features and variables are spread over the ranks, for the record."""
+        sizes = [self.partition.size(rank) for rank in range(self.comm.size)]
+        return {"layout": "variables", "grid": list(self.partition.grid), "block_sizes": sizes}
+
+    @property
+    def full_batch(self) -> Batch:
+        """All instances."""
+        return Batch(None, self.samples, self.samples)
+
+    @property
+    def blocks(self) -> Sequence[int]:
+        """Every rank holds variables of its own."""
+        return range(self.comm.size)
+
+    @property
+    def deterministic(self) -> bool:
+        """Nothing is drawn."""
+        return True
+
+    def initial_vector(self) -> Vector:
+        """This rank's numbers (n,) of the network as it starts; the whole is the same on any grid."""
+        return initial_blocks(self.partition, self.comm.rank, self._init, self._seed, self.inputs)
+
+    def value(self, w: Vector, batch: Batch) -> float:
+        """f(w) on the batch. *Collective*: one reduction a layer and piece, and one of scalars."""
+        layers, loss = self.network.views(w), 0.0
+        for inputs, targets in self.pieces(batch):
+            loss += self.split_loss.sum(self.network.forward(layers, inputs), targets)
+        self.work.values += batch.total / self.samples
+        return self._total(loss, w, batch)
+
+    def value_and_gradient(self, w: Vector, batch: Batch) -> tuple[float, Vector]:
+        """f(w) and this rank's numbers (n,) of its gradient, a new vector. *Collective*.
+
+        One reduction a layer and piece forward, one a layer but the first backward, and one of scalars.
+        """
+        layers, loss, gradient = self.network.views(w), 0.0, torch.zeros_like(w)
+        into = self.network.views(gradient)
+        for inputs, targets in self.pieces(batch):
+            kept: list[torch.Tensor] = []
+            outputs = self.network.forward(layers, inputs, kept)
+            part, errors = self.split_loss.sum_and_errors(outputs, targets)
+            loss += part
+            self.network.backward(layers, kept, errors.div_(batch.total), into)
+        self.work.gradients += batch.total / self.samples
+        if self.weight_decay:
+            gradient.add_(w, alpha=self.weight_decay)
+        return self._total(loss, w, batch), gradient
+
+    def predict(self, w: Vector, batch: Batch) -> torch.Tensor:
+        """The outputs (b, C) of the network on the batch, on every rank. *Collective*."""
+        layers = self.network.views(w)
+        parts = [self.network.forward(layers, inputs) for inputs, _ in self.pieces(batch)]
+        own = torch.cat(parts) if parts else self.targets[:0]
+        return self.network.gather_outputs(own)
+
+    def release(self, gradient: Vector) -> None:
+        """Nothing: gradients are a rank's own numbers only and their memory is not kept."""
+
+    def dot(self, x: Vector, y: Vector) -> float:
+        """x^T y over all ranks, accumulated in float64. *Collective*, one reduction."""
+        return self.comm.reduce_scalars([vectors.dot(x, y)], label="dot")[0]
+
+    def inner(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """X Y^T over all ranks for (k, n) and (l, n), float64 on the CPU. *Collective*, one reduction."""
+        products = vectors.inner(x, y)
+        sums = self.comm.reduce_scalars(products.flatten().tolist(), label="dot")
+        return torch.tensor(sums, dtype=torch.float64).view(products.shape)
+
+    def agree(self, *values: float) -> tuple[float, ...]:
+        """Rank 0's numbers on all ranks. *Collective*."""
+        return values if self.comm.size == 1 else tuple(self.comm.broadcast_scalars(values))
+
+    def pieces(self, batch: Batch, size: int | None = None) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """This rank's inputs and targets of the batch, at most ``size`` (default: ``micro_batch``) at a time."""
+        step = size or self.micro_batch
+        for first in range(0, batch.count, step):
+            rows: slice | torch.Tensor = slice(first, min(first + step, batch.count))
+            if batch.indices is not None:
+                rows = batch.indices[rows]
+            yield self.inputs[rows], self.targets[rows]
+
+    def free(self) -> None:
+        """Give back the communicators of row and column. *Collective*."""
+        self.network.free()
+
+    @property
+    def local(self) -> NoReturn:
+        """Not offered: a rank's function of its own block needs all other ranks."""
+        self._refuse("a method whose ranks iterate on their own, such as apts")
+
+    def value_and_gradients(self, w: Vector, batch: Batch) -> NoReturn:
+        """Not offered, as ``local``."""
+        self._refuse("a method whose ranks iterate on their own, such as apts")
+
+    def share(self, batch: Batch) -> float:
+        """All instances are every rank's."""
+        return 1.0
+
+    def combine(self, vector: Vector, scalars: Sequence[float], own: Sequence[float] = ()) -> NoReturn:
+        """Not offered, as ``local``."""
+        self._refuse("a method whose ranks iterate on their own, such as apts")
+
+    def parameter_tensors(self) -> NoReturn:
+        """Not offered: no rank holds a whole tensor."""
+        self._refuse("a rule for whole layers, such as lars,")
+
+    def _refuse(self, what: str) -> NoReturn:
+        raise UsageError(
+            f"{what} cannot work on a network that is cut over a grid of ranks: every rank holds blocks of all layers "
+            "and no layer whole. Use layout = 'data', or another method.",
+            collective=True,
+        )
+
+    def _total(self, loss: float, w: Vector, batch: Batch) -> float:
+        """Mean loss and weight decay of all ranks, from this rank's part of the sum. *Collective*, one reduction."""
+        own = loss / batch.total if self.network.is_first else 0.0
+        if self.weight_decay:
+            own += 0.5 * self.weight_decay * vectors.dot(w, w)
+        total, flags = self.comm.reduce_scalars([own, self.flag], label="value")
+        self.flags_seen += flags
+        return total

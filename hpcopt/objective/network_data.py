@@ -1,0 +1,146 @@
+"""What the user gives a rank of a network on a grid, checked and in one form.
+
+Shapes: N instances, u features and v outputs of this rank, C outputs of the network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from hpcopt.comm.communicator import Communicator
+from hpcopt.errors import UsageError, nearest
+from hpcopt.kernels.interface import ACTIVATIONS
+from hpcopt.layout.grid import ProcessGrid
+from hpcopt.layout.network import NetworkLayout, network_grid
+from hpcopt.objective.network_init import INITS
+from hpcopt.objective.network_losses import SPLIT_LOSSES
+
+Array = torch.Tensor | np.ndarray
+
+
+def make_layout(sizes: Sequence[int], grid: Sequence[int] | None, ranks: int) -> NetworkLayout:
+    """The layout of a network on all ranks; without a grid, on the squarest that fits.
+
+    Raises:
+        UsageError: the grid does not have so many ranks, or does not fit the network.
+    """
+    if grid is None:
+        return NetworkLayout(sizes, network_grid(sizes, ranks))
+    if len(grid) != 2 or min(grid) < 1 or grid[0] * grid[1] != ranks:
+        raise UsageError(
+            f"grid = {list(grid)} does not fit {ranks} rank{'s' if ranks > 1 else ''}: it must be [rows, columns] with "
+            "rows times columns equal to the number of ranks. Leave it out for the squarest grid that fits the network."
+        )
+    return NetworkLayout(sizes, ProcessGrid(*grid))
+
+
+def check_names(activation: str, loss: str, init: str) -> None:
+    """Refuse names that are not known.
+
+    Raises:
+        UsageError: see above.
+    """
+    for what, name, known in (
+        ("activation", activation, ACTIVATIONS),
+        ("loss", loss, tuple(SPLIT_LOSSES)),
+        ("init", init, tuple(INITS)),
+    ):
+        if name not in known:
+            raise UsageError(
+                f"{what} = {name!r} is not known for a network on a grid{nearest(name, known)} It must be one of "
+                f"{', '.join(known)}."
+            )
+
+
+def own_inputs(inputs: Array, layout: NetworkLayout, rank: int) -> torch.Tensor:
+    """This rank's feature columns as a contiguous tensor (N, u), float64 where they are and float32 else.
+
+    Raises:
+        UsageError: the array is not (N, u), or a value is not finite.
+    """
+    tensor = torch.as_tensor(inputs)
+    held = layout.features(rank)
+    if tensor.ndim != 2 or tensor.shape[1] != held.count:
+        raise UsageError(
+            f"the inputs have shape {tuple(tensor.shape)}, but this rank holds features {held.start} to "
+            f"{held.stop - 1} of {layout.sizes[0]}: give it only these columns, shape (samples, {held.count}). "
+            "NetworkLayout.features(rank) says which they are."
+        )
+    tensor = tensor.to(torch.float64 if tensor.dtype == torch.float64 else torch.float32).contiguous()
+    if not bool(tensor.isfinite().all()):
+        raise UsageError("an input of this rank is not finite; every feature must be a finite number.")
+    return tensor
+
+
+def own_targets(targets: Array, layout: NetworkLayout, rank: int, like: torch.Tensor) -> torch.Tensor:
+    """This rank's target columns (N, v) in precision and place of the inputs; labels (N,) become 0 and 1.
+
+    Raises:
+        UsageError: the array is neither, there are not as many as inputs, a label is out of range or a value not
+            finite.
+    """
+    tensor, held, width = torch.as_tensor(targets), layout.outputs(rank), layout.sizes[-1]
+    if len(tensor) != len(like):
+        raise UsageError(f"there are {len(like)} inputs but {len(tensor)} targets; every sample needs one of each.")
+    if tensor.ndim == 1 and not tensor.is_floating_point():
+        if len(tensor) and not 0 <= int(tensor.min()) <= int(tensor.max()) < width:
+            raise UsageError(
+                f"labels run from {int(tensor.min())} to {int(tensor.max())}, but with {width} outputs they must be 0 "
+                f"to {width - 1}. Give the network one output a class."
+            )
+        own = torch.arange(held.start, held.stop, device=tensor.device)
+        return (tensor[:, None] == own).to(like)
+    if tensor.ndim == 1:
+        tensor = tensor[:, None]
+    if tensor.ndim != 2 or tensor.shape[1] != held.count:
+        raise UsageError(
+            f"the targets have shape {tuple(tensor.shape)}, but this rank holds outputs {held.start} to "
+            f"{held.stop - 1} of {width}: give it integer labels (samples,), or these columns only, shape (samples, "
+            f"{held.count}). NetworkLayout.outputs(rank) says which they are."
+        )
+    tensor = tensor.to(like).contiguous()
+    if not bool(tensor.isfinite().all()):
+        raise UsageError("a target of this rank is not finite; every target value must be a finite number.")
+    return tensor
+
+
+def check_alike(
+    comm: Communicator, groups: Communicator, loss: str, inputs: torch.Tensor, targets: torch.Tensor
+) -> None:
+    """Refuse ranks that hold different instances as far as can be seen, and classes that are none. *Collective*.
+
+    Args:
+        comm: all ranks.
+        groups: the ranks that hold different outputs.
+        loss: its name.
+        inputs: this rank's (N, u).
+        targets: this rank's (N, v).
+
+    Raises:
+        UsageError: on all ranks.
+    """
+    bits = float(torch.finfo(inputs.dtype).bits)
+    most = comm.reduce_scalars([len(inputs), -len(inputs), bits, -bits], op="max", label="samples")
+    if most[0] == 0 or most[0] != -most[1] or most[2] != -most[3]:
+        raise UsageError(
+            f"the ranks of a network on a grid hold features of the same samples, in the same order and precision, and "
+            f"at least one: they were given from {-most[1]:.0f} to {most[0]:.0f} samples of {-most[3]:.0f} to "
+            f"{most[2]:.0f} bits. Give every rank its columns of all samples.",
+            collective=True,
+        )
+    if loss != "cross_entropy":
+        return
+    total = targets.sum(dim=1)
+    if groups.size > 1:
+        groups.allreduce(total, label="samples")
+    wrong = bool(((total - 1).abs() > 1e-3).any() or (targets < 0).any())
+    if comm.reduce_scalars([float(wrong)], op="max", label="samples")[0]:
+        raise UsageError(
+            "cross_entropy needs targets that are one class a sample, or probabilities of the classes: over all ranks "
+            "that hold outputs a sample's target columns must be at least 0 and sum to 1. For values use loss = "
+            "'squared'.",
+            collective=True,
+        )

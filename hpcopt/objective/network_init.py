@@ -1,0 +1,98 @@
+"""First weights of a network on a grid, drawn by counters: the model does not depend on how it is cut.
+
+Every number is a function of the seed, the layer and its place in the whole matrix, so that a rank draws its own block
+and nothing else. Shapes: W^m is (n_{m-1}, n_m), a rank's block of it (u, v).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from hpcopt.layout.network import LayerBlock, NetworkLayout
+from hpcopt.random import uniforms
+
+SPARSE_INPUTS = 15
+"""Incoming weights of a unit that are not 0 (Martens 2010, "Deep learning via Hessian-free optimization")."""
+
+_ROWS = 1 << 20  # numbers drawn at a time, so that float64 temporaries stay small beside the block
+
+
+def initial_blocks(layout: NetworkLayout, rank: int, rule: str, seed: int, like: torch.Tensor) -> torch.Tensor:
+    """A rank's flat vector: weights by ``rule``, one of ``INITS``, and biases of 0; precision and place as ``like``.
+
+    Normal numbers come from logarithms and cosines, which may differ in the last bit between machines.
+    """
+    vector = torch.zeros(layout.size(rank), dtype=like.dtype, device=like.device)
+    for held in layout.blocks(rank):
+        drawn = INITS[rule](layout, held, seed)
+        vector[held.weights] = torch.from_numpy(drawn.reshape(-1)).to(like)
+    return vector
+
+
+def _he(layout: NetworkLayout, held: LayerBlock, seed: int) -> np.ndarray:
+    """Normal, variance 2/n_{m-1}, and 1/n_{m-1} in the last layer (He et al. 2015, arXiv:1502.01852)."""
+    gain = 1.0 if held.number == layout.layers else 2.0
+    return _dense(layout, held, lambda places: _normals(seed, "network he", held.number, places)) * math.sqrt(
+        gain / layout.sizes[held.number - 1]
+    )
+
+
+def _xavier(layout: NetworkLayout, held: LayerBlock, seed: int) -> np.ndarray:
+    """Uniform, variance 2/(n_{m-1} + n_m) (Glorot and Bengio 2010)."""
+    bound = math.sqrt(6 / (layout.sizes[held.number - 1] + layout.sizes[held.number]))
+    return _dense(layout, held, lambda places: bound * (2 * uniforms(seed, "network xavier", held.number, places) - 1))
+
+
+def _sparse(layout: NetworkLayout, held: LayerBlock, seed: int) -> np.ndarray:
+    """Standard normal for ``SPARSE_INPUTS`` incoming weights of every unit, chosen at random, and 0 for the others.
+
+    The inputs of a unit are drawn by Floyd's method (Bentley and Floyd 1987, doi:10.1145/30401.315746), for all units
+    of the block at once: as many numbers as there are weights that are not 0, whatever the number of inputs.
+    """
+    size = layout.sizes[held.number - 1]
+    count = min(SPARSE_INPUTS, size)
+    units = np.arange(held.outputs.start, held.outputs.stop)
+    places = units[:, None] * count + np.arange(count)
+    draws = uniforms(seed, "network sparse inputs", held.number, places)
+    chosen = np.empty_like(places)
+    for k, last in enumerate(range(size - count, size)):
+        drawn = np.floor(draws[:, k] * (last + 1)).astype(np.int64)
+        taken = (chosen[:, :k] == drawn[:, None]).any(axis=1)
+        chosen[:, k] = np.where(taken, last, drawn)
+    values = _normals(seed, "network sparse weights", held.number, places)
+    weights = np.zeros((held.inputs.count, held.outputs.count))
+    unit, draw = np.nonzero((chosen >= held.inputs.start) & (chosen < held.inputs.stop))
+    weights[chosen[unit, draw] - held.inputs.start, unit] = values[unit, draw]
+    return weights
+
+
+INITS: dict[str, Callable[[NetworkLayout, LayerBlock, int], np.ndarray]] = {
+    "he": _he,
+    "xavier": _xavier,
+    "sparse": _sparse,
+}
+"""Name -> the block (u, v) of a rank, float64. Biases are 0."""
+
+
+def _dense(layout: NetworkLayout, held: LayerBlock, draw: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """The block (u, v) of a matrix in which every weight is drawn for its place in the whole, some rows at a time."""
+    width = layout.sizes[held.number]
+    columns = np.arange(held.outputs.start, held.outputs.stop)
+    weights = np.empty((held.inputs.count, held.outputs.count))
+    step = max(1, _ROWS // held.outputs.count)
+    for first in range(0, held.inputs.count, step):
+        rows = np.arange(first, min(first + step, held.inputs.count)) + held.inputs.start
+        weights[first : first + step] = draw(rows[:, None] * width + columns)
+    return weights
+
+
+def _normals(seed: int, stream: str, layer: int, places: np.ndarray) -> np.ndarray:
+    """A standard normal number for every place, float64 (Box and Muller 1958, doi:10.1214/aoms/1177706645)."""
+    radius = uniforms(seed, stream, layer, 2 * places)
+    angle = uniforms(seed, stream, layer, 2 * places + 1)
+    # 1 - u lies in (0, 1], so that the logarithm is finite.
+    return np.asarray(np.sqrt(-2 * np.log1p(-radius)) * np.cos(2 * math.pi * angle))

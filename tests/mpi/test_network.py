@@ -1,0 +1,129 @@
+"""The network on every grid of the job's ranks is the network on one rank."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from mpi4py import MPI
+
+from hpcopt.comm.communicator import Communicator
+from hpcopt.errors import UsageError
+from hpcopt.layout.network import network_grid
+from hpcopt.objective.network import NetworkObjective
+from hpcopt.objective.protocol import Batch
+from hpcopt.solvers.registry import make_solver
+from tests.support.networks import assemble, on_grid, positions, reference_value, start
+
+pytestmark = pytest.mark.mpi
+
+SOME = Batch(torch.tensor([0, 3, 4, 8, 10]), 5, 5)
+
+
+@pytest.fixture(params=[1, 2, 3, 4])
+def grid(request: pytest.FixtureRequest, comm: Communicator) -> tuple[int, int]:
+    """Every grid of the job's ranks with at most 4 rows and columns."""
+    rows, columns = request.param, comm.size // request.param
+    if rows * columns != comm.size or columns > 4:
+        pytest.skip(f"{comm.size} ranks are no such grid of {rows} rows")
+    return rows, columns
+
+
+@pytest.fixture
+def alone() -> Communicator:
+    return Communicator(MPI.COMM_SELF)
+
+
+SIZES = ((5, 7, 6, 5, 4), (5, 6, 7, 4))
+
+
+def own(objective: NetworkObjective, w: torch.Tensor) -> torch.Tensor:
+    """This rank's numbers of a whole vector."""
+    return w[positions(objective.partition, objective.comm.rank)]
+
+
+def gathered(objective: NetworkObjective, vector: torch.Tensor) -> torch.Tensor:
+    """The whole vector from every rank's numbers. *Collective*."""
+    return assemble(objective.partition, objective.comm.allgather_objects(vector))
+
+
+@pytest.mark.parametrize("loss", ["squared", "cross_entropy"])
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_value_and_gradient_are_those_of_torch(comm: Communicator, grid: Any, sizes: Any, loss: str) -> None:
+    w = start(sizes).requires_grad_()
+    expected = reference_value(sizes, "sigmoid", loss, w, 0.01)
+    (slope,) = torch.autograd.grad(expected, w)
+    objective = on_grid(comm, grid, sizes, loss, "sigmoid", weight_decay=0.01, micro_batch=4)
+    mine = own(objective, w.detach())
+    value, gradient = objective.value_and_gradient(mine, objective.full_batch)
+    assert value == pytest.approx(float(expected.detach()), rel=1e-13)
+    assert objective.value(mine, objective.full_batch) == pytest.approx(value, rel=1e-14)
+    assert comm.allgather_objects(value) == [value] * comm.size
+    torch.testing.assert_close(gathered(objective, gradient), slope, rtol=1e-12, atol=1e-14)
+    objective.free()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_what_is_replicated_has_the_same_bits_on_all_ranks(comm: Communicator, grid: Any, dtype: torch.dtype) -> None:
+    """Values that the ranks of a row or column compute twice must not drift apart."""
+    objective = on_grid(comm, grid, SIZES[0], dtype=dtype)
+    kept: list[torch.Tensor] = []
+    inputs = objective.inputs
+    objective.network.forward(objective.network.views(objective.initial_vector()), inputs, kept)
+    for layer in range(1, len(kept)):
+        held = comm.allgather_objects((objective.partition.group(layer, comm.rank), kept[layer]))
+        first = {group: values for group, values in reversed(held)}
+        assert all(torch.equal(values, first[group]) for group, values in held)
+    objective.free()
+
+
+@pytest.mark.parametrize("init", ["he", "xavier", "sparse"])
+def test_the_first_weights_do_not_depend_on_the_grid(comm: Communicator, alone: Any, grid: Any, init: str) -> None:
+    objective = on_grid(comm, grid, SIZES[0], init=init)
+    whole = on_grid(alone, (1, 1), SIZES[0], init=init).initial_vector()
+    assert torch.equal(gathered(objective, objective.initial_vector()), whole)
+    objective.free()
+
+
+@pytest.mark.parametrize(
+    "method",
+    [("sgd", {"learning_rate": 0.3}), ("lbfgs", {}), ("trust_region", {})],
+    ids=str,
+)
+@pytest.mark.parametrize("chosen", [None, SOME], ids=["full", "mini"])
+def test_methods_take_the_same_steps_on_a_grid(
+    comm: Communicator, alone: Communicator, grid: Any, method: Any, chosen: Batch | None
+) -> None:
+    traces = []
+    for ranks, shape in ((alone, (1, 1)), (comm, grid)):
+        objective = on_grid(ranks, shape, SIZES[1], weight_decay=1e-3)
+        solver = make_solver(*method, 20.0)
+        state, trace = solver.init(objective), []
+        for _ in range(10):
+            state, report = solver.step(objective, state, chosen or objective.full_batch)
+            trace.append(report.loss)
+        traces.append(trace)
+        objective.free()
+    assert traces[1] == pytest.approx(traces[0], rel=1e-10)
+    assert traces[1][-1] < traces[1][0]
+    assert comm.allgather_objects(traces[1]) == [traces[1]] * comm.size
+
+
+def test_one_rank_with_wrong_data_is_an_error_of_all(comm: Communicator) -> None:
+    width = 9 if comm.rank == comm.size - 1 else 5
+    with pytest.raises(UsageError, match="this rank holds features 0 to 4 of 5"):
+        NetworkObjective((5, 8, 3), "relu", "squared", torch.zeros(4, width), torch.zeros(4, 3), comm, (1, comm.size))
+
+
+def test_a_grid_that_no_network_fits_is_refused_by_all(comm: Communicator) -> None:
+    if comm.size == 1:
+        pytest.skip("one rank fits every network")
+    with pytest.raises(UsageError, match=r"No grid of \d ranks fits"):
+        NetworkObjective((1, 1, 1), "relu", "squared", torch.zeros(4, 1), torch.zeros(4, 1), comm)
+
+
+def test_the_communicators_are_given_back(comm: Communicator) -> None:
+    objective = on_grid(comm, network_grid(SIZES[0], comm.size), SIZES[0])
+    objective.free()
+    objective.free()

@@ -1,0 +1,117 @@
+"""Ranks as threads of one process, so that tests of a grid need no MPI; reductions add in the order of the ranks."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+
+from hpcopt.comm.ledger import Ledger
+from hpcopt.errors import UsageError
+
+Result = TypeVar("Result")
+
+PATIENCE = 60.0
+"""Seconds after which ranks that wait for each other fail."""
+
+
+class _Group:
+    """What the ranks of one communicator share."""
+
+    def __init__(self, size: int, everything: list[_Group]) -> None:
+        self.size, self.slots = size, [None] * size
+        self.barrier = threading.Barrier(size, timeout=PATIENCE)
+        self.everything = everything
+        everything.append(self)
+
+
+class SimulatedCommunicator:
+    """The part of ``Communicator`` that an objective uses."""
+
+    def __init__(self, group: _Group, rank: int, ledger: Ledger | None = None) -> None:
+        self._group, self.rank, self.size = group, rank, group.size
+        self.ledger = Ledger() if ledger is None else ledger
+
+    def allreduce(self, buffer: torch.Tensor, op: str = "sum", label: str = "allreduce") -> torch.Tensor:
+        """Reduce in place, with the same bits on all ranks."""
+        assert buffer.is_contiguous()
+        buffer.copy_(self._reduced(torch.stack(self._exchange(buffer.clone())), op))
+        self.ledger.add(label, buffer.numel() * buffer.element_size(), 0.0)
+        return buffer
+
+    def reduce_scalars(self, values: Any, op: str = "sum", label: str = "scalars") -> list[float]:
+        """Reduce float64 numbers."""
+        numbers = torch.tensor(list(values), dtype=torch.float64)
+        self.ledger.add(label, 8 * len(numbers), 0.0)
+        return self._reduced(torch.stack(self._exchange(numbers)), op).tolist()
+
+    def broadcast_scalars(self, values: Any, root: int = 0, label: str = "scalars") -> list[float]:
+        """The numbers of one rank."""
+        self.ledger.add(label, 8 * len(values), 0.0)
+        return list(self._exchange(list(values))[root])
+
+    def allgather_objects(self, obj: Any, label: str = "objects") -> list[Any]:
+        """The objects of all ranks."""
+        return self._exchange(obj)
+
+    def split(self, color: int, key: int = 0) -> SimulatedCommunicator:
+        """The ranks of one colour, ordered by key."""
+        found = sorted((k, rank) for rank, (c, k) in enumerate(self._exchange((color, key))) if c == color)
+        members = [rank for _, rank in found]
+        mine = _Group(len(members), self._group.everything) if members[0] == self.rank else None
+        group = self._exchange(mine)[members[0]]
+        return SimulatedCommunicator(group, members.index(self.rank), self.ledger)
+
+    def free(self) -> None:
+        """Nothing to give back."""
+
+    @contextmanager
+    def together(self, what: str) -> Iterator[None]:
+        """Fails on all ranks or on none."""
+        error: Exception | None = None
+        try:
+            yield
+        except UsageError as caught:
+            error = caught
+        errors = [str(each) for each in self._exchange(error) if each]
+        if errors:
+            raise UsageError(errors[0], collective=True)
+
+    def _reduced(self, stacked: torch.Tensor, op: str) -> torch.Tensor:
+        return {"sum": stacked.sum(0), "max": stacked.amax(0), "min": stacked.amin(0)}[op]
+
+    def _exchange(self, value: Any) -> list[Any]:
+        group = self._group
+        group.slots[self.rank] = value
+        group.barrier.wait()
+        values = list(group.slots)
+        group.barrier.wait()
+        return values
+
+
+def on_ranks(ranks: int, function: Callable[[SimulatedCommunicator], Result]) -> list[Result]:
+    """What the function returns on every rank; an error of one rank is raised, and ends the others."""
+    groups: list[_Group] = []
+    world = _Group(ranks, groups)
+    results: list[Any] = [None] * ranks
+    errors: list[BaseException] = []
+
+    def run(rank: int) -> None:
+        try:
+            results[rank] = function(SimulatedCommunicator(world, rank))
+        except BaseException as error:
+            errors.append(error)
+            for group in groups:
+                group.barrier.abort()
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(ranks)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise next((e for e in errors if not isinstance(e, threading.BrokenBarrierError)), errors[0])
+    return results
