@@ -109,7 +109,7 @@ class SolverTable:
     """``[solver]``: the method. All other keys are its own."""
 
     name: str = "trust_region"
-    """trust_region, apts, lbfgs, sgd, adam, lars."""
+    """trust_region, apts, lbfgs, newton, sgd, adam, lars."""
     options: dict[str, Any] = field(default_factory=dict)
     """The method's own keys."""
 

@@ -22,6 +22,7 @@ from hpcopt.objective.parameters import FlatParameters
 from hpcopt.objective.protocol import Batch, Vector, Work
 from hpcopt.objective.shard import Part, Shard
 from hpcopt.objective.stochastic import StochasticState
+from hpcopt.objective.subsets import Subsets
 
 BUCKET_BYTES = 32 * 2**20
 """Gradients longer than two of these are reduced in pieces that overlap with the backward pass."""
@@ -81,6 +82,7 @@ class DataParallelObjective:
         self._lent: Vector | None = None
         self._spare: Vector | None = None
         self._buckets = BucketedGradient(self.shard, comm, bucket_bytes)
+        self._subsets = Subsets(seed, device)
         parameters.bind(comm.bcast(parameters.copy(), label="parameters"))
         for buffer in model.buffers():
             if buffer.is_floating_point() and buffer.numel():
@@ -176,6 +178,13 @@ class DataParallelObjective:
         if self._lent is not None and gradient.data_ptr() == self._lent.data_ptr():
             self._spare, self._lent = self._lent, None
 
+    def subset(self, batch: Batch, size: int, number: int) -> Batch:
+        """The ``number``-th subset of about ``size`` samples of the batch. *Collective*, one number a rank."""
+        counts = [0.0] * self.comm.size
+        counts[self.comm.rank] = float(batch.count)
+        counts = self.comm.reduce_scalars(counts, label="subset")
+        return self._subsets.take(batch, size, number, self._samples_before(counts))
+
     def linearize(self, w: Vector, batch: Batch) -> ImplicitLinearization:
         """The model linearised at w on the batch, by forward and backward mode. *Collective* in its products."""
         return ImplicitLinearization(self, w, batch)
@@ -199,9 +208,9 @@ class DataParallelObjective:
         reduced: Vector = self.comm.allreduce(vector, label="product")
         return reduced
 
-    def count_products(self, batch: Batch) -> None:
-        """Count one curvature product on ``batch``."""
-        self.work.curvature_products += batch.total / self.samples
+    def count_products(self, batch: Batch, products: float = 1.0) -> None:
+        """Count curvature products on ``batch``."""
+        self.work.curvature_products += products * batch.total / self.samples
 
     def synchronize_buffers(self) -> None:
         """Average the module's running statistics over the ranks. *Collective*."""
@@ -226,6 +235,10 @@ class DataParallelObjective:
     def _own_part(self) -> Part:
         """What this rank evaluates of its samples in a batch for all ranks."""
         return Part(0, 1, self.comm.rank)
+
+    def _samples_before(self, counts: Sequence[float]) -> int:
+        """Samples of a batch that the ranks before this one hold, when every rank holds as many as ``counts`` says."""
+        return int(sum(counts[: self.comm.rank]))
 
     def _own_decay(self, w: Vector) -> float:
         """Weight decay on rank 0, 0 elsewhere: added before the reduction, it is the same number on all ranks."""

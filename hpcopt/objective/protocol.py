@@ -62,7 +62,18 @@ class Linearization(Protocol):
         ...
 
     def gauss_newton(self, v: Vector) -> Vector:
-        """(1/B) J^T H J v, with H the Hessian of the loss in output space, plus weight decay. *Collective*."""
+        """(1/B) J^T H J v, with H the Hessian of the loss in output space, plus weight decay. *Collective*.
+
+        Returns:
+            A new vector that the caller owns.
+        """
+        ...
+
+    def curvatures(self, directions: torch.Tensor) -> torch.Tensor:
+        """D G D^T for stacked directions D (k, n) and the G of ``gauss_newton``: (k, k), float64, on the CPU.
+
+        The same on all ranks. *Collective*, one reduction of scalars, by forward mode.
+        """
         ...
 
 
@@ -151,6 +162,14 @@ class Objective(Protocol):
 
     def release(self, gradient: Vector) -> None:
         """The caller no longer needs a gradient it got here, nor any view of it: its memory may serve the next one."""
+        ...
+
+    def subset(self, batch: Batch, size: int, number: int) -> Batch:
+        """About ``size`` samples of a batch: the ``number``-th subset of a permuted cycle. *Collective*.
+
+        A cycle has ceil(total / size) subsets, which differ in size by one at most; each sample is in exactly one of
+        them. Every cycle is drawn anew, from counters: equal numbers are equal subsets, on any number of ranks.
+        """
         ...
 
     def linearize(self, w: Vector, batch: Batch) -> Linearization:

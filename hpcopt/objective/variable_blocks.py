@@ -139,6 +139,10 @@ class VariableBlockObjective(DataParallelObjective):
         summed: Vector = self._rows.allgatherv(mine, counts, label="gradient")
         return summed
 
+    def _samples_before(self, counts: Sequence[float]) -> int:
+        """Those of the rows before this one; the ranks of a row hold the same samples."""
+        return int(sum(counts[: self._row * self.grid.columns : self.grid.columns]))
+
     @property
     def _own_part(self) -> Part:
         return Part(self._column, self.grid.columns, self.comm.rank)

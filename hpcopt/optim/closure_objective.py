@@ -155,16 +155,17 @@ class ClosureObjective:
     def release(self, gradient: Vector) -> None:
         """Nothing is lent."""
 
+    def subset(self, batch: Batch, size: int, number: int) -> Batch:
+        """Not possible, as ``linearize``."""
+        raise _no_model()
+
     def linearize(self, w: Vector, batch: Batch) -> Linearization:
         """Not possible: a closure gives gradients only.
 
         Raises:
             UsageError: always, on all ranks.
         """
-        raise UsageError(
-            "a closure has no Jacobian to multiply with; use hpcopt.DataParallelObjective for methods that need one",
-            collective=True,
-        )
+        raise _no_model()
 
     def dot(self, x: Vector, y: Vector) -> float:
         """x^T y, accumulated in float64; local, since w is replicated."""
@@ -205,3 +206,10 @@ class ClosureObjective:
             with self.comm.together("evaluating the closure"):
                 if self.local.evaluation.failure is not None:
                     raise self.local.evaluation.failure
+
+
+def _no_model() -> UsageError:
+    return UsageError(
+        "a closure has no Jacobian to multiply with; use hpcopt.DataParallelObjective for methods that need one",
+        collective=True,
+    )

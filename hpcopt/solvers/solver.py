@@ -54,6 +54,7 @@ class StepReport:
         accepted: whether w changed.
         rho: actual over predicted decrease.
         radius: trust-region radius after the update.
+        damping: what is added to the curvature, after the update.
         predicted: predicted decrease.
         inner_iterations: iterations of the subproblem or line search.
         local_iterations: those of each rank, where the ranks iterate on their own.
@@ -69,6 +70,7 @@ class StepReport:
     accepted: bool = True
     rho: float = float("nan")
     radius: float = float("nan")
+    damping: float = float("nan")
     predicted: float = float("nan")
     inner_iterations: int = 0
     local_iterations: tuple[int, ...] = ()

@@ -60,6 +60,7 @@ ITERATION_COLUMNS = (
     Column("accepted", "0 or 1", "whether the parameters changed", whole=True),
     Column("rho", "1", "actual over predicted decrease"),
     Column("radius", "1", "trust-region radius after its update"),
+    Column("damping", "1", "damping of the curvature after its update"),
     Column("predicted", "1", "predicted decrease"),
     Column("inner_iterations", "1", "iterations of the subproblem or the line search", whole=True),
     Column("values", "passes over the training set", "loss evaluations since the start"),

@@ -7,6 +7,7 @@ import torch
 
 from hpcopt.comm.communicator import Communicator
 from hpcopt.objective.data_parallel import DataParallelObjective
+from hpcopt.objective.linearization import ImplicitLinearization, KeptPiece, RepeatedPiece
 from hpcopt.objective.protocol import Batch
 from tests.support.problems import CLASSES, sharded, small_network
 
@@ -105,3 +106,113 @@ def test_all_products_see_the_dropout_masks_of_the_value(comm: Communicator, mic
     assert float(tangents.sum()) == pytest.approx(objective.dot(x, linear.vjp(u)), rel=1e-11)
     slope = (objective.value(w + h * x, batch) - objective.value(w - h * x, batch)) / (2 * h)
     assert slope == pytest.approx(objective.dot(x, objective.value_and_gradient(w, batch)[1]), rel=1e-7)
+
+
+def directions(objective: DataParallelObjective, count: int = 2) -> torch.Tensor:
+    """Some directions (count, n)."""
+    generator = torch.Generator().manual_seed(9)
+    return torch.randn(count, objective.size, generator=generator, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("micro_batch", [None, 2])
+@pytest.mark.parametrize("count", [1, 3])
+def test_curvatures_are_those_of_the_dense_matrix(
+    comm: Communicator, loss: str, micro_batch: int | None, count: int
+) -> None:
+    objective = sharded(comm, loss, weight_decay=0.3, micro_batch=micro_batch)
+    w, batch = objective.initial_vector(), Batch(torch.tensor([1, 5, 8, 9, 30]), 5, 5)
+    jacobian, d = dense_jacobian(objective, w, batch), directions(objective, count)
+    inputs = torch.cat([x for x, _ in objective.shard.chunks(batch)])
+    hessian = dense_hessian(loss, small_network()(inputs).detach())
+    matrix = jacobian.T @ hessian @ jacobian / 5 + 0.3 * torch.eye(len(w), dtype=w.dtype)
+    torch.testing.assert_close(objective.linearize(w, batch).curvatures(d), d @ matrix @ d.T, rtol=1e-8, atol=1e-9)
+    assert objective.work.curvature_products == pytest.approx(count / 2 * 5 / objective.samples)
+
+
+class Attention(torch.nn.Module):
+    """Five features as five tokens, one head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = torch.nn.Linear(1, 4), torch.nn.Linear(4, CLASSES)
+        self.attend = torch.nn.MultiheadAttention(4, 1, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = self.embed(x[:, :, None])
+        return self.head(self.attend(tokens, tokens, tokens, need_weights=False)[0].mean(1))
+
+
+class PartlyUsed(torch.nn.Module):
+    """A layer that takes no part in the outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.unused = torch.nn.Linear(5, CLASSES), torch.nn.Linear(5, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.used(x)
+
+
+MODELS = {
+    "plain": small_network,
+    "random": lambda: small_network(dropout=0.3, batch_norm=True),
+    "convolution": lambda: torch.nn.Sequential(
+        torch.nn.Unflatten(1, (1, 5)), torch.nn.Conv1d(1, 3, 2), torch.nn.ReLU(), torch.nn.MaxPool1d(2),
+        torch.nn.Flatten(), torch.nn.Linear(6, CLASSES),
+    ),
+    "partly used": PartlyUsed,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("micro_batch", [None, 10])
+def test_products_from_kept_graphs_are_those_of_forward_mode(
+    comm: Communicator, model: str, micro_batch: int | None
+) -> None:
+    torch.manual_seed(0)
+    objective = sharded(comm, model=MODELS[model]().double(), micro_batch=micro_batch)
+    w, batch, d = objective.initial_vector(), objective.full_batch, directions(objective)
+    kept = ImplicitLinearization(objective, w, batch)
+    repeated = ImplicitLinearization(objective, w, batch, graph_bytes=0)
+    assert {type(piece) for piece in kept._pieces} == {KeptPiece}
+    assert {type(piece) for piece in repeated._pieces} == {RepeatedPiece}
+    u = kept.jvp(d[0])
+    torch.testing.assert_close(u, repeated.jvp(d[0]), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(kept.vjp(u), repeated.vjp(u), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(kept.gauss_newton(d[0]), repeated.gauss_newton(d[0]), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(kept.curvatures(d), repeated.curvatures(d), rtol=1e-10, atol=1e-12)
+
+
+def test_attention_can_be_linearised(comm: Communicator) -> None:
+    objective = sharded(comm, model=Attention().double())
+    linear = objective.linearize(objective.initial_vector(), objective.full_batch)
+    x, y = directions(objective)
+    one, other = objective.dot(x, linear.gauss_newton(y)), objective.dot(y, linear.gauss_newton(x))
+    assert one == pytest.approx(other, rel=1e-10)
+
+
+def test_the_model_is_not_evaluated_again_for_a_product(comm: Communicator) -> None:
+    objective = sharded(comm)
+    linear, calls = objective.linearize(objective.initial_vector(), objective.full_batch), []
+    objective.shard.module.register_forward_hook(lambda *_: calls.append(1))
+    linear.gauss_newton(directions(objective)[0])
+    linear.curvatures(directions(objective))
+    assert calls == []
+
+
+def test_no_more_graphs_are_kept_than_there_is_memory_for(comm: Communicator) -> None:
+    objective = sharded(comm, micro_batch=10)
+    w, batch = objective.initial_vector(), objective.full_batch
+    each = ImplicitLinearization(objective, w, batch)._bytes_a_sample(objective.shard.inputs)
+    linear = ImplicitLinearization(objective, w, batch, graph_bytes=int(25 * each))
+    assert [type(piece) for piece in linear._pieces] == [KeptPiece, KeptPiece, RepeatedPiece, RepeatedPiece]
+    # Inputs and outputs of the first layer, of the activation and of the last one, in both graphs, in float64.
+    assert 2 * 8 * (5 + 7 + CLASSES) <= each <= 2 * 8 * 2 * (5 + 7 + 7 + CLASSES)
+
+
+def test_a_product_is_a_new_vector(comm: Communicator) -> None:
+    objective = sharded(comm)
+    linear, v = objective.linearize(objective.initial_vector(), objective.full_batch), directions(objective)[0]
+    expected = linear.gauss_newton(v).clone()
+    linear.gauss_newton(v).fill_(torch.nan)
+    assert torch.equal(linear.gauss_newton(v), expected)

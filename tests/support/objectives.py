@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from hpcopt.objective.protocol import Batch, Linearization, Work
+from hpcopt.objective.subsets import Subsets
 
 FULL = Batch(indices=None, count=1, total=1)
 """The whole training set."""
@@ -82,9 +83,13 @@ class SerialObjective:
         """All variables."""
         return own
 
+    def subset(self, batch: Batch, size: int, number: int) -> Batch:
+        """Of a batch with indices; the whole set named by ``FULL`` is its own subset."""
+        return Subsets(0, torch.device("cpu")).take(batch, size, number, 0)
+
     def linearize(self, w: torch.Tensor, batch: Batch) -> Linearization:
-        """Not offered here."""
-        raise NotImplementedError
+        """The Hessian of f at w in place of the Gauss-Newton matrix; on convex quadratics they are the same."""
+        return SecondDerivative(self, w, batch)
 
     def dot(self, x: torch.Tensor, y: torch.Tensor) -> float:
         """x^T y in float64."""
@@ -105,6 +110,46 @@ class SerialObjective:
     def parameter_tensors(self) -> list[tuple[slice, torch.Size]]:
         """The slices given at construction, or one, as matrices of one column."""
         return [(part, torch.Size([part.stop - part.start, 1])) for part in self.slices]
+
+
+class SecondDerivative:
+    """Products with the Hessian of f, or of whatever convex function of the same outputs a subclass takes."""
+
+    def __init__(self, objective: SerialObjective, w: torch.Tensor, batch: Batch) -> None:
+        self.objective, self.w, self.batch = objective, w.detach().clone(), batch
+
+    def jvp(self, v: torch.Tensor) -> torch.Tensor:
+        """Not offered here."""
+        raise NotImplementedError
+
+    vjp = jvp
+
+    def gauss_newton(self, v: torch.Tensor) -> torch.Tensor:
+        """The second derivative along v."""
+        self.objective.work.curvature_products += 1
+        point = self.w.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(self.objective.function(point, self.batch), point, create_graph=True)
+        (product,) = torch.autograd.grad(gradient @ v, point, materialize_grads=True)
+        return product
+
+    def curvatures(self, directions: torch.Tensor) -> torch.Tensor:
+        """D G D^T by products."""
+        products = torch.stack([self.gauss_newton(each) for each in directions])
+        return directions.double() @ products.double().T
+
+
+class GaussNewton(SecondDerivative):
+    """(1/B) J^T H J for the mean cross entropy of an ``MlpObjective``."""
+
+    def gauss_newton(self, v: torch.Tensor) -> torch.Tensor:
+        """By forward and backward mode."""
+        chosen = slice(None) if self.batch.indices is None else self.batch.indices
+        inputs = self.objective.inputs[chosen]  # type: ignore[attr-defined]
+        outputs, pull = torch.func.vjp(lambda w: self.objective.outputs(w, inputs), self.w)  # type: ignore[attr-defined]
+        tangents = torch.func.jvp(lambda w: self.objective.outputs(w, inputs), (self.w,), (v,))[1]  # type: ignore[attr-defined]
+        p = outputs.softmax(1)
+        bent = p * (tangents - (p * tangents).sum(1, keepdim=True))
+        return pull(bent / len(inputs))[0]  # type: ignore[no-any-return]
 
 
 class QuadraticObjective(SerialObjective):
@@ -172,6 +217,10 @@ class MlpObjective(SerialObjective):
         """The logits (N, classes)."""
         w1, b1, w2, b2 = (w[part].view(shape) for part, shape in zip(self.slices, self.shapes, strict=True))
         return torch.tanh(inputs @ w1.T + b1) @ w2.T + b2
+
+    def linearize(self, w: torch.Tensor, batch: Batch) -> Linearization:
+        """The Gauss-Newton matrix of the network."""
+        return GaussNewton(self, w, batch)
 
     def function(self, w: torch.Tensor, batch: Batch) -> torch.Tensor:
         """The mean loss over the batch."""

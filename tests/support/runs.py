@@ -100,6 +100,7 @@ def iteration_row(iteration: int, per_epoch: int, rate: float, radius: bool) -> 
         "accepted": int(accepted(iteration)),
         "rho": 0.9 if radius else math.nan,
         "radius": 0.5 * 1.05**iteration * (0.5 if iteration % 5 == 0 else 1.0) if radius else math.nan,
+        "damping": math.nan,
         "predicted": before - after,
         "inner_iterations": 3,
         "values": iteration / per_epoch,

@@ -1,0 +1,133 @@
+"""Conjugate gradients for (G + lambda I) d = -g with all inner products of an iteration in one call.
+
+After Chronopoulos and Gear 1989 (doi:10.1016/0377-0427(89)90045-9): the product is taken with the residual r instead of
+the search direction v, and (G + lambda I) v follows from the products with the residuals by the recurrence of v itself.
+The norm of the next residual is known from the same inner products, so that no product is spent on finding out that
+the last one was enough.
+
+Where ``inner`` gives the same numbers on all ranks, all ranks take the same branches; where vectors are a rank's own,
+nothing communicates. Letters: n variables, G, lambda, d, g, r, v as in Wang et al. 2018 (arXiv 1802.00130).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from hpcopt.linalg.pairs import Inner
+
+CANCELLATION = 100.0
+"""A predicted square below this many roundings of the last one is mostly rounding, and computed instead."""
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The end of conjugate gradients.
+
+    Attributes:
+        direction: d (n,), with g^T d < 0 but for g = 0; that of the iteration before where the curvature along v is not
+            above 0 (G has a negative eigenvalue, or rounding), and -g where there was none before.
+        residual: r = -g - (G + lambda I) d (n,), by its recurrence; not so after such an end at the first iteration.
+        iterations: products made.
+        converged: whether |r| <= tolerance |g|.
+        finite: False when a product or an inner product was not finite; d is that of the iteration before.
+    """
+
+    direction: torch.Tensor
+    residual: torch.Tensor
+    iterations: int
+    converged: bool
+    finite: bool = True
+
+
+def always(iterations: int) -> bool:
+    """Go on."""
+    return True
+
+
+def conjugate_gradients(
+    product: Callable[[torch.Tensor], torch.Tensor],
+    gradient: torch.Tensor,
+    damping: float,
+    inner: Inner,
+    *,
+    tolerance: float,
+    most: int,
+    goes_on: Callable[[int], bool] = always,
+) -> Solution:
+    """Solve (G + lambda I) d = -g from d = 0, so that g^T d < 0 wherever it ends.
+
+    Args:
+        product: v (n,) -> G v, a new vector that may be written to.
+        gradient: g (n,), left as it is.
+        damping: lambda.
+        inner: X Y^T of stacked vectors, float64; called once an iteration.
+        tolerance: the end is where |r| <= tolerance |g|.
+        most: iterations, at least 1.
+        goes_on: whether another iteration may be made after so many, at least 1; asked while there is a reason for one.
+    """
+    iteration = _Iteration(gradient, inner, tolerance)
+    for number in range(1, most + 1):
+        again = iteration.advance(product(iteration.residual).add_(iteration.residual, alpha=damping))
+        if not again or number == most or not goes_on(number):
+            break
+    return Solution(iteration.direction, iteration.residual, number, iteration.converged, iteration.finite)
+
+
+class _Iteration:
+    """The vectors and scalars of the recurrence."""
+
+    def __init__(self, gradient: torch.Tensor, inner: Inner, tolerance: float) -> None:
+        self._inner, self._tolerance = inner, tolerance
+        # Rows: r, the product with r, and s = (G + lambda I) v.
+        self._rows = torch.stack([-gradient, torch.zeros_like(gradient), torch.zeros_like(gradient)])
+        self.residual = self._rows[0]
+        self._v, self.direction = torch.zeros_like(gradient), torch.zeros_like(gradient)
+        self._bound, self._square, self._step = -1.0, math.inf, math.inf
+        self._eps = torch.finfo(gradient.dtype).eps
+        self.converged, self.finite = False, True
+
+    def advance(self, product: torch.Tensor) -> bool:
+        """One iteration with (G + lambda I) r; whether another one makes sense."""
+        self._rows[1] = product
+        gram = self._inner(self._rows, self._rows)
+        if not bool(gram.isfinite().all()):
+            self.finite = False
+            return False
+        square, slope = float(gram[0, 0]), float(gram[0, 1])
+        if self._bound < 0:
+            self._bound = square * self._tolerance**2
+        if square <= self._bound:
+            self.converged = True
+            return False
+        beta = square / self._square
+        curvature = slope - beta * square / self._step
+        if not curvature > 0:
+            if math.isinf(self._square):
+                self.direction.copy_(self.residual)
+            return False
+        step = square / curvature
+        self._move(step, beta)
+        self._square, self._step = square, step
+        self.converged = self._next_square(gram, step, beta) <= self._bound
+        return not self.converged
+
+    def _move(self, step: float, beta: float) -> None:
+        residual, product, s = self._rows
+        self._v.mul_(beta).add_(residual)
+        s.mul_(beta).add_(product)
+        self.direction.add_(self._v, alpha=step)
+        residual.sub_(s, alpha=step)
+
+    def _next_square(self, gram: torch.Tensor, step: float, beta: float) -> float:
+        """|r|^2 after the step, from the inner products before it; computed where the prediction is mostly rounding."""
+        square = float(gram[0, 0])
+        cross = float(gram[0, 1] + beta * gram[0, 2])
+        length = float(gram[1, 1] + 2 * beta * gram[1, 2] + beta**2 * gram[2, 2])
+        predicted = square - 2 * step * cross + step**2 * length
+        if predicted > CANCELLATION * self._eps * square:
+            return predicted
+        return float(self._inner(self._rows[:1], self._rows[:1])[0, 0])

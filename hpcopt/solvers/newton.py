@@ -1,0 +1,240 @@
+"""Subsampled Gauss-Newton with conjugate gradients and Levenberg-Marquardt damping: a Hessian-free Newton method.
+
+    (G + lambda I) d = -g   by conjugate gradients;   d <- b1 d + b2 dbar;   w <- w + alpha d
+
+G is the Gauss-Newton matrix on a subset of the batch, g the gradient on all of it, dbar the previous direction; b
+minimises the model g^T s + 1/2 s^T G s over both directions, and alpha is found by halving. After C.-C. Wang et al.
+2018 (Neural Computation 30(6), arXiv 1802.00130); letters follow it. lambda is a part of the linear system only: b and
+rho are of the model without it. Shapes: n parameters, k directions, 1 or 2.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+
+from hpcopt.linalg.backtracking import Backtracking, backtrack
+from hpcopt.linalg.conjugate_gradient import conjugate_gradients
+from hpcopt.linalg.two_directions import combination
+from hpcopt.objective.protocol import Batch, Linearization, Objective, Vector
+from hpcopt.solvers.agreement import agreed_coefficients, agreed_dot, agreed_inner
+from hpcopt.solvers.checks import check_count, check_flag, check_number
+from hpcopt.solvers.damping import DAMPING_MAX, DAMPING_MIN, after_failure, after_step
+from hpcopt.solvers.solver import State, StepReport, StopReason
+from hpcopt.solvers.start import empty_start, evaluate_start, is_stationary, move, noise
+
+FAILURES = 5
+"""So many steps in a row without decrease end a run on full batches; lambda has then grown by boost^10."""
+
+
+@dataclass(frozen=True)
+class Direction:
+    """A direction of search and what the model says of it.
+
+    Attributes:
+        vector: d.
+        slope: g^T d.
+        curvature: d^T G d.
+        norm: |d|.
+        iterations: of conjugate gradients.
+        finite: whether all of these are.
+    """
+
+    vector: Vector
+    slope: float
+    curvature: float
+    norm: float
+    iterations: int
+
+    @property
+    def finite(self) -> bool:
+        """Whether slope, curvature and length are finite."""
+        return all(map(math.isfinite, (self.slope, self.curvature, self.norm)))
+
+    def predicted(self, step: float) -> float:
+        """Decrease that the model promises for a step: -(alpha g^T d + alpha^2/2 d^T G d)."""
+        return -(step * self.slope + 0.5 * step**2 * self.curvature)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Newton:
+    """Gauss-Newton with conjugate gradients; no learning rate, every step has sufficient decrease on its batch."""
+
+    subset: float = 0.05
+    """Part of the batch's samples in the Gauss-Newton matrix; another part in every step."""
+    subset_least: int = 512
+    """Fewest samples in it, as far as the batch has them: on fewer the directions are poor."""
+    damping: float = 1.0
+    """First lambda; later ones follow the ratio of actual to predicted decrease."""
+    damping_increase: float = 1.5
+    """Factor of lambda where the ratio is below 0.25, squared where no step was found ("boost")."""
+    damping_decrease: float = 2 / 3
+    """Factor of lambda where the ratio is above 0.75 ("drop")."""
+    cg_tolerance: float = 1e-3
+    """Conjugate gradients end when |r| is this part of |g|."""
+    cg_iterations: int = 250
+    """Most iterations of conjugate gradients in a step, each one product with G."""
+    combine: bool = True
+    """Whether the step is the best combination of d with the previous direction."""
+    armijo: float = 1e-4
+    """eta: the loss must fall by this part of what the slope promises."""
+    backtracks: int = 25
+    """Most halvings of the step."""
+
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
+        "paper": {
+            "subset": 0.05,
+            "subset_least": 1,
+            "damping": 1.0,
+            "damping_increase": 1.5,
+            "damping_decrease": 2 / 3,
+            "cg_tolerance": 1e-3,
+            "cg_iterations": 250,
+            "combine": True,
+            "armijo": 1e-4,
+        }
+    }
+
+    def __post_init__(self) -> None:
+        """Check every option.
+
+        Raises:
+            UsageError: an option breaks its rule.
+        """
+        check_number(self, "subset", 0.0, 1.0, open_low=True)
+        check_count(self, "subset_least")
+        check_number(self, "damping", DAMPING_MIN, DAMPING_MAX)
+        check_number(self, "damping_increase", 1.0)
+        check_number(self, "damping_decrease", 0.0, 1.0, open_low=True)
+        check_number(self, "cg_tolerance", 0.0, 1.0, open_high=True)
+        check_count(self, "cg_iterations")
+        check_flag(self, "combine")
+        check_number(self, "armijo", 0.0, 0.5)
+        check_count(self, "backtracks", 0)
+
+    def init(self, objective: Objective) -> State:
+        """Parameters, loss and gradient there once they are known, lambda, the previous direction, and counters."""
+        state = empty_start(objective.initial_vector())
+        previous = torch.zeros_like(state["parameters"])  # type: ignore[arg-type]
+        return state | {
+            "damping": float(self.damping),
+            "previous": previous,
+            "has_previous": False,
+            "subsets": 0,
+            "failures": 0,
+        }
+
+    def step(self, objective: Objective, state: State, batch: Batch) -> tuple[State, StepReport]:
+        """One step. *Collective*: a gradient, a product for each iteration of conjugate gradients, a few values."""
+        if not evaluate_start(objective, state, batch):
+            return state, StepReport(math.nan, accepted=False, finite=False, damping=float(state["damping"]))
+        loss, square = float(state["loss"]), float(state["gradient_square"])
+        report = StepReport(loss, loss, math.sqrt(square), accepted=False, damping=float(state["damping"]))
+        if square == 0:
+            return state, replace(report, stop=StopReason.GRADIENT_SMALL)
+        direction = self._direction(objective, state, batch)
+        report.inner_iterations, report.finite = direction.iterations, direction.finite
+        if direction.finite and direction.slope < 0 and direction.predicted(1.0) > 0:
+            self._search(objective, state, batch, direction, report)
+        if not report.accepted:
+            self._fail(state, batch, report)
+        report.damping = float(state["damping"])
+        return state, report
+
+    def _direction(self, objective: Objective, state: State, batch: Batch) -> Direction:
+        """The direction of this step; the system is solved on the next subset of the batch."""
+        gradient: Vector = state["gradient"]  # type: ignore[assignment]
+        size = max(self.subset_least, round(self.subset * batch.total))
+        samples = objective.subset(batch, size, int(state["subsets"]))
+        state["subsets"] = int(state["subsets"]) + 1
+        linear = objective.linearize(state["parameters"], samples)  # type: ignore[arg-type]
+        solution = conjugate_gradients(
+            linear.gauss_newton,
+            gradient,
+            float(state["damping"]),
+            agreed_inner(objective),
+            tolerance=self.cg_tolerance,
+            most=self.cg_iterations,
+        )
+        if not solution.finite:
+            return Direction(solution.direction, math.nan, math.nan, math.nan, solution.iterations)
+        return self._combined(objective, state, linear, solution.direction, solution.iterations)
+
+    def _combined(
+        self, objective: Objective, state: State, linear: Linearization, d: Vector, iterations: int
+    ) -> Direction:
+        """d, or its best combination with the previous direction, with all that the model says of it."""
+        rows = [d, state["previous"]] if self.combine and state["has_previous"] else [d]
+        directions = torch.stack(rows)  # type: ignore[arg-type]
+        gradient: Vector = state["gradient"]  # type: ignore[assignment]
+        slopes = agreed_inner(objective)(directions, gradient[None])[:, 0]
+        curvatures = linear.curvatures(directions)
+        if not bool(slopes.isfinite().all() and curvatures.isfinite().all()):
+            return Direction(d, math.nan, math.nan, math.nan, iterations)
+        best = combination(slopes, curvatures) if self.combine else torch.ones(1, dtype=torch.float64)
+        (best, _) = agreed_coefficients(objective, best)
+        vector = best.to(directions) @ directions
+        square = agreed_dot(objective, vector, vector)
+        slope, bend = float(best @ slopes), float(best @ curvatures @ best)
+        return Direction(vector, slope, bend, math.sqrt(square), iterations)
+
+    def _search(
+        self, objective: Objective, state: State, batch: Batch, direction: Direction, report: StepReport
+    ) -> None:
+        """Halve the step until the loss falls; move there, and let lambda follow the ratio."""
+        trials = _Trials(objective, state, batch, direction.vector)
+        found = backtrack(trials.value, report.loss, direction.slope, self.armijo, self.backtracks + 1)
+        report.finite = found.finite
+        if found.step == 0:
+            return
+        report.predicted, slack = direction.predicted(found.step), noise(state)
+        gained, promised = report.loss - found.value + slack, report.predicted + slack
+        report.accepted, report.rho = True, gained / promised
+        report.loss_after, report.step_size, report.step_norm = found.value, found.step, found.step * direction.norm
+        trials.move(found)
+        damping = after_step(float(state["damping"]), gained, promised, self.damping_increase, self.damping_decrease)
+        state |= {"damping": damping, "has_previous": True, "failures": 0}
+        state["previous"].copy_(direction.vector)  # type: ignore[union-attr]
+
+    def _fail(self, state: State, batch: Batch, report: StepReport) -> None:
+        """The point stays, lambda grows; on a full batch several failures in a row end the run."""
+        state["damping"] = after_failure(float(state["damping"]), self.damping_increase)
+        state["failures"] = int(state["failures"]) + 1
+        if batch.indices is None and report.finite:
+            if is_stationary(state):
+                report.stop = StopReason.GRADIENT_SMALL
+            elif state["failures"] >= FAILURES:
+                report.stop = StopReason.LINE_SEARCH_FAILED
+
+
+class _Trials:
+    """The loss along a direction; on a full batch the first trial, mostly the last, brings the next step's gradient."""
+
+    def __init__(self, objective: Objective, state: State, batch: Batch, direction: Vector) -> None:
+        self._objective, self._state, self._batch, self._direction = objective, state, batch, direction
+        self._wants_gradient = batch.indices is None and objective.deterministic
+        self._gradient: Vector | None = None
+        self._square = math.nan
+
+    def value(self, step: float) -> float:
+        """f(w + alpha d); NaN where its gradient is not finite. *Collective*."""
+        point = self._point(step)
+        if not (self._wants_gradient and step == 1.0):
+            return self._objective.value(point, self._batch)
+        loss, self._gradient = self._objective.value_and_gradient(point, self._batch)
+        self._square = agreed_dot(self._objective, self._gradient, self._gradient)
+        return loss if math.isfinite(self._square) else math.nan
+
+    def move(self, found: Backtracking) -> None:
+        """Accept the trial that was found."""
+        if found.step == 1.0 and self._gradient is not None:
+            move(self._state, self._batch, self._point(1.0), found.value, self._gradient, self._square)
+            return
+        self._state["parameters"].copy_(self._point(found.step))  # type: ignore[union-attr]
+        self._state["known"] = False
+
+    def _point(self, step: float) -> Vector:
+        return self._state["parameters"].add(self._direction, alpha=step)  # type: ignore[union-attr]
