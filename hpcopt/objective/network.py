@@ -7,6 +7,7 @@ a batch (the same on all ranks), u_1 features and v_L outputs of this rank, C ou
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any, NoReturn
 
 import torch
@@ -16,10 +17,14 @@ from hpcopt.errors import UsageError
 from hpcopt.kernels.torch_kernels import TorchKernels
 from hpcopt.objective import vectors
 from hpcopt.objective.network_data import Array, check_alike, check_names, make_layout, own_inputs, own_targets
+from hpcopt.objective.network_explicit import ExplicitLinearization
+from hpcopt.objective.network_implicit import ImplicitLinearization
 from hpcopt.objective.network_init import initial_blocks
 from hpcopt.objective.network_losses import SPLIT_LOSSES
+from hpcopt.objective.network_memory import KEPT_BYTES
 from hpcopt.objective.network_passes import GridNetwork
 from hpcopt.objective.protocol import Batch, Vector, Work
+from hpcopt.objective.subsets import Subsets
 
 PIECE_BYTES = 64 * 2**20
 """Size to which one array of a sweep may grow before the instances go in several pieces."""
@@ -44,6 +49,8 @@ class NetworkObjective:
         init: "he", "xavier" or "sparse" (15 incoming weights a unit).
         micro_batch: most instances in one sweep; larger batches are accumulated. By default as many as keep every array
             of a sweep below 64 MiB.
+        jacobian: "explicit" keeps the factors of the Jacobian for products, "implicit" only activations.
+        memory_limit: most bytes on a rank for what a linearisation keeps.
 
     Attributes:
         partition: who holds which block of every layer.
@@ -69,10 +76,12 @@ class NetworkObjective:
         seed: int = 0,
         init: str = "he",
         micro_batch: int | None = None,
+        jacobian: str = "explicit",
+        memory_limit: int = KEPT_BYTES,
     ) -> None:
         self.comm, self.weight_decay = comm, weight_decay
         with comm.together("laying out the network"):
-            check_names(activation, loss, init)
+            check_names(activation=activation, loss=loss, init=init, jacobian=jacobian)
             self.partition = make_layout(sizes, grid, comm.size)
             self.inputs = own_inputs(inputs, self.partition, comm.rank)
             self.targets = own_targets(targets, self.partition, comm.rank, self.inputs)
@@ -83,9 +92,12 @@ class NetworkObjective:
         check_alike(comm, groups, loss, self.inputs, self.targets)
         self.split_loss = SPLIT_LOSSES[loss](groups)
         widest = max(self.partition.most(layer) for layer in range(len(self.partition.sizes)))
-        self.micro_batch = micro_batch or max(1, PIECE_BYTES // (widest * self.inputs.element_size()))
-        self._seed, self._init = seed, init
-        self.work = Work()
+        most = micro_batch or max(1, PIECE_BYTES // (widest * self.inputs.element_size()))
+        # How the instances are cut decides who sends what, so all ranks must cut alike.
+        self.micro_batch, self._limit = map(int, comm.reduce_scalars([most, memory_limit], op="min", label="samples"))
+        self._seed, self._init, self._jacobian = seed, init, jacobian
+        self._subsets = Subsets(seed, self.inputs.device)
+        self.work = Work(curvature_cost=self._product_cost())
         self.flag, self.flags_seen = 0.0, 0.0
 
     @property
@@ -163,14 +175,28 @@ class NetworkObjective:
         """Rank 0's numbers on all ranks. *Collective*."""
         return values if self.comm.size == 1 else tuple(self.comm.broadcast_scalars(values))
 
-    def pieces(self, batch: Batch, size: int | None = None) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """This rank's inputs and targets of the batch, at most ``size`` (default: ``micro_batch``) at a time."""
-        step = size or self.micro_batch
-        for first in range(0, batch.count, step):
-            rows: slice | torch.Tensor = slice(first, min(first + step, batch.count))
-            if batch.indices is not None:
-                rows = batch.indices[rows]
-            yield self.inputs[rows], self.targets[rows]
+    def subset(self, batch: Batch, size: int, number: int) -> Batch:
+        """The ``number``-th subset of about ``size`` samples of the batch, the same on all ranks."""
+        return self._subsets.take(batch, size, number, 0)
+
+    def linearize(self, w: Vector, batch: Batch) -> ExplicitLinearization | ImplicitLinearization:
+        """The network linearised at w on the batch. *Collective*, as are its products."""
+        kind = ExplicitLinearization if self._jacobian == "explicit" else ImplicitLinearization
+        return kind(self, w, batch, self._limit)
+
+    def count_products(self, batch: Batch, products: float = 1.0) -> None:
+        """Count curvature products on ``batch``."""
+        self.work.curvature_products += products * batch.total / self.samples
+
+    def rows(self, batch: Batch, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        """This rank's inputs and targets of some instances of the batch."""
+        chosen = rows if batch.indices is None else batch.indices[rows]
+        return self.inputs[chosen], self.targets[chosen]
+
+    def pieces(self, batch: Batch) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """This rank's inputs and targets of the batch, at most ``micro_batch`` instances at a time."""
+        for first in range(0, batch.count, self.micro_batch):
+            yield self.rows(batch, slice(first, min(first + self.micro_batch, batch.count)))
 
     def free(self) -> None:
         """Give back the communicators of row and column. *Collective*."""
@@ -196,6 +222,14 @@ class NetworkObjective:
     def parameter_tensors(self) -> NoReturn:
         """Not offered: no rank holds a whole tensor."""
         self._refuse("a rule for whole layers, such as lars,")
+
+    def _product_cost(self) -> float:
+        """Operations of a Gauss-Newton product over those of a gradient, both for one instance of the whole network."""
+        sizes, weights = self.partition.sizes, sum(a * b for a, b in pairwise(self.partition.sizes))
+        gradient, first = 6 * weights - 2 * sizes[0] * sizes[1], sizes[0] * sizes[1]
+        if self._jacobian == "explicit":
+            return 4 * (weights + self.outputs * sum(sizes[1:-1])) / gradient
+        return (8 * weights - 4 * first) / gradient
 
     def _refuse(self, what: str) -> NoReturn:
         raise UsageError(

@@ -20,6 +20,14 @@ from hpcopt.objective.network_losses import SPLIT_LOSSES
 
 Array = torch.Tensor | np.ndarray
 
+KNOWN: dict[str, tuple[str, ...]] = {
+    "activation": ACTIVATIONS,
+    "loss": tuple(SPLIT_LOSSES),
+    "init": tuple(INITS),
+    "jacobian": ("explicit", "implicit"),
+}
+"""The names that each option can have."""
+
 
 def make_layout(sizes: Sequence[int], grid: Sequence[int] | None, ranks: int) -> NetworkLayout:
     """The layout of a network on all ranks; without a grid, on the squarest that fits.
@@ -37,21 +45,20 @@ def make_layout(sizes: Sequence[int], grid: Sequence[int] | None, ranks: int) ->
     return NetworkLayout(sizes, ProcessGrid(*grid))
 
 
-def check_names(activation: str, loss: str, init: str) -> None:
+def check_names(**names: str) -> None:
     """Refuse names that are not known.
+
+    Args:
+        names: activation, loss, init and jacobian.
 
     Raises:
         UsageError: see above.
     """
-    for what, name, known in (
-        ("activation", activation, ACTIVATIONS),
-        ("loss", loss, tuple(SPLIT_LOSSES)),
-        ("init", init, tuple(INITS)),
-    ):
-        if name not in known:
+    for what, name in names.items():
+        if name not in KNOWN[what]:
             raise UsageError(
-                f"{what} = {name!r} is not known for a network on a grid{nearest(name, known)} It must be one of "
-                f"{', '.join(known)}."
+                f"{what} = {name!r} is not known for a network on a grid{nearest(name, KNOWN[what])} It must be one of "
+                f"{', '.join(KNOWN[what])}."
             )
 
 

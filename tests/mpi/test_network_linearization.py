@@ -1,0 +1,105 @@
+"""Products with the Jacobian of a network on real ranks: dense reference, both forms, and no message for a block."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from mpi4py import MPI
+
+from hpcopt.comm.communicator import Communicator
+from hpcopt.objective.network import NetworkObjective
+from hpcopt.objective.protocol import Batch
+from tests.support.networks import (
+    assemble,
+    data,
+    on_grid,
+    positions,
+    reference_curvature,
+    reference_jacobian,
+    reference_outputs,
+    start,
+)
+
+pytestmark = pytest.mark.mpi
+
+SIZES = ((5, 7, 6, 5, 4), (5, 6, 7, 4))
+ROWS = [0, 3, 4, 8, 10]
+BATCH = Batch(torch.tensor(ROWS), 5, 5)
+DECAY = 0.01
+
+
+@pytest.fixture(params=[1, 2, 3, 4])
+def grid(request: pytest.FixtureRequest, comm: Communicator) -> tuple[int, int]:
+    """Every grid of the job's ranks with at most 4 rows and columns."""
+    rows, columns = request.param, comm.size // request.param
+    if rows * columns != comm.size or columns > 4:
+        pytest.skip(f"{comm.size} ranks are no such grid of {rows} rows")
+    return rows, columns
+
+
+def dense(sizes: tuple[int, ...], loss: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """J (b C, n) and G (n, n)."""
+    w, inputs = start(sizes), data(sizes, loss)[0][ROWS]
+    jacobian = reference_jacobian(sizes, "sigmoid", w, inputs)
+    outputs = torch.from_numpy(reference_outputs(sizes, "sigmoid", w.numpy(), inputs.numpy()))
+    product = jacobian.T @ reference_curvature(loss, outputs) @ jacobian / len(ROWS)
+    return jacobian, product + DECAY * torch.eye(len(w), dtype=w.dtype)
+
+
+def gathered(objective: NetworkObjective, vector: torch.Tensor) -> torch.Tensor:
+    """The whole vector from every rank's numbers. *Collective*."""
+    return assemble(objective.partition, objective.comm.allgather_objects(vector))
+
+
+@pytest.mark.parametrize("loss", ["squared", "cross_entropy"])
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+@pytest.mark.parametrize(("jacobian", "limit"), [("explicit", 10**9), ("explicit", 2000), ("implicit", 10**9)])
+def test_products_are_those_of_the_dense_matrices(
+    comm: Communicator, grid: Any, sizes: Any, loss: str, jacobian: str, limit: int
+) -> None:
+    flat, matrix = dense(sizes, loss)
+    objective = on_grid(
+        comm, grid, sizes, loss, "sigmoid", weight_decay=DECAY, micro_batch=2, jacobian=jacobian, memory_limit=limit
+    )
+    mine = positions(objective.partition, comm.rank)
+    linear = objective.linearize(start(sizes)[mine], BATCH)
+    v, other = start(sizes, 8), start(sizes, 9)
+    u = other[: len(flat)]
+    close: dict[str, float] = {"rtol": 1e-12, "atol": 1e-13}
+    torch.testing.assert_close(linear.jvp(v[mine]).reshape(-1), flat @ v, **close)
+    torch.testing.assert_close(gathered(objective, linear.vjp(u.view(5, -1))), flat.T @ u, **close)
+    torch.testing.assert_close(gathered(objective, linear.gauss_newton(v[mine])), matrix @ v, **close)
+    curvatures = linear.curvatures(torch.stack([v[mine], other[mine]]))
+    stacked = torch.stack([v, other])
+    torch.testing.assert_close(curvatures, stacked @ matrix @ stacked.T, rtol=1e-12, atol=1e-12)
+    assert comm.allgather_objects(curvatures.tolist()) == [curvatures.tolist()] * comm.size
+    objective.free()
+
+
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_a_block_needs_no_other_rank(comm: Communicator, grid: Any, sizes: Any) -> None:
+    """Only rank 0 computes; the others wait for it in a barrier, so that a message would hang."""
+    matrix = dense(sizes, "cross_entropy")[1]
+    objective = on_grid(comm, grid, sizes, "cross_entropy", "sigmoid", weight_decay=DECAY)
+    mine = positions(objective.partition, comm.rank)
+    linear, v = objective.linearize(start(sizes)[mine], BATCH), start(sizes, 8)[mine]
+    if comm.rank == 0:
+        torch.testing.assert_close(linear.block_product(v), matrix[mine][:, mine] @ v, rtol=1e-12, atol=1e-13)
+        linear.block_outputs(v)
+    comm.barrier()
+    objective.free()
+
+
+def test_limits_that_differ_between_ranks_do_not_hang(comm: Communicator) -> None:
+    objective = on_grid(
+        comm, (1, comm.size), (5, 7, 6), micro_batch=1 + comm.rank, memory_limit=10**9 >> 20 * comm.rank
+    )
+    linear = objective.linearize(objective.initial_vector(), objective.full_batch)
+    v = objective.initial_vector()
+    alone = on_grid(Communicator(MPI.COMM_SELF), (1, 1), (5, 7, 6))
+    w = alone.initial_vector()
+    expected = alone.linearize(w, alone.full_batch).gauss_newton(w)
+    torch.testing.assert_close(gathered(objective, linear.gauss_newton(v)), expected, rtol=1e-12, atol=1e-13)
+    objective.free()
