@@ -58,6 +58,19 @@ def test_a_run_on_a_grid_is_that_of_the_replicated_model(comm: Communicator, met
         assert found[0] == pytest.approx(expected, rel=1e-10)
 
 
+@pytest.mark.parametrize("jacobian", ["explicit", "implicit"])
+def test_newton_on_subsets_is_that_of_the_replicated_model_with_either_jacobian(comm: Communicator, jacobian):
+    w, method = start(THREE), ("newton", {"subset": 0.5, "subset_least": 5, "cg_iterations": 8})
+    replicated = DataParallelObjective(torch_model(THREE, w), "cross_entropy", *data(THREE, "cross_entropy"), comm)
+    expected = losses(replicated, method, replicated.initial_vector(), replicated.full_batch)
+
+    def run(ranks: Any) -> list[float]:
+        objective = on_grid(ranks, (2, 2), THREE, jacobian=jacobian)
+        return losses(objective, method, w[positions(objective.partition, ranks.rank)], objective.full_batch)
+
+    assert on_ranks(4, run) == [pytest.approx(expected, rel=1e-9)] * 4
+
+
 @pytest.mark.parametrize("name", ["lars", "apts"])
 def test_methods_that_cannot_work_say_so(name):
     def run(ranks):
