@@ -61,30 +61,34 @@ class DataParallelObjective:
     ) -> None:
         first = next(model.parameters(), None)
         dtype, device = (torch.float32, torch.device("cpu")) if first is None else (first.dtype, first.device)
-        parameters = FlatParameters(model, dtype, device)
-        inputs, targets = _on(inputs, dtype, device), _on(targets, dtype, device)
-        stochastic = StochasticState(model, seed, comm.rank)
-        self.comm, self.weight_decay, self.size = comm, weight_decay, parameters.size
-        self.shard = Shard(
-            model, make_loss(loss), inputs, targets, parameters, stochastic, micro_batch, [self._own_part]
+        parameters, self.comm = FlatParameters(model, dtype, device), comm
+        data, stochastic = (
+            (on(inputs, dtype, device), on(targets, dtype, device)),
+            StochasticState(model, seed, comm.rank),
         )
+        shard = Shard(model, make_loss(loss), *data, parameters, stochastic, micro_batch, [self._own_part])
         with comm.together("checking the data against the model"):
-            outputs, draws = _check_fit(self.shard)
-        own, _ = self.shard.evaluated()
+            outputs, draws = check_fit(shard)
+        own, _ = shard.evaluated()
         self.samples = int(comm.reduce_scalars([float(len(own))], label="samples")[0])
         most = comm.reduce_scalars([outputs, draws], op="max", label="samples")
         self.outputs, stochastic.draws = int(most[0]), bool(most[1])
         if self.samples == 0:
             raise UsageError("no rank has a training sample; the mean loss of nothing is not defined", collective=True)
-        self.work = Work()
-        self.local = LocalObjective(self.shard, weight_decay, self.samples)
+        self._set_up(shard, comm, weight_decay, bucket_bytes, seed)
+
+    def _set_up(self, shard: Shard, comm: Communicator, weight_decay: float, bucket_bytes: int, seed: int) -> None:
+        """All that does not depend on the samples; all ranks get rank 0's variables. *Collective*."""
+        parameters = shard.parameters
+        self.comm, self.weight_decay, self.size, self.shard = comm, weight_decay, parameters.size, shard
+        self.work, self.local = Work(), LocalObjective(shard, weight_decay, self.samples)
         self.flag, self.flags_seen = 0.0, 0.0
         self._lent: Vector | None = None
         self._spare: Vector | None = None
-        self._buckets = BucketedGradient(self.shard, comm, bucket_bytes)
-        self._subsets = Subsets(seed, device)
+        self._buckets = BucketedGradient(shard, comm, bucket_bytes)
+        self._subsets = Subsets(seed, parameters.device)
         parameters.bind(comm.bcast(parameters.copy(), label="parameters"))
-        for buffer in model.buffers():
+        for buffer in shard.module.buffers():
             if buffer.is_floating_point() and buffer.numel():
                 buffer.copy_(comm.bcast(buffer.to(torch.float64).contiguous(), label="parameters"))
 
@@ -292,14 +296,14 @@ class DataParallelObjective:
         return scalars[0], scalars[1]
 
 
-def _on(array: torch.Tensor | np.ndarray, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+def on(array: torch.Tensor | np.ndarray, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """``array`` as a tensor on ``device``, floating point numbers in ``dtype``, integers as int64."""
     tensor = torch.as_tensor(array)
     kind = dtype if tensor.is_floating_point() else torch.int64
     return tensor.to(device=device, dtype=kind).contiguous()
 
 
-def _check_fit(shard: Shard) -> tuple[int, bool]:
+def check_fit(shard: Shard) -> tuple[int, bool]:
     """Number of outputs C and whether the model draws random numbers, from samples of this rank; (0, False) without.
 
     Raises:

@@ -185,7 +185,9 @@ class ImplicitLinearization:
 
     def _evaluate(self, leaves: Sequence[torch.Tensor], inputs: torch.Tensor) -> torch.Tensor:
         shard = self._objective.shard
-        named = dict(zip(shard.parameters.names, leaves, strict=True))
+        # Copies, since the module's own may be written to while the graph still needs what they were.
+        named = {name: buffer.clone() for name, buffer in shard.module.named_buffers()}
+        named |= dict(zip(shard.parameters.names, leaves, strict=True))
         result: torch.Tensor = functional_call(shard.module, named, (inputs,), tie_weights=True)
         return result
 

@@ -1,5 +1,6 @@
-"""The methods as optimisers of torch: a loop of the user's own with ``loss.backward()`` stays as it is."""
+"""The methods as optimisers of torch, for a training loop of the user's own."""
 
 from hpcopt.optim.apts import APTS
+from hpcopt.optim.newton import Newton
 
-__all__ = ["APTS"]
+__all__ = ["APTS", "Newton"]

@@ -8,10 +8,11 @@ from typing import Any, cast
 
 import torch
 
-from hpcopt.checks import is_number, is_whole
+from hpcopt.checks import is_whole
 from hpcopt.comm.communicator import Communicator
 from hpcopt.errors import UsageError
 from hpcopt.objective.protocol import Batch, Vector
+from hpcopt.optim.checks import check_alike, check_constants
 from hpcopt.optim.closure import Closure, ClosureEvaluation
 from hpcopt.optim.closure_objective import ClosureObjective
 from hpcopt.optim.saved_state import pack, restore
@@ -61,10 +62,10 @@ class APTS(torch.optim.Optimizer):
         with self.comm.together("setting up the optimiser"):
             super().__init__(_one_group(params), {})
             self._complete = True
-            _check_constants(weight_decay, full_batch)
+            check_constants("APTS", weight_decay, full_batch)
             self._solver = make_solver("apts", {**options, "preset": preset})
             tensors = ParameterTensors(self.param_groups[0]["params"])
-        _check_alike(self.comm, (tensors.size, str(tensors.dtype), self._solver, weight_decay, full_batch))
+        check_alike(self.comm, (tensors.size, str(tensors.dtype), self._solver, weight_decay, full_batch))
         self._full_batch, self._steps, self._samples = full_batch, 0, -1
         self._changed, self._own_unknown = False, False
         self._evaluation = ClosureEvaluation(tensors)
@@ -144,7 +145,7 @@ class APTS(torch.optim.Optimizer):
             UsageError: it is not the state of this optimiser with this model and these options.
         """
         with torch.no_grad():
-            self._state, numbers, is_own = restore(state_dict, self._state, self.comm)
+            self._state, numbers, is_own = restore(state_dict, self._state, self.comm, "APTS")
         if not is_own:
             fresh = self._solver.init(self._objective)
             self._state |= {key: value for key, value in fresh.items() if key.startswith(solvers_apts.APTS.OWN_STATE)}
@@ -232,24 +233,6 @@ def _one_group(params: Iterable[Any]) -> list[Any]:
     if found and isinstance(found[0], Mapping) and (more := sorted(set(found[0]) - {"params"})):
         raise UsageError(f"a group of parameters has no options of its own; give {', '.join(more)} to APTS itself")
     return found
-
-
-def _check_constants(weight_decay: object, full_batch: object) -> None:
-    if not is_number(weight_decay, 0.0):
-        raise UsageError(f"APTS: weight_decay = {weight_decay!r} must be a number of at least 0")
-    if not isinstance(full_batch, bool):
-        raise UsageError(f"APTS: full_batch = {full_batch!r} must be True or False")
-
-
-def _check_alike(comm: Communicator, facts: tuple[object, ...]) -> None:
-    """Refuse different optimisers on different ranks. *Collective*."""
-    found = comm.allgather_objects(facts)
-    if other := next((rank for rank, theirs in enumerate(found) if theirs != found[0]), 0):
-        raise UsageError(
-            f"rank 0 and rank {other} have different optimisers (parameters, precision, options): {found[0]} and "
-            f"{found[other]}. Build the same model and give the same options on all ranks",
-            collective=True,
-        )
 
 
 def _refusal(closure: object, samples: object) -> str | None:

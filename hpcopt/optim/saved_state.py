@@ -17,13 +17,21 @@ def pack(state: State, numbers: Mapping[str, int], comm: Communicator) -> dict[s
     return {**state, **numbers, "rank": comm.rank, "ranks": comm.size}
 
 
-def restore(state_dict: Mapping[str, Any], like: State, comm: Communicator) -> tuple[State, dict[str, Any], bool]:
+def restore(
+    state_dict: Mapping[str, Any], like: State, comm: Communicator, method: str
+) -> tuple[State, dict[str, Any], bool]:
     """The method's state, copied to the places of ``like``, the optimiser's numbers, and whether it is this rank's.
+
+    Args:
+        state_dict: what was saved.
+        like: a state of the method as it is now.
+        comm: the ranks.
+        method: name of the optimiser, for messages.
 
     Raises:
         UsageError: it does not have the entries and shapes of ``like``.
     """
-    saved = _saved(state_dict)
+    saved = _saved(state_dict, method)
     is_own = (saved.get("rank"), saved.get("ranks")) == (comm.rank, comm.size)
     numbers = {key: saved.get(key) for key in ("steps", "samples", "draws")}
     state = {key: saved.get(key) for key in like}
@@ -31,17 +39,17 @@ def restore(state_dict: Mapping[str, Any], like: State, comm: Communicator) -> t
     wrong += [key for key, value in numbers.items() if not isinstance(value, int)]
     if wrong:
         raise UsageError(
-            f"the saved state does not fit this optimiser (in {', '.join(wrong)}); it must come from APTS with the "
+            f"the saved state does not fit this optimiser (in {', '.join(wrong)}); it must come from {method} with the "
             "same model and the same options"
         )
     return {key: _copy(value, like[key]) for key, value in state.items()}, numbers, is_own
 
 
-def _saved(state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
+def _saved(state_dict: Mapping[str, Any], method: str) -> Mapping[str, Any]:
     found = state_dict.get("state") if isinstance(state_dict, Mapping) else None
     found = found.get(0) if isinstance(found, Mapping) else None
     if not isinstance(found, Mapping):
-        raise UsageError("this is not what state_dict() of hpcopt.optim.APTS gave; load that")
+        raise UsageError(f"this is not what state_dict() of hpcopt.optim.{method} gave; load that")
     return found
 
 

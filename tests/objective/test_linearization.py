@@ -191,6 +191,16 @@ def test_attention_can_be_linearised(comm: Communicator) -> None:
     assert one == pytest.approx(other, rel=1e-10)
 
 
+def test_normalisation_by_statistics_that_stay_can_be_linearised(comm: Communicator) -> None:
+    objective = sharded(comm, model=small_network(batch_norm=True))
+    objective.shard.module.train()[2].eval()
+    w, batch, d = objective.initial_vector(), objective.full_batch, directions(objective)
+    linear = objective.linearize(w, batch)
+    objective.value(w + 0.1, batch)
+    repeated = ImplicitLinearization(objective, w, batch, graph_bytes=0)
+    torch.testing.assert_close(linear.gauss_newton(d[0]), repeated.gauss_newton(d[0]), rtol=1e-10, atol=1e-12)
+
+
 def test_the_model_is_not_evaluated_again_for_a_product(comm: Communicator) -> None:
     objective = sharded(comm)
     linear, calls = objective.linearize(objective.initial_vector(), objective.full_batch), []
