@@ -10,11 +10,11 @@ import math
 
 import torch
 
-DEGENERATE = 1e-12
-"""A determinant below this part of a11 a22 means that both directions are the same to the model."""
+ROUNDINGS = 100.0
+"""A determinant below this many roundings of a11 a22 means that both directions are the same to the model."""
 
 
-def combination(slopes: torch.Tensor, curvatures: torch.Tensor) -> torch.Tensor:
+def combination(slopes: torch.Tensor, curvatures: torch.Tensor, precision: torch.dtype = torch.float64) -> torch.Tensor:
     """The coefficients b of one direction or two, (1,) or (2,).
 
     Where two directions are the same to the model the second gets 0; where the model has no minimum along the first,
@@ -23,6 +23,7 @@ def combination(slopes: torch.Tensor, curvatures: torch.Tensor) -> torch.Tensor:
     Args:
         slopes: s, (1,) or (2,).
         curvatures: A, (1, 1) or (2, 2), symmetric.
+        precision: in which the products with G were made.
     """
     best = torch.zeros_like(slopes)
     first = float(curvatures[0, 0])
@@ -30,7 +31,7 @@ def combination(slopes: torch.Tensor, curvatures: torch.Tensor) -> torch.Tensor:
     if len(slopes) == 2 and first > 0:
         cross, second = float(curvatures[0, 1]), float(curvatures[1, 1])
         determinant = first * second - cross * cross
-        if determinant > DEGENERATE * first * second and math.isfinite(determinant):
+        if determinant > ROUNDINGS * torch.finfo(precision).eps * first * second and math.isfinite(determinant):
             best[0] = (cross * float(slopes[1]) - second * float(slopes[0])) / determinant
             best[1] = (cross * float(slopes[0]) - first * float(slopes[1])) / determinant
     return best

@@ -22,6 +22,7 @@ from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hpcopt.objective.protocol import Batch, Vector
+from hpcopt.objective.shard import Shard
 
 if TYPE_CHECKING:
     from hpcopt.objective.data_parallel import DataParallelObjective
@@ -104,6 +105,7 @@ class ImplicitLinearization:
         self, objective: DataParallelObjective, w: Vector, batch: Batch, graph_bytes: int = GRAPH_BYTES
     ) -> None:
         self._objective, self._batch, self._w = objective, batch, w.detach().clone()
+        self._model = _Model(objective.shard, batch)
         self._leaves = [view.detach().requires_grad_() for view in objective.shard.parameters.views(self._w)]
         self._targets: list[torch.Tensor] = []
         self._pieces: list[Piece] = []
@@ -176,30 +178,11 @@ class ImplicitLinearization:
         return torch.zeros_like(self._w) if total is None else total
 
     def _piece(self, number: int, inputs: torch.Tensor, keep: bool) -> Piece:
-        still = partial(self._still, number)
+        still, outputs = partial(self._model.still, number), partial(self._model.outputs, inputs=inputs)
         if not keep:
-            return RepeatedPiece(lambda leaves: self._evaluate(leaves, inputs), self._leaves, still)
+            return RepeatedPiece(outputs, self._leaves, still)
         with torch.enable_grad(), still():
-            outputs = self._evaluate(self._leaves, inputs)
-        return KeptPiece(outputs, self._leaves)
-
-    def _evaluate(self, leaves: Sequence[torch.Tensor], inputs: torch.Tensor) -> torch.Tensor:
-        shard = self._objective.shard
-        # Copies, since the module's own may be written to while the graph still needs what they were.
-        named = {name: buffer.clone() for name, buffer in shard.module.named_buffers()}
-        named |= dict(zip(shard.parameters.names, leaves, strict=True))
-        result: torch.Tensor = functional_call(shard.module, named, (inputs,), tie_weights=True)
-        return result
-
-    @contextmanager
-    def _still(self, number: int) -> Iterator[None]:
-        """The masks and statistics of this piece; attention in the one form that can be differentiated twice."""
-        shard = self._objective.shard
-        if not shard.module.training:
-            shard.module.train()
-        still = shard.stochastic.frozen(self._batch.key, number, self._w.device, may_update=False)
-        with still, sdpa_kernel(SDPBackend.MATH):
-            yield
+            return KeptPiece(outputs(self._leaves), self._leaves)
 
     def _bytes_a_sample(self, inputs: torch.Tensor) -> float:
         """Memory of both graphs a sample, estimated from two: what the forward pass saves, twice."""
@@ -214,6 +197,35 @@ class ImplicitLinearization:
 
         few = inputs[:2].clone()
         keep_all = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
-        with torch.enable_grad(), self._still(0), keep_all:
-            outputs = self._evaluate(self._leaves, few)
+        with torch.enable_grad(), self._model.still(0), keep_all:
+            outputs = self._model.outputs(self._leaves, few)
         return max(2.0 * (sum(saved.values()) + outputs.nbytes) / len(few), 1.0)
+
+
+class _Model:
+    """The module as a function of its parameters, held still for one batch.
+
+    Pieces know this and not the linearisation, whose graphs therefore go with the last reference to it.
+    """
+
+    def __init__(self, shard: Shard, batch: Batch) -> None:
+        self._shard, self._key = shard, batch.key
+
+    def outputs(self, leaves: Sequence[torch.Tensor], inputs: torch.Tensor) -> torch.Tensor:
+        """The outputs (b, C) on ``inputs``."""
+        shard = self._shard
+        # Copies, since the module's own may be written to while the graph still needs what they were.
+        named = {name: buffer.clone() for name, buffer in shard.module.named_buffers()}
+        named |= dict(zip(shard.parameters.names, leaves, strict=True))
+        result: torch.Tensor = functional_call(shard.module, named, (inputs,), tie_weights=True)
+        return result
+
+    @contextmanager
+    def still(self, number: int) -> Iterator[None]:
+        """The masks and statistics of a piece; attention in the one form that can be differentiated twice."""
+        shard = self._shard
+        if not shard.module.training:
+            shard.module.train()
+        still = shard.stochastic.frozen(self._key, number, shard.parameters.device, may_update=False)
+        with still, sdpa_kernel(SDPBackend.MATH):
+            yield

@@ -174,7 +174,7 @@ class Newton:
         curvatures = linear.curvatures(directions)
         if not bool(slopes.isfinite().all() and curvatures.isfinite().all()):
             return Direction(d, math.nan, math.nan, math.nan, iterations)
-        best = combination(slopes, curvatures) if self.combine else torch.ones(1, dtype=torch.float64)
+        best = combination(slopes, curvatures, d.dtype) if self.combine else torch.ones(1, dtype=torch.float64)
         (best, _) = agreed_coefficients(objective, best)
         vector = best.to(directions) @ directions
         square = agreed_dot(objective, vector, vector)

@@ -59,3 +59,11 @@ def test_directions_that_are_the_same_to_the_model_count_once(factor: float) -> 
 def test_a_direction_without_a_minimum_is_taken_as_it_is(bend: float) -> None:
     curvatures = torch.tensor([[bend, 0.0], [0.0, 1.0]], dtype=torch.float64)
     assert combination(torch.tensor([-1.0, -1.0], dtype=torch.float64), curvatures).tolist() == [1.0, 0.0]
+
+
+@pytest.mark.parametrize(("precision", "counts"), [(torch.float32, False), (torch.float64, True)])
+def test_what_differs_by_rounding_only_is_the_same(precision: torch.dtype, counts: bool) -> None:
+    """An angle of 1e-3 is a determinant of 1e-6, which products in float32 cannot tell from 0."""
+    curvatures = torch.tensor([[1.0, 1.0], [1.0, 1.0 + 1e-6]], dtype=torch.float64)
+    best = combination(torch.tensor([-1.0, -1.1], dtype=torch.float64), curvatures, precision)
+    assert (best[1] != 0) == counts

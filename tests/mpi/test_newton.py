@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from itertools import chain
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from mpi4py import MPI
 
+from hpcopt.analysis.history import open_run
 from hpcopt.comm.communicator import Communicator
+from hpcopt.config import parse_job
 from hpcopt.objective.data_parallel import DataParallelObjective
 from hpcopt.objective.protocol import Batch
+from hpcopt.train.job import PreparedJob
 from tests.support.grids import deep_network, divides, mini_batches, on_grid
 from tests.support.problems import SAMPLES, sharded
 
@@ -67,3 +72,44 @@ def test_curvatures_are_those_of_one_rank_and_of_the_products(comm: Communicator
         torch.testing.assert_close(found[-1], d @ products.T, rtol=1e-11, atol=1e-12)
     torch.testing.assert_close(*found, rtol=1e-11, atol=1e-12)
     assert comm.allgather_objects(found[0].tolist()) == [found[0].tolist()] * comm.size
+
+
+JOB = """
+[run]
+iterations = 10
+evaluate_every = 5
+device = "cpu"
+[data]
+source = "digits"
+test = 0.2
+[model]
+widths = [32]
+[loss]
+weight_decay = 1e-4
+[solver]
+name = "newton"
+subset = 0.25
+subset_least = 1
+cg_iterations = 15
+"""
+
+
+def test_a_job_trains_and_its_record_tells_of_every_step(comm: Communicator, shared_path: Path) -> None:
+    result = PreparedJob(parse_job(JOB), comm).run(shared_path / "run")
+    assert result.final.test_accuracy is not None
+    assert result.final.test_accuracy > 0.9
+    comm.barrier()
+    steps = open_run(shared_path / "run").iterations
+    assert len(steps) == 10
+    assert np.isfinite(steps["damping"]).all()
+    assert set(steps["accepted"]) == {1}
+    assert (steps["loss_after"] < steps["loss"]).all()
+    assert (steps["inner_iterations"] >= 1).all()
+    assert (steps["inner_iterations"] <= 15).all()
+    assert np.isnan(steps["radius"]).all()
+    gained, promised = steps["loss"] - steps["loss_after"], steps["predicted"]
+    np.testing.assert_allclose(steps["rho"], gained / promised, rtol=1e-2)
+    # A product on a quarter of the samples for each iteration, half of one for each direction of the combination.
+    products = np.diff(steps["curvature_products"], prepend=0.0)
+    halves = np.where(np.arange(10) == 0, 0.5, 1.0)
+    np.testing.assert_allclose(products, 0.25 * (steps["inner_iterations"] + halves), rtol=0.01)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 
@@ -226,3 +229,20 @@ def test_a_product_is_a_new_vector(comm: Communicator) -> None:
     expected = linear.gauss_newton(v).clone()
     linear.gauss_newton(v).fill_(torch.nan)
     assert torch.equal(linear.gauss_newton(v), expected)
+
+
+@pytest.mark.parametrize("kept", [0, 25, 100])
+def test_graphs_go_with_the_linearisation_and_do_not_wait_for_the_collector(comm: Communicator, kept: int) -> None:
+    objective = sharded(comm, micro_batch=10)
+    w, batch = objective.initial_vector(), objective.full_batch
+    each = ImplicitLinearization(objective, w, batch)._bytes_a_sample(objective.shard.inputs)
+    gc.collect()
+    gc.disable()
+    try:
+        linear = ImplicitLinearization(objective, w, batch, graph_bytes=int(kept * each))
+        gone = [weakref.ref(piece) for piece in linear._pieces]
+        linear.gauss_newton(directions(objective)[0])
+        del linear
+        assert [piece() for piece in gone] == [None] * 4
+    finally:
+        gc.enable()
