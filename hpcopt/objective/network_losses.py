@@ -96,9 +96,8 @@ class SplitCrossEntropy:
         return weighted.addcmul_(curvature, means, value=-1)
 
     def _sum(self, shifted: torch.Tensor, total: torch.Tensor, targets: torch.Tensor) -> float:
-        """The terms of own outputs; 0 where the target is, even if the probability is 0, but NaN if ``total`` is."""
-        terms = torch.where(targets == 0, 0 * total, targets * (total.log() - shifted))
-        return float(terms.sum(dtype=torch.float64))
+        """The terms of own outputs; from differences to the largest score, so exact where a probability is near 1."""
+        return float((targets * (total.log() - shifted)).sum(dtype=torch.float64))
 
     def _shifted(self, outputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Differences z - max z (b, v) and the sum of its exponentials over all outputs (b, 1)."""

@@ -152,8 +152,9 @@ def test_float32_is_as_good_as_its_rounding(grid, problem, jacobian):
     assert float(found[0][2]) == pytest.approx(float(v @ matrix @ v), rel=1e-5)
 
 
+@pytest.mark.parametrize("limit", [1, 10**9])
 @pytest.mark.parametrize("jacobian", ["explicit", "implicit"])
-def test_the_point_stays_when_the_vector_moves_on_and_products_are_new_vectors(jacobian):
+def test_the_point_stays_when_the_vector_moves_on_and_products_are_new_vectors(jacobian, limit):
     def check(objective, linear, mine):
         w = objective.initial_vector()
         linear, v = objective.linearize(w, BATCH), torch.ones_like(w)
@@ -164,7 +165,7 @@ def test_the_point_stays_when_the_vector_moves_on_and_products_are_new_vectors(j
         assert torch.equal(after, before)
         assert after.data_ptr() != before.data_ptr()
 
-    linearized((2, 1), (FOUR, "cross_entropy"), check, jacobian=jacobian)
+    linearized((2, 1), (FOUR, "cross_entropy"), check, jacobian=jacobian, memory_limit=limit)
 
 
 def messages(objective, call):

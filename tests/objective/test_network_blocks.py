@@ -1,0 +1,70 @@
+"""Every rank solves the damped system of its block without a message, by conjugate gradients or by Gram matrices."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from hpcopt.linalg.conjugate_gradient import conjugate_gradients
+from hpcopt.linalg.gram_solve import LayerFactors, output_factors, solve_by_gram
+from hpcopt.objective.network import NetworkObjective
+from hpcopt.objective.network_explicit import Factors
+from tests.support.networks import FOUR, SAMPLES, THREE, on_grid, positions, start
+from tests.support.simulated import on_ranks
+
+DECAY, DAMPING = 0.01, 0.1
+
+
+def layer_factors(objective: NetworkObjective, pieces: list[Factors]) -> list[LayerFactors]:
+    """The factors of a rank as one (Z, M) a layer, with a column of ones for biases and M^L written out."""
+    found, layers = [], objective.partition.blocks(objective.comm.rank)
+    for held in layers:
+        inputs = torch.cat([piece.inputs[held.number - 1] for piece in pieces])
+        if held.biased:
+            inputs = torch.cat([inputs, torch.ones_like(inputs[:, :1])], dim=1)
+        if held.number < len(layers):
+            units = torch.cat([piece.units[held.number - 1] for piece in pieces])
+        else:
+            units = output_factors(len(inputs), objective.outputs, *held.outputs, inputs.dtype)
+        found.append(LayerFactors(inputs, units))
+    return found
+
+
+def matrices(objective: NetworkObjective, vector: torch.Tensor) -> list[torch.Tensor]:
+    """A flat vector as one matrix (u, v) a layer, with the biases as its last row: where they lie already."""
+    layers = objective.partition.blocks(objective.comm.rank)
+    return [vector[held.start : held.biases.stop].view(-1, held.outputs.count) for held in layers]
+
+
+@pytest.mark.parametrize("grid", [(1, 1), (1, 2), (2, 2), (3, 2)], ids=str)
+@pytest.mark.parametrize(("sizes", "loss"), [(FOUR, "squared"), (THREE, "cross_entropy")], ids=str)
+def test_both_solutions_of_the_block_system_agree_and_are_directions_of_descent(grid, sizes, loss):
+    def run(comm: Any) -> float:
+        objective = on_grid(comm, grid, sizes, loss, weight_decay=DECAY, micro_batch=4)
+        w = start(sizes)[positions(objective.partition, comm.rank)]
+        _, gradient = objective.value_and_gradient(w, objective.full_batch)
+        linear = objective.linearize(w, objective.full_batch)
+        before = comm.ledger.snapshot()
+
+        def inner(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return x @ y.T
+
+        by_cg = conjugate_gradients(
+            linear.block_product, gradient, DAMPING, inner, tolerance=1e-12, most=4 * objective.size
+        )
+        assert by_cg.converged
+        pieces = linear.block_factors()
+        curvature = None if loss == "squared" else torch.cat([piece.curvature for piece in pieces])
+        layers = layer_factors(objective, pieces)
+        direct = solve_by_gram(layers, matrices(objective, gradient), DAMPING + DECAY, curvature)
+        assert comm.ledger.rows(before) == []
+        direction = torch.cat([part.reshape(-1) for part in direct.direction])
+        torch.testing.assert_close(direction, by_cg.direction, rtol=1e-8, atol=1e-10)
+        outputs = linear.block_outputs(direction)
+        torch.testing.assert_close(outputs, direct.outputs, rtol=1e-12, atol=1e-13)
+        assert outputs.shape == (SAMPLES, sizes[-1])
+        return objective.dot(gradient, direction)
+
+    assert all(slope < 0 for slope in on_ranks(grid[0] * grid[1], run))
