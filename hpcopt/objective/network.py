@@ -16,7 +16,16 @@ from hpcopt.comm.communicator import Communicator
 from hpcopt.errors import UsageError
 from hpcopt.kernels.torch_kernels import TorchKernels
 from hpcopt.objective import vectors
-from hpcopt.objective.network_data import Array, check_alike, check_names, make_layout, own_inputs, own_targets
+from hpcopt.objective.network_data import (
+    Array,
+    check_alike,
+    check_count,
+    check_names,
+    check_same,
+    make_layout,
+    own_inputs,
+    own_targets,
+)
 from hpcopt.objective.network_explicit import ExplicitLinearization
 from hpcopt.objective.network_implicit import ImplicitLinearization
 from hpcopt.objective.network_init import initial_blocks
@@ -59,7 +68,8 @@ class NetworkObjective:
         inputs, targets: this rank's (N, u_1) and (N, v_L).
 
     Raises:
-        UsageError: on all ranks, when the grid does not fit ranks or network, or the data does not fit a rank's block.
+        UsageError: on all ranks, when the grid does not fit ranks or network, the data does not fit a rank's block, an
+            option breaks its rule or is not the same on all ranks.
     """
 
     def __init__(
@@ -82,9 +92,13 @@ class NetworkObjective:
         self.comm, self.weight_decay = comm, weight_decay
         with comm.together("laying out the network"):
             check_names(activation=activation, loss=loss, init=init, jacobian=jacobian)
+            check_count(micro_batch=micro_batch, memory_limit=memory_limit)
             self.partition = make_layout(sizes, grid, comm.size)
             self.inputs = own_inputs(inputs, self.partition, comm.rank)
             self.targets = own_targets(targets, self.partition, comm.rank, self.inputs)
+        same: dict[str, object] = {"sizes": list(self.partition.sizes), "grid": list(self.partition.grid), "loss": loss}
+        same |= {"activation": activation, "weight_decay": float(weight_decay), "seed": seed, "init": init}
+        check_same(comm, same | {"micro_batch": micro_batch, "jacobian": jacobian, "memory_limit": memory_limit})
         self.size, self.samples = self.partition.size(comm.rank), len(self.inputs)
         self.outputs = self.partition.sizes[-1]
         self.network = GridNetwork(self.partition, activation, comm, TorchKernels())
@@ -92,10 +106,8 @@ class NetworkObjective:
         check_alike(comm, groups, loss, self.inputs, self.targets)
         self.split_loss = SPLIT_LOSSES[loss](groups)
         widest = max(self.partition.most(layer) for layer in range(len(self.partition.sizes)))
-        most = micro_batch or max(1, PIECE_BYTES // (widest * self.inputs.element_size()))
-        # How the instances are cut decides who sends what, so all ranks must cut alike.
-        self.micro_batch, self._limit = map(int, comm.reduce_scalars([most, memory_limit], op="min", label="samples"))
-        self._seed, self._init, self._jacobian = seed, init, jacobian
+        self.micro_batch = micro_batch or max(1, PIECE_BYTES // (widest * self.inputs.element_size()))
+        self._seed, self._init, self._jacobian, self._limit = seed, init, jacobian, memory_limit
         self._subsets = Subsets(seed, self.inputs.device)
         self.work = Work(curvature_cost=self._product_cost())
         self.flag, self.flags_seen = 0.0, 0.0

@@ -5,11 +5,12 @@ Shapes: N instances, u features and v outputs of this rank, C outputs of the net
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 
+from hpcopt.checks import is_whole
 from hpcopt.comm.communicator import Communicator
 from hpcopt.errors import UsageError, nearest
 from hpcopt.kernels.interface import ACTIVATIONS
@@ -45,6 +46,17 @@ def make_layout(sizes: Sequence[int], grid: Sequence[int] | None, ranks: int) ->
     return NetworkLayout(sizes, ProcessGrid(*grid))
 
 
+def check_count(**counts: int | None) -> None:
+    """Refuse numbers that are given and below 1.
+
+    Raises:
+        UsageError: see above.
+    """
+    for name, count in counts.items():
+        if count is not None and not is_whole(count, 1):
+            raise UsageError(f"{name} = {count!r} is not allowed; it must be a whole number of at least 1.")
+
+
 def check_names(**names: str) -> None:
     """Refuse names that are not known.
 
@@ -60,6 +72,23 @@ def check_names(**names: str) -> None:
                 f"{what} = {name!r} is not known for a network on a grid{nearest(name, KNOWN[what])} It must be one of "
                 f"{', '.join(KNOWN[what])}."
             )
+
+
+def check_same(comm: Communicator, options: Mapping[str, object]) -> None:
+    """Refuse options that are not the same on all ranks, which would wait for each other for ever. *Collective*.
+
+    Raises:
+        UsageError: on all ranks.
+    """
+    first, *others = comm.allgather_objects({name: repr(value) for name, value in options.items()}, label="samples")
+    for rank, given in enumerate(others, start=1):
+        for name, value in given.items():
+            if value != first[name]:
+                raise UsageError(
+                    f"{name} is {first[name]} on rank 0 and {value} on rank {rank}: a network on a grid needs the same "
+                    "options on all ranks.",
+                    collective=True,
+                )
 
 
 def own_inputs(inputs: Array, layout: NetworkLayout, rank: int) -> torch.Tensor:

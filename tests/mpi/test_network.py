@@ -116,6 +116,16 @@ def test_one_rank_with_wrong_data_is_an_error_of_all(comm: Communicator) -> None
         NetworkObjective((5, 8, 3), "relu", "squared", torch.zeros(4, width), torch.zeros(4, 3), comm, (1, comm.size))
 
 
+@pytest.mark.parametrize(
+    "options", [{"memory_limit": 10**6}, {"micro_batch": 3}, {"jacobian": "implicit"}, {"seed": 1}], ids=str
+)
+def test_options_that_differ_between_ranks_are_an_error_of_all(comm: Communicator, options: dict[str, Any]) -> None:
+    if comm.size == 1:
+        pytest.skip("one rank agrees with itself")
+    with pytest.raises(UsageError, match=f"{next(iter(options))} is .* on rank 0 and .* on rank {comm.size - 1}"):
+        on_grid(comm, network_grid(SIZES[0], comm.size), SIZES[0], **(options if comm.rank == comm.size - 1 else {}))
+
+
 def test_a_grid_that_no_network_fits_is_refused_by_all(comm: Communicator) -> None:
     if comm.size == 1:
         pytest.skip("one rank fits every network")
