@@ -109,11 +109,10 @@ def test_a_slow_rank_makes_two_iterations_more_than_it_must(comm: Communicator, 
 @kinds
 def test_with_a_quorum_of_all_no_rank_is_ended(comm: Communicator, make: Make) -> None:
     draw, counter = random.Random(comm.rank), make(comm, 1.0)
-    for _ in range(20):
-        wanted = draw.randrange(10)
-        ended = phase(counter, wanted, sleeps(draw))
-        assert (ended.done, ended.ended_early) == (wanted, False)
+    wants = [draw.randrange(10) for _ in range(20)]
+    ended = [phase(counter, wanted, sleeps(draw)) for wanted in wants]
     counter.close()
+    assert [(one.done, one.ended_early) for one in ended] == [(wanted, False) for wanted in wants]
 
 
 @kinds
@@ -149,6 +148,21 @@ def test_phases_of_random_length_end_on_all_ranks_by_the_same_round(
         for rank, one in enumerate(ranks):
             assert one.done == wanted_by[rank][number] or one.ended_early
             assert one.done >= 3 or not one.ended_early
+
+
+@kinds
+def test_a_method_may_reduce_within_a_phase(comm: Communicator, make: Make) -> None:
+    draw, counter, sums = random.Random(comm.rank), make(comm, 1.0), []
+
+    def work(number: int) -> None:
+        time.sleep(draw.uniform(0.0, 0.002))
+        if number in (3, 6):
+            sums.append(comm.iallreduce(torch.tensor([number])).wait().item())
+
+    for _ in range(10):
+        phase(counter, 6 + draw.randrange(5), work)
+    counter.close()
+    assert sums == [3 * comm.size, 6 * comm.size] * 10
 
 
 def ends_in_lock_step(wanted: Sequence[int], needed: int, minimum: int, lag: int) -> list[int]:
