@@ -88,7 +88,12 @@ def test_the_first_weights_do_not_depend_on_the_grid(comm: Communicator, alone: 
 
 @pytest.mark.parametrize(
     "method",
-    [("sgd", {"learning_rate": 0.3}), ("lbfgs", {}), ("trust_region", {})],
+    [
+        ("sgd", {"learning_rate": 0.3}),
+        ("lbfgs", {}),
+        ("trust_region", {}),
+        ("newton", {"subset": 0.5, "subset_least": 5, "cg_iterations": 8}),
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("chosen", [None, SOME], ids=["full", "mini"])
