@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from hpcopt.linalg.gram_solve import PART
+
 Shapes = Sequence[tuple[int, int]]
 """For each layer of a block (u, v)."""
 
@@ -28,9 +30,9 @@ def direct_operations(samples: int, outputs: int, layers: Shapes) -> float:
 
 
 def direct_bytes(samples: int, outputs: int, layers: Shapes, itemsize: int) -> float:
-    """At most held at a time: the Gram matrix, its factor, and the factors of the largest layer in two copies."""
+    """At most held at a time: the Gram matrix, its factor, a buffer, and the largest layer's M in two copies."""
     rows = float(samples * outputs)
-    return itemsize * (2 * rows**2 + max(samples * (u + 2 * outputs * v) for u, v in layers))
+    return itemsize * (2 * rows**2 + PART + max(samples * (u + 2 * outputs * v) for u, v in layers))
 
 
 def direct_is_cheaper(
@@ -51,7 +53,7 @@ def direct_is_cheaper(
         layers: (u, v) of each layer of the block.
         iterations: T, what conjugate gradients are expected to need, for instance what they last did.
         memory: bytes that the direct solve may take.
-        itemsize: bytes of a number in its Gram matrix.
+        itemsize: bytes of a number in its Gram matrix; 8 also where float32 is only tried first.
         rate: operations a second of the direct solve for one of the products; it is mostly large matrix products, which
             are faster, but in float64 they take twice the time of float32.
     """

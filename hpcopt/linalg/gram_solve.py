@@ -73,12 +73,13 @@ class BlockSolution:
     fallback: str = ""
 
 
-def output_factors(samples: int, outputs: int, first: int, width: int, dtype: torch.dtype) -> torch.Tensor:
+def output_factors(outputs: int, first: int, width: int, inputs: torch.Tensor) -> torch.Tensor:
     """M (N, K, width) of a linear output layer on a rank that holds outputs ``first`` ... ``first + width - 1``.
 
-    It is a view of a part of the identity, the same for every instance.
+    It is a view of a part of the identity, the same for every instance, in precision and place of ``inputs`` (N, u).
     """
-    return torch.eye(outputs, dtype=dtype)[:, first : first + width].expand(samples, outputs, width)
+    identity = torch.eye(outputs, dtype=inputs.dtype, device=inputs.device)
+    return identity[:, first : first + width].expand(len(inputs), outputs, width)
 
 
 @torch.no_grad()
@@ -102,7 +103,7 @@ def solve_by_gram(
         precision: float32 or float64 for the Gram matrix and its factorisation; None for that of the gradient.
 
     Returns:
-        None when nothing finite was found, because something in the system is not.
+        None when the largest damping gave nothing either, as it does when something in the system is not finite.
     """
     wanted = precision or gradient[0].dtype
     plan = [(wanted, damping)] if wanted != torch.float64 else []
@@ -227,7 +228,7 @@ def _norm(matrices: Sequence[torch.Tensor]) -> float:
 def _fallback(wanted: torch.dtype, dtype: torch.dtype, damping: float, mu: float) -> str:
     names = [str(kind).removeprefix("torch.") for kind in (wanted, dtype)]
     if mu != damping:
-        return f"{names[1]} could not solve it either with mu = {damping:.3g}, so that it was raised to {mu:.3g}"
+        return f"{names[1]} could not solve it with mu = {damping:.3g}, so that it was raised to {mu:.3g}"
     return f"{names[0]} could not solve it, {names[1]} did" if wanted != dtype else ""
 
 

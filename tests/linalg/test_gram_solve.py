@@ -106,7 +106,7 @@ def test_a_linear_output_layer_is_a_part_of_the_identity():
     layers, gradient, p = block(samples, outputs, [(3, 2)])
     last = torch.Generator().manual_seed(5)
     inputs = torch.randn(samples, 3, generator=last, dtype=torch.float64)
-    view = output_factors(samples, outputs, 1, 2, torch.float64)
+    view = output_factors(outputs, 1, 2, inputs)
     assert view.untyped_storage().nbytes() <= 8 * outputs**2, "it is not stored for every instance"
     gradient.append(torch.randn(3, 2, generator=last, dtype=torch.float64))
     stacked = [*layers, LayerFactors(inputs, view)]

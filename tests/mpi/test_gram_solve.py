@@ -35,7 +35,7 @@ def block_of(objective: NetworkObjective, made: ExplicitLinearization) -> list[L
     for view, given in zip(objective.network.views(objective.initial_vector()), piece.inputs, strict=True):
         inputs = given if view.biases is None else torch.cat([given, given.new_ones(len(given), 1)], dim=1)
         last, own = view.number == len(SIZES) - 1, objective.network.outputs
-        identity = output_factors(len(given), SIZES[-1], own.start, own.count, given.dtype)
+        identity = output_factors(SIZES[-1], own.start, own.count, given)
         layers.append(LayerFactors(inputs, identity if last else piece.units[view.number - 1]))
     return layers
 
