@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hpcopt.errors import UsageError
+from hpcopt.layout.partitioned import Partitioned
 
 PIECE_BYTES = 8 << 20
 """Bytes handed on in one piece; a piece of device memory or of a strided array is copied, all else is not."""
@@ -34,20 +35,6 @@ class Description(NamedTuple):
     def nbytes(self) -> int:
         """Bytes of the array's elements."""
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
-
-
-class Partitioned(NamedTuple):
-    """This rank's block of an array that is spread over the ranks. Every element is on one rank; a block may be empty.
-
-    Attributes:
-        data: the block, a torch tensor or NumPy array.
-        shape: of the whole array, the same on all ranks.
-        start: where in it the block's first element is.
-    """
-
-    data: Any
-    shape: tuple[int, ...]
-    start: tuple[int, ...]
 
 
 def is_tensor(value: Any) -> bool:

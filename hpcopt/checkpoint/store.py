@@ -24,13 +24,14 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hpcopt.checkpoint import folder
-from hpcopt.checkpoint.arrays import Description, Partitioned, check_names, describe, part_of, texts
+from hpcopt.checkpoint.arrays import Description, check_names, describe, part_of, texts
 from hpcopt.checkpoint.image import Scalar, Slab
 from hpcopt.checkpoint.manifest import FILE_NAME, OWN, Item, Manifest, Part
 from hpcopt.checkpoint.plan import Share, shares
 from hpcopt.checkpoint.retention import Retention
 from hpcopt.checkpoint.writer import Passing, Point, Written, no_test, write_rank_file
 from hpcopt.errors import CheckpointError, HpcoptError, UsageError
+from hpcopt.layout.partitioned import Partitioned
 
 if TYPE_CHECKING:
     from hpcopt.comm.communicator import Communicator

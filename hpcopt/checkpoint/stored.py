@@ -11,10 +11,11 @@ from typing import Any
 import h5py
 import numpy as np
 
-from hpcopt.checkpoint.arrays import Partitioned, check_target, put, regions, scalar_bytes
+from hpcopt.checkpoint.arrays import check_target, put, regions, scalar_bytes
 from hpcopt.checkpoint.digests import ArrayDigest
 from hpcopt.checkpoint.manifest import OWN, Item, Manifest, Part, check_not_too_many, rank_file, read_manifest
 from hpcopt.errors import UnreadableCheckpointError
+from hpcopt.layout.partitioned import Partitioned
 
 MOST_OPEN_FILES = 64
 """Files of ranks held open at once; beyond that the one that was used longest ago is closed."""

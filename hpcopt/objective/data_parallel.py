@@ -15,10 +15,13 @@ from hpcopt.comm.communicator import Communicator
 from hpcopt.errors import UsageError
 from hpcopt.objective import exact_sum, reductions, vectors
 from hpcopt.objective.buckets import BucketedGradient
+from hpcopt.objective.figures import sums
 from hpcopt.objective.linearization import ImplicitLinearization
 from hpcopt.objective.local import LocalObjective
 from hpcopt.objective.losses import Loss, make_loss
+from hpcopt.objective.model_state import ReplicatedModel
 from hpcopt.objective.parameters import FlatParameters
+from hpcopt.objective.problem import Samples, Sums
 from hpcopt.objective.protocol import Batch, Vector, Work
 from hpcopt.objective.shard import Part, Shard
 from hpcopt.objective.stochastic import StochasticState
@@ -82,6 +85,7 @@ class DataParallelObjective:
         parameters = shard.parameters
         self.comm, self.weight_decay, self.size, self.shard = comm, weight_decay, parameters.size, shard
         self.work, self.local = Work(), LocalObjective(shard, weight_decay, self.samples)
+        self.model = ReplicatedModel(shard.module, parameters, comm)
         self.flag, self.flags_seen = 0.0, 0.0
         self._lent: Vector | None = None
         self._spare: Vector | None = None
@@ -216,24 +220,41 @@ class DataParallelObjective:
         """Count curvature products on ``batch``."""
         self.work.curvature_products += products * batch.total / self.samples
 
-    def synchronize_buffers(self) -> None:
-        """Average the module's running statistics over the ranks. *Collective*."""
-        buffers = [b for b in self.shard.module.buffers() if b.is_floating_point() and b.numel()]
-        if not buffers or self.comm.size == 1:
-            return
-        flat = torch.cat([b.reshape(-1).to(torch.float64) for b in buffers])
-        self.comm.allreduce(flat, label="statistics").div_(self.comm.size)
-        for buffer, part in zip(buffers, flat.split([b.numel() for b in buffers]), strict=True):
-            buffer.copy_(part.view(buffer.shape))
+    @property
+    def classification(self) -> bool:
+        """Whether the targets are labels."""
+        return not self.shard.targets.is_floating_point()
 
-    def copy_buffers(self) -> list[torch.Tensor]:
-        """What the model holds besides parameters, such as running statistics."""
-        return [buffer.clone() for buffer in self.shard.module.buffers()]
+    def shards(self) -> tuple[int, int]:
+        """Position of this rank's first sample in the whole set, and how many it holds. *Collective*."""
+        given = self.comm.allgather_objects((len(self.shard.inputs), self.blocks[self.comm.rank]), label="samples")
+        # Ranks that vary other blocks of the variables hold the samples of the one before them that varies block 0.
+        counts = [count for count, column in given if column == 0]
+        shard = sum(column == 0 for _, column in given[: self.comm.rank + 1]) - 1
+        return sum(counts[:shard]), counts[shard]
 
-    def restore_buffers(self, buffers: list[torch.Tensor]) -> None:
-        """Put back what ``copy_buffers`` gave."""
-        for buffer, kept in zip(self.shard.module.buffers(), buffers, strict=True):
-            buffer.copy_(kept)
+    def evaluate(self, w: Vector, test: Samples | None) -> tuple[Sums, Sums]:
+        """Figures at w over the training set and over the test set, zeros without one. *Collective*."""
+        self.model.synchronize_buffers()
+        self.model.bind(w)
+        shard = self.shard
+        shard.module.eval()
+        try:
+            both = [
+                sums(shard.module, shard.loss, part, shard.micro_batch) for part in (shard.evaluated(), test) if part
+            ]
+        finally:
+            shard.module.train()
+        reduced = self.comm.reduce_scalars([figure for part in both for figure in part], label="evaluation")
+        return Sums(*reduced[:3]), Sums(*reduced[3:])
+
+    def moments(self, targets: torch.Tensor) -> tuple[float, float]:
+        """Number of a set's samples, and the sum of squared distances of targets from their mean. *Collective*."""
+        values = targets.to(torch.float64)
+        count, *total = self.comm.reduce_scalars([len(values), *values.sum(0).flatten().tolist()], label="evaluation")
+        mean = torch.tensor(total, dtype=torch.float64) / max(count, 1)
+        centred = values - mean.to(values).reshape(values.shape[1:])
+        return count, self.comm.reduce_scalars([float(centred.square().sum())], label="evaluation")[0]
 
     @property
     def _own_part(self) -> Part:

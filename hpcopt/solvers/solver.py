@@ -19,6 +19,10 @@ State: TypeAlias = dict[str, torch.Tensor | float | int | bool]
 ``state["average"]``, it is the point that is evaluated and delivered instead of w."""
 
 
+SMALL_TENSORS = ("gram", "window")
+"""Keys of those tensors in states that are no vectors (..., n) of the n variables, whatever their shape."""
+
+
 class StopReason(Enum):
     """Why an iteration or a run ended. Positive codes are good ends, negative codes are failures, 0 is still going."""
 

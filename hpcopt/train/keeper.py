@@ -11,7 +11,7 @@ from hpcopt.checkpoint.names import MODEL, tensor_path
 from hpcopt.checkpoint.store import CheckpointStore, Contents
 from hpcopt.config import CheckpointOptions
 from hpcopt.errors import CheckpointError
-from hpcopt.objective.data_parallel import DataParallelObjective
+from hpcopt.objective.problem import Problem
 from hpcopt.solvers.solver import Solver
 from hpcopt.train.protocol import LEAVE, SAVE
 from hpcopt.train.requests import Requests
@@ -47,7 +47,7 @@ class CheckpointKeeper:
 
     def __init__(
         self,
-        objective: DataParallelObjective,
+        objective: Problem,
         solver: Solver,
         sampler: Sampler,
         store: CheckpointStore,
@@ -55,7 +55,7 @@ class CheckpointKeeper:
         requests: Requests,
         before: Callable[[], object] = lambda: None,
     ) -> None:
-        for name, tensor in objective.shard.module.state_dict().items():
+        for name, tensor in objective.model.tensors().items():
             describe(tensor_path(MODEL, name), tensor)
         self._objective, self._solver, self._sampler, self._store = objective, solver, sampler, store
         self._options, self._requests, self._before = options, requests, before
@@ -75,19 +75,19 @@ class CheckpointKeeper:
 
     def save(self, snapshot: Snapshot) -> bool:
         """Save; False, with a warning the first time, when it cannot be done. *Collective*."""
-        objective, started = self._objective, time.monotonic()
+        objective, model, started = self._objective, self._objective.model, time.monotonic()
         self._before()
-        running = objective.copy_buffers()
-        objective.shard.parameters.bind(snapshot.point)
+        running = model.copy_buffers()
+        model.bind(snapshot.point)
         if snapshot.delivers_best:
-            objective.restore_buffers(snapshot.best_buffers)
+            model.restore_buffers(snapshot.best_buffers)
         else:
-            objective.synchronize_buffers()
+            model.synchronize_buffers()
         try:
             contents = replicated_contents(objective, self._solver, self._sampler, snapshot)
             saved = self._publish(snapshot, contents, own_contents(running, self._solver, snapshot))
         finally:
-            objective.restore_buffers(running)
+            model.restore_buffers(running)
         self._last = time.monotonic()
         self._cost = self._last - started
         self.seconds += self._cost

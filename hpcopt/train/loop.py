@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 
 from hpcopt.comm.ledger import LedgerTotals
-from hpcopt.objective.data_parallel import DataParallelObjective
+from hpcopt.objective.problem import Problem
 from hpcopt.objective.protocol import Vector
 from hpcopt.solvers.solver import Solver, State, StepReport, StopReason
 from hpcopt.train.agreement import check_agreement
@@ -38,7 +38,7 @@ class TrainingLoop:
 
     def __init__(
         self,
-        objective: DataParallelObjective,
+        objective: Problem,
         solver: Solver,
         sampler: Sampler,
         evaluate: Callable[[Vector], Metrics],
@@ -275,14 +275,14 @@ class TrainingLoop:
             standing.best, standing.best_epoch = metrics, self._batches.epochs
             standing.best_iteration = standing.iterations
             self._best_parameters = _point(state).clone()
-            self._best_buffers = self.objective.copy_buffers()
+            self._best_buffers = self.objective.model.copy_buffers()
 
     def _result(self, stop: StopReason, state: State) -> Result:
         diverged, standing = stop is StopReason.NOT_FINITE, self._standing
         final = self._best_parameters.clone() if diverged else _point(state)
         if diverged:
-            self.objective.restore_buffers(self._best_buffers)
-        self.objective.shard.parameters.bind(final)
+            self.objective.model.restore_buffers(self._best_buffers)
+        self.objective.model.bind(final)
         return Result(
             stop=stop,
             parameters=final,

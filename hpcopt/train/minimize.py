@@ -15,8 +15,7 @@ from hpcopt.comm.communicator import Communicator
 from hpcopt.config import CheckpointOptions, DebugOptions, RunOptions, StopOptions
 from hpcopt.data.batches import BatchGrowth, BatchPlan
 from hpcopt.errors import UsageError
-from hpcopt.objective.data_parallel import DataParallelObjective
-from hpcopt.objective.shard import Shard
+from hpcopt.objective.problem import Problem, Samples
 from hpcopt.solvers.registry import SOLVERS
 from hpcopt.solvers.solver import Solver
 from hpcopt.train.evaluation import Evaluator
@@ -34,7 +33,7 @@ DEFAULT_EPOCHS = 10
 
 
 def minimize(
-    objective: DataParallelObjective,
+    objective: Problem,
     solver: Solver,
     *,
     epochs: float | None = None,
@@ -90,22 +89,22 @@ def minimize(
             epochs=epochs, iterations=iterations, stop=stop, evaluate_every=evaluate_every, give_up_after=give_up_after
         )
         growth = BatchGrowth(batch_growth, batch_growth_every, batch_growth_tolerance)
-    sampler = Sampler(plan_batches(objective, batch, overlap, seed), objective.shard.inputs.device, growth)
+    sampler = Sampler(plan_batches(objective, batch, overlap, seed), objective.model.device, growth)
     criteria = make_criteria(run)
-    if test_accuracy is not None and (test is None or not is_classification(objective)):
+    if test_accuracy is not None and (test is None or not objective.classification):
         raise UsageError(
             f"test_accuracy = {test_accuracy} can never be reached without a test set of classes; give one or drop it",
             collective=True,
         )
-    test = tuple(_on(part, objective.shard) for part in test) if test else None  # type: ignore[assignment]
+    given = (_on(test[0], objective), _on(test[1], objective)) if test else None
     horizon = horizon_epochs(criteria, sampler)
     if getattr(solver, "horizon_epochs", 0.0) is None:
         solver = replace(solver, horizon_epochs=horizon)  # type: ignore[type-var]
     facts: dict[str, Any] = {
         "solver": method_name(solver),
-        "model": type(objective.shard.module).__name__,
+        "model": objective.model.name,
         "data": None,
-        "task": "classification" if is_classification(objective) else "regression",
+        "task": "classification" if objective.classification else "regression",
     }
     path = Path(run_dir) if run_dir is not None else None
     options = checkpoint or CheckpointOptions()
@@ -119,14 +118,14 @@ def minimize(
             facts=facts | run_facts(objective, solver),
             understand=partial(snapshot_from, objective, solver, sampler),
         )
-        return train(objective, solver, sampler, test, criteria, output, options, requests, listeners)
+        return train(objective, solver, sampler, given, criteria, output, options, requests, listeners)
 
 
 def train(
-    objective: DataParallelObjective,
+    objective: Problem,
     solver: Solver,
     sampler: Sampler,
-    test: tuple[torch.Tensor, torch.Tensor] | None,
+    test: Samples | None,
     criteria: Criteria,
     output: RunOutput,
     checkpoint: CheckpointOptions,
@@ -141,7 +140,7 @@ def train(
     try:
         watched_path = output.path if objective.comm.rank == 0 and output.store is not None else None
         requests.watch(watched_path, checkpoint.limit_seconds)
-        evaluator = Evaluator(objective, test, classification=is_classification(objective))
+        evaluator = Evaluator(objective, test)
         heard = [*output.listeners, *map(Tolerated, listeners if objective.comm.rank == 0 else ())]
         keeper = None
         if output.store is not None:
@@ -198,36 +197,28 @@ def method_name(solver: Solver) -> str:
     return next((name for name, target in SOLVERS.items() if target.endswith(f":{own}")), own)
 
 
-def plan_batches(objective: DataParallelObjective, batch: int | str, overlap: float, seed: int) -> BatchPlan:
+def plan_batches(objective: Problem, batch: int | str, overlap: float, seed: int) -> BatchPlan:
     """The batches of samples that lie on the ranks in contiguous blocks, in the order of the ranks. *Collective*."""
     if isinstance(batch, str) and batch != "full":
         raise UsageError(f'batch = {batch!r} is not allowed; it must be a number of samples or "full"', collective=True)
-    given = objective.comm.allgather_objects((len(objective.shard.inputs), objective.blocks[objective.comm.rank]))
-    # Ranks that vary other blocks of the variables hold the samples of the one before them that varies block 0.
-    counts = [count for count, column in given if column == 0]
-    rank = sum(column == 0 for _, column in given[: objective.comm.rank + 1]) - 1
+    start, count = objective.shards()
     with objective.comm.together("planning the batches"):
         size = None if isinstance(batch, str) else batch
-        return BatchPlan(sum(counts), sum(counts[:rank]), counts[rank], size, seed, overlap)
+        return BatchPlan(objective.samples, start, count, size, seed, overlap)
 
 
-def is_classification(objective: DataParallelObjective) -> bool:
-    """Whether the targets are labels."""
-    return not objective.shard.targets.is_floating_point()
-
-
-def run_facts(objective: DataParallelObjective, solver: Solver) -> dict[str, Any]:
+def run_facts(objective: Problem, solver: Solver) -> dict[str, Any]:
     """What status.json says of any run."""
     return {
         **objective.layout,
         "parameters": objective.size,
         "training_samples": objective.samples,
-        "precision": str(objective.shard.parameters.dtype).removeprefix("torch."),
+        "precision": str(objective.model.dtype).removeprefix("torch."),
         "options": {k: v for k, v in vars(solver).items() if isinstance(v, (int, float, str, bool))},
     }
 
 
-def _on(part: torch.Tensor, shard: Shard) -> torch.Tensor:
+def _on(part: torch.Tensor, objective: Problem) -> torch.Tensor:
     """Test inputs or targets in the precision and on the device of the training samples."""
-    dtype = shard.parameters.dtype if part.is_floating_point() else torch.int64
-    return part.to(device=shard.inputs.device, dtype=dtype)
+    dtype = objective.model.dtype if part.is_floating_point() else torch.int64
+    return part.to(device=objective.model.device, dtype=dtype)

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from hpcopt.checkpoint.folder import FOLDER
-from hpcopt.checkpoint.restore import Restored, newest_valid, restore
+from hpcopt.checkpoint.restore import newest_valid
 from hpcopt.checkpoint.retention import Retention
 from hpcopt.checkpoint.store import CheckpointStore
+from hpcopt.checkpoint.stored import StoredCheckpoint
 from hpcopt.comm.communicator import Communicator
 from hpcopt.comm.mpi_library import library_name
 from hpcopt.config import CheckpointOptions, Job
@@ -91,7 +92,7 @@ class RunOutput:
         job: Job | None = None,
         facts: Mapping[str, Any] | None = None,
         rank_facts: Mapping[str, Any] | None = None,
-        understand: Callable[[Restored], Snapshot],
+        understand: Callable[[StoredCheckpoint], Snapshot],
     ) -> None:
         self._comm, self.path = comm, path
         self._ledger_before = comm.ledger.snapshot()
@@ -119,7 +120,11 @@ class RunOutput:
             raise
 
     def _find(
-        self, path: Path, options: CheckpointOptions, job: Job | None, understand: Callable[[Restored], Snapshot]
+        self,
+        path: Path,
+        options: CheckpointOptions,
+        job: Job | None,
+        understand: Callable[[StoredCheckpoint], Snapshot],
     ) -> None:
         """The checkpoint to go on from, if any, and where the next ones go. *Collective*."""
         comm, directory = self._comm, path / FOLDER
@@ -135,7 +140,7 @@ class RunOutput:
             with comm.together("comparing the job with the one that was saved"):
                 if comm.rank == 0 and job is not None:
                     check_same_job(job, path / JOB)
-            self.snapshot = understand(restore(comm, found))
+            self.snapshot = understand(found)
             logger.info("Going on after iteration %d.", self.snapshot.standing.iterations)
         elif comm.rank == 0 and was_cut_off(path):
             logger.warning("The run in %s was killed before it was first saved; it begins anew.", path)

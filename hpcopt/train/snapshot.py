@@ -15,11 +15,12 @@ import numpy as np
 import torch
 
 from hpcopt.checkpoint.names import BEST, LOOP, MODEL, SOLVER, in_group, tensor_name, tensor_path
-from hpcopt.checkpoint.restore import Restored
+from hpcopt.checkpoint.restore import restore
+from hpcopt.checkpoint.stored import StoredCheckpoint
 from hpcopt.errors import UsageError
-from hpcopt.objective.data_parallel import DataParallelObjective
+from hpcopt.objective.problem import Model, Problem
 from hpcopt.objective.protocol import Vector, Work
-from hpcopt.solvers.solver import Solver, State
+from hpcopt.solvers.solver import SMALL_TENSORS, Solver, State
 from hpcopt.train.evaluation import Metrics
 from hpcopt.train.sampler import Sampler
 from hpcopt.train.standing import Standing
@@ -82,18 +83,14 @@ class Snapshot:
         return self.best_is_here or self.point is self.best_parameters
 
 
-def replicated_contents(
-    objective: DataParallelObjective, solver: Solver, sampler: Sampler, snapshot: Snapshot
-) -> dict[str, Any]:
+def replicated_contents(objective: Problem, solver: Solver, sampler: Sampler, snapshot: Snapshot) -> dict[str, Any]:
     """What is the same on all ranks, by its name in a checkpoint. The module must hold ``snapshot.point``."""
-    module, found = objective.shard.module, {}
-    for name, tensor in module.state_dict().items():
-        found[tensor_path(MODEL, name)] = tensor
+    model, found = objective.model, _in_group(MODEL, objective.model.tensors())
     if not snapshot.best_is_here:
-        found |= _best(objective, snapshot)
+        found |= _in_group(BEST, model.tensors_at(snapshot.best_parameters, snapshot.best_buffers))
     for key, value in snapshot.state.items():
         if not is_own(solver, key) and not (key == "parameters" and value is snapshot.point):
-            found[f"{SOLVER}/{key}"] = value
+            found |= spread(model, key, value)
     found |= {f"{LOOP}/{name}": getattr(snapshot.standing, name) for name in COUNTS}
     for name in ("initial", "latest", "best", "work"):
         found |= {f"{LOOP}/{name}/{k}": v for k, v in asdict(getattr(snapshot.standing, name)).items()}
@@ -135,12 +132,21 @@ def is_own(solver: Solver, key: str) -> bool:
     return key.startswith(getattr(solver, "OWN_STATE", ()))
 
 
-def snapshot_from(objective: DataParallelObjective, solver: Solver, sampler: Sampler, restored: Restored) -> Snapshot:
+def spread(model: Model, key: str, value: Any) -> dict[str, Any]:
+    """An entry of the method's state by its names in a checkpoint: in blocks where the variables are partitioned."""
+    path = f"{SOLVER}/{key}"
+    blocks = model.blocks(value) if isinstance(value, torch.Tensor) and key not in SMALL_TENSORS else None
+    return {path: value} if blocks is None else _in_group(path, blocks)
+
+
+def snapshot_from(objective: Problem, solver: Solver, sampler: Sampler, checkpoint: StoredCheckpoint) -> Snapshot:
     """The run as it was saved; the model's tensors that are not trained are put back too. *Collective*.
 
     Raises:
         UsageError: what was saved is of another model, method or training set, of other options or other batches.
+        CheckpointError: a file is missing or damaged.
     """
+    restored = restore(objective.comm, checkpoint)
     saved = restored.replicated
     _check_samples(objective, saved[f"{LOOP}/samples"])
     _check_identity(identity(objective, solver, sampler), saved)
@@ -150,20 +156,16 @@ def snapshot_from(objective: DataParallelObjective, solver: Solver, sampler: Sam
     best, buffers = _load_best(objective, saved, point)
     _check_buffers(objective, own)
     if own is not None:
-        objective.restore_buffers([_tensor(own[f"{BUFFERS}/{i}"]) for i in range(len(objective.copy_buffers()))])
+        model = objective.model
+        model.restore_buffers([_tensor(own[f"{BUFFERS}/{i}"]) for i in range(len(model.copy_buffers()))])
     return Snapshot(state, point, _load_standing(saved), _group(saved, "batches"), best, buffers, _load_history(saved))
 
 
-def _best(objective: DataParallelObjective, snapshot: Snapshot) -> dict[str, Any]:
-    module, parameters = objective.shard.module, objective.shard.parameters
-    best = {id(t): v for t, v in zip(parameters.tensors, parameters.views(snapshot.best_parameters), strict=True)}
-    best |= {id(b): kept for b, kept in zip(module.buffers(), snapshot.best_buffers, strict=True)}
-    # By object, not by name: a tensor that two layers share has two names, and both are needed to load it.
-    named = module.state_dict(keep_vars=True).items()
-    return {tensor_path(BEST, name): best[id(tensor)] for name, tensor in named if id(tensor) in best}
+def _in_group(group: str, tensors: Mapping[str, Any]) -> dict[str, Any]:
+    return {tensor_path(group, name): tensor for name, tensor in tensors.items()}
 
 
-def identity(objective: DataParallelObjective, solver: Solver, sampler: Sampler) -> dict[str, str]:
+def identity(objective: Problem, solver: Solver, sampler: Sampler) -> dict[str, str]:
     """What makes two runs the same besides the shapes of their states: options of method, objective and batches."""
     names = [field.name for field in fields(solver)] if is_dataclass(solver) else list(vars(solver))
     options = {name: getattr(solver, name) for name in names if name != "horizon_epochs"}
@@ -190,10 +192,10 @@ def _check_identity(now: Mapping[str, str], saved: Mapping[str, Any]) -> None:
             )
 
 
-def _check_buffers(objective: DataParallelObjective, own: Mapping[str, Any] | None) -> None:
+def _check_buffers(objective: Problem, own: Mapping[str, Any] | None) -> None:
     if own is None:
         return
-    here = [tuple(buffer.shape) for buffer in objective.copy_buffers()]
+    here = [tuple(buffer.shape) for buffer in objective.model.copy_buffers()]
     names = [name for name in own if name.startswith(f"{BUFFERS}/")]
     there = [tuple(np.shape(own[f"{BUFFERS}/{i}"])) for i in range(len(names))]
     if here != there:
@@ -204,17 +206,17 @@ def _check_buffers(objective: DataParallelObjective, own: Mapping[str, Any] | No
         )
 
 
-def _load_model(objective: DataParallelObjective, saved: Mapping[str, Any]) -> Vector:
-    """Put the saved tensors into the module; returns the point (n,)."""
-    module, parameters = objective.shard.module, objective.shard.parameters
-    known = {tensor_path(MODEL, name) for name in module.state_dict()}
+def _load_model(objective: Problem, saved: Mapping[str, Any]) -> Vector:
+    """Put the saved tensors into the model; returns the point (n,)."""
+    tensors = objective.model.tensors()
+    known = {tensor_path(MODEL, name) for name in tensors}
     if more := [name for name in in_group(MODEL, saved) if name not in known]:
         raise UsageError(
             f"The checkpoint is of another model: it holds {tensor_name(more[0])}, which this model has not. Go on "
             "with the model it was made with, or start anew with --fresh.",
             collective=True,
         )
-    for name, tensor in module.state_dict().items():
+    for name, tensor in tensors.items():
         path = tensor_path(MODEL, name)
         if path not in saved or tuple(np.shape(saved[path])) != tuple(tensor.shape):
             shape = "nothing" if path not in saved else f"shape {tuple(np.shape(saved[path]))}"
@@ -223,11 +225,10 @@ def _load_model(objective: DataParallelObjective, saved: Mapping[str, Any]) -> V
                 "Go on with the model it was made with, or start anew with --fresh.",
                 collective=True,
             )
-        tensor.copy_(_tensor(saved[path]))
-    return parameters.copy()
+    return objective.model.load({name: _tensor(saved[tensor_path(MODEL, name)]) for name in tensors})
 
 
-def _check_samples(objective: DataParallelObjective, saved: int) -> None:
+def _check_samples(objective: Problem, saved: int) -> None:
     if saved != objective.samples:
         raise UsageError(
             f"The run was made with {saved} training samples, but here are {objective.samples}. Go on with the data it "
@@ -237,7 +238,7 @@ def _check_samples(objective: DataParallelObjective, saved: int) -> None:
 
 
 def _load_state(
-    objective: DataParallelObjective,
+    objective: Problem,
     solver: Solver,
     saved: Mapping[str, Any],
     own: Mapping[str, Any] | None,
@@ -297,16 +298,10 @@ def _tensor(value: Any) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(value)).reshape(np.shape(value))
 
 
-def _load_best(
-    objective: DataParallelObjective, saved: Mapping[str, Any], point: Vector
-) -> tuple[Vector, list[torch.Tensor]]:
-    parameters, buffers = objective.shard.parameters, objective.copy_buffers()
-    if tensor_path(BEST, parameters.names[0]) not in saved:
-        return point.clone(), buffers
-    parts = [_tensor(saved[tensor_path(BEST, name)]).reshape(-1) for name in parameters.names]
-    names = [tensor_path(BEST, name) for name, _ in objective.shard.module.named_buffers()]
-    best = [_tensor(saved[name]).to(b) if name in saved else b for name, b in zip(names, buffers, strict=True)]
-    return torch.cat(parts).to(point), best
+def _load_best(objective: Problem, saved: Mapping[str, Any], point: Vector) -> tuple[Vector, list[torch.Tensor]]:
+    model = objective.model
+    best = {tensor_name(path): _tensor(saved[path]) for path in in_group(BEST, saved)}
+    return model.read(best) if best else (point.clone(), model.copy_buffers())
 
 
 def _load_standing(saved: Mapping[str, Any]) -> Standing:
@@ -328,5 +323,5 @@ def _load_history(saved: Mapping[str, Any]) -> list[dict[str, float]]:
     return rows
 
 
-def _same_layout(objective: DataParallelObjective, saved: Mapping[str, Any]) -> bool:
+def _same_layout(objective: Problem, saved: Mapping[str, Any]) -> bool:
     return all(saved.get(f"{LOOP}/{key}") == str(value) for key, value in objective.layout.items())

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from hpcopt.checkpoint.arrays import PIECE_BYTES, Partitioned
+from hpcopt.checkpoint.arrays import PIECE_BYTES
 from hpcopt.checkpoint.manifest import rank_file
 from hpcopt.checkpoint.restore import restore
 from hpcopt.checkpoint.store import CheckpointStore
@@ -19,6 +19,7 @@ from hpcopt.checkpoint.stored import StoredCheckpoint
 from hpcopt.errors import CheckpointError, UsageError
 from hpcopt.layout.block import blocks
 from hpcopt.layout.grid import ProcessGrid
+from hpcopt.layout.partitioned import Partitioned
 from tests.support.checkpoints import on_ranks
 
 WEIGHT = torch.arange(7 * 11, dtype=torch.float64).reshape(7, 11)

@@ -154,7 +154,7 @@ def test_running_statistics_are_averaged_over_the_ranks(comm: Communicator) -> N
     objective.value_and_gradient(objective.initial_vector(), Batch(None, len(objective.shard.inputs), 37))
     mine = model[2].running_mean.clone()
     mean = comm.allreduce(mine.clone()) / comm.size
-    objective.synchronize_buffers()
+    objective.model.synchronize_buffers()
     torch.testing.assert_close(model[2].running_mean, mean)
 
 
@@ -187,7 +187,7 @@ def test_a_test_set_on_some_ranks_only_is_refused_on_all(comm: Communicator) -> 
     objective = sharded(comm)
     test = (objective.shard.inputs, objective.shard.targets) if comm.rank == 0 else None
     with pytest.raises(UsageError, match="was given no test set"):
-        Evaluator(objective, test, classification=True)
+        Evaluator(objective, test)
 
 
 def test_variables_that_differ_between_ranks_are_found_out(comm: Communicator) -> None:

@@ -207,8 +207,8 @@ def test_no_sample_is_evaluated_or_counted_twice(comm: Communicator, alone: Comm
     assert objective.samples == SAMPLES
     inputs, targets = samples()
     test = (inputs[comm.rank :: comm.size], targets[comm.rank :: comm.size])
-    metrics = Evaluator(objective, test, classification=True)(w)
-    expected = Evaluator(whole(alone), (inputs, targets), classification=True)(w)
+    metrics = Evaluator(objective, test)(w)
+    expected = Evaluator(whole(alone), (inputs, targets))(w)
     assert metrics.train_loss == pytest.approx(expected.train_loss, rel=1e-14)
     assert metrics.train_accuracy == expected.train_accuracy
     assert metrics.test_loss == pytest.approx(expected.test_loss, rel=1e-14)

@@ -106,7 +106,7 @@ class Started:
         found = newest_valid(self.comm, directory)
         if found is not None:
             self.restored = restore(self.comm, found)
-            self.snapshot = snapshot_from(self.objective, self.solver, self.sampler, self.restored)
+            self.snapshot = snapshot_from(self.objective, self.solver, self.sampler, found)
         store, last = CheckpointStore(self.comm, directory), self.comm.rank == self.comm.size - 1
         requests = AsksOnce(asks_at if last else 0)
         self.keeper = CheckpointKeeper(self.objective, self.solver, self.sampler, store, CheckpointOptions(), requests)
@@ -115,7 +115,7 @@ class Started:
         """The loop of this start; every two epochs it evaluates."""
         test = tuple(part[self.comm.rank :: self.comm.size].to(self.case.dtype) for part in samples()[:1])
         labels = samples()[1][self.comm.rank :: self.comm.size]
-        evaluate = Evaluator(self.objective, (test[0], labels), classification=True)
+        evaluate = Evaluator(self.objective, (test[0], labels))
         criteria = Criteria(iterations=self.case.iterations, evaluate_every=0.5)
         ears = [self.ear] if self.comm.rank == 0 else []
         return TrainingLoop(self.objective, self.solver, self.sampler, evaluate, criteria, ears, self.keeper)

@@ -108,7 +108,7 @@ def test_every_so_many_seconds(start: Started, clock: SimpleNamespace) -> None:
 
 
 def test_only_the_clock_of_rank_0_counts(start: Started, clock: SimpleNamespace) -> None:
-    objective = SimpleNamespace(comm=SimpleNamespace(rank=1), shard=start.objective.shard)
+    objective = SimpleNamespace(comm=SimpleNamespace(rank=1), model=start.objective.model)
     options = CheckpointOptions(every_seconds=1.0)
     keeper = CheckpointKeeper(objective, start.solver, start.sampler, FakeStore(), options, Requests())  # type: ignore[arg-type]
     clock.now += 5.0
@@ -116,7 +116,7 @@ def test_only_the_clock_of_rank_0_counts(start: Started, clock: SimpleNamespace)
 
 
 def test_any_rank_may_be_asked_to_leave(start: Started) -> None:
-    objective = SimpleNamespace(comm=SimpleNamespace(rank=1), shard=start.objective.shard)
+    objective = SimpleNamespace(comm=SimpleNamespace(rank=1), model=start.objective.model)
     keeper = CheckpointKeeper(objective, start.solver, start.sampler, FakeStore(), CheckpointOptions(), AsksOnce(2))  # type: ignore[arg-type]
     assert [keeper.asks() for _ in range(3)] == [0.0, LEAVE, 0.0]
 

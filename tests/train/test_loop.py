@@ -85,7 +85,7 @@ def loop(
         """The first parameter is the training loss, so that a script decides what is best."""
         return Metrics(train_loss=float(w[0]))
 
-    evaluate = figures if isinstance(solver, Script) else Evaluator(objective, None, classification=True)
+    evaluate = figures if isinstance(solver, Script) else Evaluator(objective, None)
     return TrainingLoop(objective, solver, sampler, evaluate, criteria, [ear] if ear else [])
 
 
@@ -173,7 +173,7 @@ class TestEvaluation:
     def test_losses_and_accuracies_are_means_over_all_samples(self, comm: Communicator) -> None:
         objective = sharded(comm)
         inputs, targets = objective.shard.inputs, objective.shard.targets
-        metrics = Evaluator(objective, (inputs[:9], targets[:9]), classification=True)(objective.initial_vector())
+        metrics = Evaluator(objective, (inputs[:9], targets[:9]))(objective.initial_vector())
         outputs = objective.shard.module(inputs).detach()
         right = outputs.argmax(1) == targets
         loss = torch.nn.functional.cross_entropy
@@ -186,7 +186,7 @@ class TestEvaluation:
     def test_explained_variance_is_one_minus_error_over_variance(self, comm: Communicator) -> None:
         objective = sharded(comm, "squared")
         inputs, targets = objective.shard.inputs, objective.shard.targets
-        metrics = Evaluator(objective, (inputs, targets), classification=False)(objective.initial_vector())
+        metrics = Evaluator(objective, (inputs, targets))(objective.initial_vector())
         error = (objective.shard.module(inputs).detach() - targets).square().sum()
         variance = (targets - targets.mean(0)).square().sum()
         assert metrics.test_explained_variance == pytest.approx(float(1 - error / variance))
@@ -195,7 +195,7 @@ class TestEvaluation:
 
     def test_the_model_trains_on_in_training_mode(self, comm: Communicator) -> None:
         objective = sharded(comm)
-        Evaluator(objective, None, classification=True)(objective.initial_vector())
+        Evaluator(objective, None)(objective.initial_vector())
         assert objective.shard.module.training
 
 
@@ -236,7 +236,7 @@ class TestGrowth:
     def test_a_second_loop_with_the_sampler_begins_with_the_first_size(self, comm: Communicator) -> None:
         objective = sharded(comm)
         sampler = Sampler(plan_batches(objective, 10, 0.0, 0), torch.device("cpu"), BatchGrowth(2.0, every=1))
-        evaluate = Evaluator(objective, None, classification=True)
+        evaluate = Evaluator(objective, None)
         solver, iterations = SGD(learning_rate=1e-9), []
         for _ in range(2):
             result = TrainingLoop(objective, solver, sampler, evaluate, Criteria(epochs=3)).run()

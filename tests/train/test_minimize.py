@@ -190,7 +190,7 @@ def test_a_test_loss_that_is_not_finite_is_never_the_best(comm: Communicator) ->
     objective = sharded(comm, "squared")
     bad = inputs.clone()
     bad[0, 0] = math.nan
-    metrics = Evaluator(objective, (bad, targets), classification=False)(objective.initial_vector())
+    metrics = Evaluator(objective, (bad, targets))(objective.initial_vector())
     assert metrics.test_loss == math.inf
     assert metrics.score()[1] == -math.inf
 

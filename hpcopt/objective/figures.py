@@ -1,0 +1,36 @@
+"""Figures of a module on this rank's samples of a whole set, in chunks that keep activations small."""
+
+from __future__ import annotations
+
+import torch
+
+from hpcopt.objective.losses import Loss, predictions_correct
+from hpcopt.objective.problem import Samples, Sums
+
+CHUNK = 4096
+"""Samples in one forward pass: past the point where matrix products get faster."""
+
+
+def sums(module: torch.nn.Module, loss: Loss, samples: Samples, step: int | None = None) -> Sums:
+    """Losses, right predictions (for labels) and squared errors (for values), summed. Local.
+
+    Args:
+        module: in evaluation mode.
+        loss: a sum of one term a sample.
+        samples: inputs and targets.
+        step: most samples in one forward pass; None for no limit but ``CHUNK``.
+    """
+    total, chunk = [0.0, 0.0, 0.0], min(CHUNK, step or CHUNK)
+    with torch.no_grad():
+        for inputs, targets in zip(*(part.split(chunk) for part in samples), strict=True):
+            if len(inputs):
+                total = [a + b for a, b in zip(total, figures(module(inputs), targets, loss), strict=True)]
+    return Sums(*total)
+
+
+def figures(outputs: torch.Tensor, targets: torch.Tensor, loss: Loss) -> Sums:
+    """The figures of some samples from the outputs (b, C) of the model."""
+    value = float(loss.sum(outputs, targets))
+    if not targets.is_floating_point():
+        return Sums(value, predictions_correct(outputs, targets), 0.0)
+    return Sums(value, 0.0, float((outputs - targets.reshape(outputs.shape)).square().sum(dtype=torch.float64)))
