@@ -28,8 +28,8 @@ from hpcopt.train.output import RunOutput
 from hpcopt.train.pace import check_pace, make_pace, skip
 from hpcopt.train.protocol import Listener, Result
 from hpcopt.train.requests import Requests
+from hpcopt.train.restored import snapshot_from
 from hpcopt.train.sampler import Sampler
-from hpcopt.train.snapshot import snapshot_from
 
 
 class PreparedJob:

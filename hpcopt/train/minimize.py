@@ -24,8 +24,8 @@ from hpcopt.train.loop import TrainingLoop
 from hpcopt.train.output import RunOutput
 from hpcopt.train.protocol import Criteria, Listener, Result
 from hpcopt.train.requests import Requests
+from hpcopt.train.restored import snapshot_from
 from hpcopt.train.sampler import Sampler
-from hpcopt.train.snapshot import snapshot_from
 from hpcopt.train.tolerated import Tolerated
 from hpcopt.train.watchdog import Watchdog
 

@@ -23,8 +23,8 @@ from hpcopt.train.loop import TrainingLoop
 from hpcopt.train.minimize import plan_batches
 from hpcopt.train.protocol import Criteria, Result
 from hpcopt.train.requests import Requests
+from hpcopt.train.restored import snapshot_from
 from hpcopt.train.sampler import Sampler
-from hpcopt.train.snapshot import snapshot_from
 from tests.support.problems import samples, sharded, small_network
 
 TIMES = {"seconds", "wall_seconds", "seconds_waited"}

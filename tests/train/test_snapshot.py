@@ -182,7 +182,8 @@ def count_in_model(monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def forget_the_average(monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr("hpcopt.train.snapshot.COUNTS", [name for name in COUNTS if name != "accepted"])
+    for module in ("snapshot", "restored"):
+        monkeypatch.setattr(f"hpcopt.train.{module}.COUNTS", [name for name in COUNTS if name != "accepted"])
     return "loop._standing.accepted"
 
 
