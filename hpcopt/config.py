@@ -120,9 +120,13 @@ class ParallelOptions:
 
     layout: Literal["data", "variables"] = "data"
     """data: every rank varies all variables on its shard of the samples. variables: groups of ranks share the samples
-    of a shard, and each rank of a group varies a block of the variables in the local phase of APTS."""
+    of a shard. With APTS each rank of a group varies a block of the variables in the local phase; with other methods
+    the network is cut over a grid of ranks, and no rank holds all of its weights or of the features."""
+    grid: list[int] | None = None
+    """With layout = "variables" and a method other than APTS: rows and columns of the grid. None: the squarest that
+    fits the network."""
     data: int = 1
-    """With layout = "variables": number of shards, each of ranks / data ranks."""
+    """With layout = "variables" and APTS: number of shards, each of ranks / data ranks."""
     quorum: float | None = None
     """The local phase of APTS ends when this part of the ranks has finished it; the others contribute the step they
     have, after one local iteration at least. Off by default."""
@@ -139,6 +143,13 @@ class ParallelOptions:
                 "every local phase where the record says, so remove parallel.quorum."
             )
         _check("parallel.data", self.data, "at least 1", lambda x: x >= 1)
+        if self.grid is not None and (len(self.grid) != 2 or min(self.grid) < 1):
+            raise UsageError(f"parallel.grid = {self.grid} must be [rows, columns], two whole numbers of at least 1.")
+        if self.layout == "data" and self.grid is not None:
+            raise UsageError(
+                f'parallel.grid = {self.grid} needs parallel.layout = "variables", which cuts the network over a '
+                "grid of ranks. Remove parallel.grid or change the layout."
+            )
         if self.layout == "data" and self.data != 1:
             raise UsageError(
                 f'parallel.data = {self.data} needs parallel.layout = "variables"; with layout = "data" every rank has '

@@ -10,7 +10,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from hpcopt.comm.communicator import Communicator
+from hpcopt.data.dataset import Part
 from hpcopt.layout.block import Block
+from hpcopt.layout.network import NetworkLayout
 
 
 def columns_of(rows: np.ndarray, groups: Sequence[Block], own: Block, comm: Communicator) -> np.ndarray:
@@ -35,7 +37,21 @@ def columns_of(rows: np.ndarray, groups: Sequence[Block], own: Block, comm: Comm
     return wanted
 
 
-def all_of(labels: np.ndarray, comm: Communicator) -> np.ndarray:
-    """One number a sample, of all ranks, in the order of the ranks, (N,). *Collective*."""
-    counts = comm.allgather_objects(len(labels), label="columns")
-    return comm.allgatherv(np.ascontiguousarray(labels), counts, label="columns")
+def by_columns(part: Part, layout: NetworkLayout, comm: Communicator) -> Part:
+    """What a rank of a network on a grid needs of a set: its feature columns of all samples. *Collective*.
+
+    Args:
+        part: this rank's contiguous shard, as it was loaded.
+        layout: the network.
+        comm: all ranks of the grid.
+
+    Returns:
+        Inputs (N, u), and labels (N,) or this rank's target columns (N, v).
+    """
+    rows = part.inputs.reshape(len(part.inputs), -1)
+    inputs = columns_of(rows, layout.parts_of(0), layout.features(comm.rank), comm)
+    if part.targets.ndim == 1:
+        targets = columns_of(part.targets[:, None], [Block(0, 1)], Block(0, 1), comm)[:, 0]
+    else:
+        targets = columns_of(part.targets, layout.parts_of(layout.layers), layout.outputs(comm.rank), comm)
+    return Part(inputs, targets, 0, len(inputs))

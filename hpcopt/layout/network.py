@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from hpcopt.errors import UsageError
-from hpcopt.layout.block import Block, block
+from hpcopt.layout.block import Block, block, blocks
 from hpcopt.layout.grid import ProcessGrid
 
 
@@ -97,6 +97,10 @@ class NetworkLayout:
         """The group of the neurons of layer m = 0 ... L that a rank works on."""
         row, column = self.grid.coordinates(rank)
         return column if layer % 2 else row
+
+    def parts_of(self, layer: int) -> list[Block]:
+        """The P_m groups of the neurons of layer m = 0 ... L."""
+        return blocks(self.sizes[layer], self.groups(layer))
 
     def neurons(self, layer: int, rank: int) -> Block:
         """The neurons of layer m = 0 ... L that a rank works on."""

@@ -20,9 +20,13 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 }
 """Name in the job file -> layer."""
 
-INITS = ("torch", "he", "xavier")
+INITS = ("torch", "he", "xavier", "sparse")
 """torch: as torch makes its layers. he: normal, variance 2/fan_in (He et al. 2015, arXiv:1502.01852), 1/fan_in in the
-last layer. xavier: uniform, variance 2/(fan_in + fan_out) (Glorot and Bengio 2010). Both with biases of 0."""
+last layer. xavier: uniform, variance 2/(fan_in + fan_out) (Glorot and Bengio 2010). sparse: normal, variance 1, at
+``SPARSE_INPUTS`` inputs of each unit drawn at random, 0 at the others (Martens 2010). All three with biases of 0."""
+
+SPARSE_INPUTS = 15
+"""Incoming weights of a unit that are not 0 (Martens 2010, "Deep learning via Hessian-free optimization")."""
 
 
 def dense_stack(sizes: Sequence[int], activation: str, *, bias: bool = True, dropout: float = 0.0) -> list[nn.Module]:
@@ -44,10 +48,18 @@ def initialise(model: nn.Module, rule: str) -> None:
     for layer in layers:
         if rule == "he":
             nn.init.kaiming_normal_(layer.weight, nonlinearity="linear" if layer is layers[-1] else "relu")
-        else:
+        elif rule == "xavier":
             nn.init.xavier_uniform_(layer.weight)
+        else:
+            _sparse(layer.weight)
         if layer.bias is not None:
             layer.bias.zero_()
+
+
+def _sparse(weight: torch.Tensor) -> None:
+    units = weight.view(weight.shape[0], -1)
+    chosen = torch.rand(units.shape).argsort(dim=1)[:, :SPARSE_INPUTS]
+    units.zero_().scatter_(1, chosen, torch.randn(chosen.shape))
 
 
 def image_shape(model: str, input_shape: tuple[int, ...]) -> tuple[int, int, int]:

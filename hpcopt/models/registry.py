@@ -42,10 +42,16 @@ def build(
     with _seeded(key64(seed, "init")):
         if ":" in name:
             return make_user_model(name, given, input_shape, outputs, seed)
-        cls = _options_class(name)
-        checks.known_keys(name, list(given), option_names(name))
-        model: torch.nn.Module = cls(**given).make(input_shape, outputs)
+        model: torch.nn.Module = make_options(name, options).make(input_shape, outputs)
         return model
+
+
+def make_options(name: str, options: Mapping[str, Any]) -> Any:
+    """The checked options of the network ``name`` of hpcopt. Raises UsageError as ``build``."""
+    given = {key: value for key, value in options.items() if key != "name"}
+    cls = _options_class(name)
+    checks.known_keys(name, list(given), option_names(name))
+    return cls(**given)
 
 
 def option_names(name: str) -> list[str]:

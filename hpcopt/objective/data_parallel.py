@@ -221,6 +221,11 @@ class DataParallelObjective:
         self.work.curvature_products += products * batch.total / self.samples
 
     @property
+    def parameters(self) -> int:
+        """Variables of the model: n."""
+        return self.size
+
+    @property
     def classification(self) -> bool:
         """Whether the targets are labels."""
         return not self.shard.targets.is_floating_point()

@@ -22,6 +22,7 @@ from hpcopt.objective.network_data import (
     check_count,
     check_names,
     check_same,
+    is_labels,
     make_layout,
     own_inputs,
     own_targets,
@@ -31,7 +32,9 @@ from hpcopt.objective.network_implicit import ImplicitLinearization
 from hpcopt.objective.network_init import initial_blocks
 from hpcopt.objective.network_losses import SPLIT_LOSSES
 from hpcopt.objective.network_memory import KEPT_BYTES
+from hpcopt.objective.network_model import PartitionedModel
 from hpcopt.objective.network_passes import GridNetwork
+from hpcopt.objective.problem import Samples, Sums
 from hpcopt.objective.protocol import Batch, Vector, Work
 from hpcopt.objective.subsets import Subsets
 
@@ -99,6 +102,7 @@ class NetworkObjective:
         same: dict[str, object] = {"sizes": list(self.partition.sizes), "grid": list(self.partition.grid), "loss": loss}
         same |= {"activation": activation, "weight_decay": float(weight_decay), "seed": seed, "init": init}
         check_same(comm, same | {"micro_batch": micro_batch, "jacobian": jacobian, "memory_limit": memory_limit})
+        self.classification = is_labels(targets)
         self.size, self.samples = self.partition.size(comm.rank), len(self.inputs)
         self.outputs = self.partition.sizes[-1]
         self.network = GridNetwork(self.partition, activation, comm, TorchKernels())
@@ -111,12 +115,18 @@ class NetworkObjective:
         self._subsets = Subsets(seed, self.inputs.device)
         self.work = Work(curvature_cost=self._product_cost())
         self.flag, self.flags_seen = 0.0, 0.0
+        self.model = PartitionedModel(self.partition, comm.rank, self.initial_vector())
 
     @property
     def layout(self) -> dict[str, Any]:
         """How features and variables are spread over the ranks, for the record."""
         sizes = [self.partition.size(rank) for rank in range(self.comm.size)]
         return {"layout": "variables", "grid": list(self.partition.grid), "block_sizes": sizes}
+
+    @property
+    def parameters(self) -> int:
+        """Weights and biases of the whole network."""
+        return self.partition.parameters
 
     @property
     def full_batch(self) -> Batch:
@@ -169,6 +179,32 @@ class NetworkObjective:
         parts = [self.network.forward(layers, inputs) for inputs, _ in self.pieces(batch)]
         own = torch.cat(parts) if parts else self.targets[:0]
         return self.network.gather_outputs(own)
+
+    def shards(self) -> tuple[int, int]:
+        """All samples are every rank's. Local."""
+        return 0, self.samples
+
+    def evaluate(self, w: Vector, test: Samples | None) -> tuple[Sums, Sums]:
+        """Figures at w over the training set and over the test set, zeros without one. *Collective*.
+
+        Args:
+            w: this rank's numbers (n,).
+            test: this rank's feature columns of all test samples, and their labels or its target columns.
+        """
+        self.model.bind(w)
+        own = (self.inputs, self.targets)
+        parts = [own] if test is None else [own, (test[0], self._columns(test))]
+        sums = [self._sums(w, *part) for part in parts]
+        reduced = self.comm.reduce_scalars([figure for part in sums for figure in part], label="evaluation")
+        return Sums(*reduced[:3]), Sums(*reduced[3:])
+
+    def moments(self, targets: torch.Tensor) -> tuple[float, float]:
+        """Number of a set's samples, and the sum of squared distances of targets from their mean. *Collective*."""
+        centred = 0.0
+        if not self.classification and self.network.is_first:
+            values = targets.to(torch.float64)
+            centred = float((values - values.mean(0)).square().sum())
+        return float(len(targets)), self.comm.reduce_scalars([centred], label="evaluation")[0]
 
     def release(self, gradient: Vector) -> None:
         """Nothing: gradients are a rank's own numbers only and their memory is not kept."""
@@ -249,6 +285,24 @@ class NetworkObjective:
             "and no layer whole. Use layout = 'data', or another method.",
             collective=True,
         )
+
+    def _columns(self, samples: Samples) -> torch.Tensor:
+        return own_targets(samples[1], self.partition, self.comm.rank, samples[0])
+
+    def _sums(self, w: Vector, inputs: torch.Tensor, targets: torch.Tensor) -> Sums:
+        """This rank's part of the figures of some samples. *Collective*."""
+        layers, loss, correct, error = self.network.views(w), 0.0, 0.0, 0.0
+        mine = self.network.is_first
+        for x, y in zip(inputs.split(self.micro_batch), targets.split(self.micro_batch), strict=True):
+            outputs = self.network.forward(layers, x)
+            part = self.split_loss.sum(outputs, y)
+            loss += part if mine else 0.0
+            if self.classification:
+                scores, labels = self.network.gather_outputs(outputs), self.network.gather_outputs(y)
+                correct += float((scores.argmax(1) == labels.argmax(1)).sum()) if self.comm.rank == 0 else 0.0
+            elif mine:
+                error += float((outputs - y).square().sum(dtype=torch.float64))
+        return Sums(loss, correct, error)
 
     def _total(self, loss: float, w: Vector, batch: Batch) -> float:
         """Mean loss and weight decay of all ranks, from this rank's part of the sum. *Collective*, one reduction."""

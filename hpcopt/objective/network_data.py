@@ -111,6 +111,12 @@ def own_inputs(inputs: Array, layout: NetworkLayout, rank: int) -> torch.Tensor:
     return tensor
 
 
+def is_labels(targets: Array) -> bool:
+    """Whether targets are classes, (N,) integers."""
+    tensor = torch.as_tensor(targets)
+    return tensor.ndim == 1 and not tensor.is_floating_point()
+
+
 def own_targets(targets: Array, layout: NetworkLayout, rank: int, like: torch.Tensor) -> torch.Tensor:
     """This rank's target columns (N, v) in precision and place of the inputs; labels (N,) become 0 and 1.
 
@@ -121,7 +127,7 @@ def own_targets(targets: Array, layout: NetworkLayout, rank: int, like: torch.Te
     tensor, held, width = torch.as_tensor(targets), layout.outputs(rank), layout.sizes[-1]
     if len(tensor) != len(like):
         raise UsageError(f"there are {len(like)} inputs but {len(tensor)} targets; every sample needs one of each.")
-    if tensor.ndim == 1 and not tensor.is_floating_point():
+    if is_labels(tensor):
         if len(tensor) and not 0 <= int(tensor.min()) <= int(tensor.max()) < width:
             raise UsageError(
                 f"labels run from {int(tensor.min())} to {int(tensor.max())}, but with {width} outputs they must be 0 "

@@ -13,10 +13,8 @@ import numpy as np
 import torch
 
 from hpcopt.layout.network import LayerBlock, NetworkLayout
+from hpcopt.models.layers import SPARSE_INPUTS
 from hpcopt.random import uniforms
-
-SPARSE_INPUTS = 15
-"""Incoming weights of a unit that are not 0 (Martens 2010, "Deep learning via Hessian-free optimization")."""
 
 _ROWS = 1 << 20  # numbers drawn at a time, so that float64 temporaries stay small beside the block
 

@@ -111,6 +111,11 @@ class Problem(Objective, Protocol):
         ...
 
     @property
+    def parameters(self) -> int:
+        """Variables of the whole model, wherever they lie."""
+        ...
+
+    @property
     def classification(self) -> bool:
         """Whether the targets are labels."""
         ...

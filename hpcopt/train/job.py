@@ -8,22 +8,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from hpcopt.comm.communicator import Communicator
 from hpcopt.config import Job, SolverTable
-from hpcopt.data.dataset import DataSet, Part
+from hpcopt.data.dataset import DataSet
 from hpcopt.data.load import load
 from hpcopt.errors import UsageError
-from hpcopt.layout.blocks import variable_grid
-from hpcopt.layout.grid import ProcessGrid
-from hpcopt.models.registry import build
-from hpcopt.objective.data_parallel import DataParallelObjective
-from hpcopt.objective.variable_blocks import VariableBlockObjective
-from hpcopt.solvers.registry import make_solver, option_names
+from hpcopt.solvers.registry import make_solver
 from hpcopt.solvers.solver import Solver
 from hpcopt.train.minimize import first_iterations, horizon_epochs, make_criteria, plan_batches, run_facts, train
+from hpcopt.train.objectives import loss_name, make_objective, shard_grid
 from hpcopt.train.output import RunOutput
 from hpcopt.train.pace import check_pace, make_pace, skip
 from hpcopt.train.protocol import Listener, Result
@@ -51,20 +46,18 @@ class PreparedJob:
         with comm.together("checking the method's options"):
             # What is wrong in the job is refused before the data are read.
             check_pace(job.parallel, job.debug, make_solver(job.solver.name, job.solver.options, 1.0))
-            grid = job_grid(job, comm.size)
+            grid = shard_grid(job, comm.size)
         self.pace = make_pace(job.parallel, job.debug, comm)
         device = choose_device(job.run.device, comm)
         self.data = load(job.data, comm, job.run.seed, grid)
         with comm.together("checking the job"):
             check_job(job, self.data)
-        self.objective = self._build_objective(device)
-        self.objective.local.pace = self.pace
+        self.objective, self.test = make_objective(job, self.data, comm, device, self.pace)
         plan = plan_batches(self.objective, job.data.batch, job.data.overlap, job.run.seed)
         self.sampler = Sampler(plan, device, job.data.growth)
         self.criteria = make_criteria(job.run, job.debug.check_agreement)
         horizon = horizon_epochs(self.criteria, self.sampler)
         self.solver = make_solver(job.solver.name, job.solver.options, horizon)
-        self.test = self._on_device(self.data.test, device) if self.data.test else None
 
     def run(
         self,
@@ -88,8 +81,8 @@ class PreparedJob:
         """
         about_rank = {
             "threads": torch.get_num_threads(),
-            "device": str(self.objective.shard.inputs.device),
-            "samples": len(self.objective.shard.inputs),
+            "device": str(self.objective.model.device),
+            "samples": self.objective.shards()[1],
         }
         options = self.job.checkpoint
         output = RunOutput(
@@ -121,34 +114,6 @@ class PreparedJob:
         """The job with the method's defaults filled in."""
         return replace(self.job, solver=SolverTable(self.job.solver.name, solver_options(self.solver)))
 
-    def _build_objective(self, device: torch.device) -> DataParallelObjective:
-        job, data = self.job, self.data
-        with self.comm.together("building the model"):
-            model = build(job.model.name, job.model.options, data.input_shape, data.outputs, job.run.seed)
-        model.to(device=device, dtype=getattr(torch, job.run.precision))
-        inputs, targets = self._on_device(data.train, device)
-        given = (model, loss_name(job, data), inputs, targets, self.comm)
-        decay, micro_batch, seed = job.loss.weight_decay, job.loss.micro_batch, job.run.seed
-        if job.parallel.layout == "data":
-            return DataParallelObjective(*given, weight_decay=decay, micro_batch=micro_batch, seed=seed)
-        return VariableBlockObjective(
-            *given,
-            shards=job.parallel.data,
-            weight_decay=decay,
-            micro_batch=micro_batch,
-            seed=seed,
-            key="parallel.data",
-        )
-
-    def _on_device(self, part: Part, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        precision = getattr(torch, self.job.run.precision)
-
-        def move(array: np.ndarray) -> torch.Tensor:
-            tensor = torch.from_numpy(array)
-            return tensor.to(device=device, dtype=precision if tensor.is_floating_point() else tensor.dtype)
-
-        return move(part.inputs), move(part.targets)
-
     def _facts(self) -> dict[str, Any]:
         job, data = self.job, self.data
         names = {"name": job.run.name, "solver": job.solver.name, "model": job.model.name, "data": data.name}
@@ -156,34 +121,10 @@ class PreparedJob:
         return {**names, **extra, "epoch_steps": self.sampler.per_epoch, **run_facts(self.objective, self.solver)}
 
 
-def job_grid(job: Job, ranks: int) -> ProcessGrid | None:
-    """The grid of ranks whose rows share samples; None when every rank has samples of its own.
-
-    Raises:
-        UsageError: the ranks do not form it, or the method has no local phase in which blocks of variables are varied.
-    """
-    if job.parallel.layout != "variables":
-        return None
-    if "local_iterations" not in option_names(job.solver.name):
-        raise UsageError(
-            f'parallel.layout = "variables" is for methods whose ranks work on their own between reductions, but '
-            f'solver.name = "{job.solver.name}" has no such phase. Use solver.name = "apts", or parallel.layout = '
-            '"data".'
-        )
-    return variable_grid(ranks, job.parallel.data)
-
-
 def solver_options(solver: Solver) -> dict[str, Any]:
     """The method's options as they stand in a job file."""
     options = {f.name: getattr(solver, f.name) for f in fields(solver)}  # type: ignore[arg-type]
     return {k: list(v) if isinstance(v, tuple) else v for k, v in options.items() if k != "horizon_epochs"}
-
-
-def loss_name(job: Job, data: DataSet) -> str:
-    """The loss of the job; cross-entropy for classes and squared for numbers unless it says otherwise."""
-    if job.loss.name != "auto":
-        return job.loss.name
-    return "cross_entropy" if data.task == "classification" else "squared"
 
 
 def check_job(job: Job, data: DataSet) -> None:

@@ -211,7 +211,7 @@ def run_facts(objective: Problem, solver: Solver) -> dict[str, Any]:
     """What status.json says of any run."""
     return {
         **objective.layout,
-        "parameters": objective.size,
+        "parameters": objective.parameters,
         "training_samples": objective.samples,
         "precision": str(objective.model.dtype).removeprefix("torch."),
         "options": {k: v for k, v in vars(solver).items() if isinstance(v, (int, float, str, bool))},

@@ -1,0 +1,136 @@
+"""The objective that a job describes: who holds which samples and which variables."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from hpcopt.comm.communicator import Communicator
+from hpcopt.config import Job
+from hpcopt.data.columns import by_columns
+from hpcopt.data.dataset import DataSet, Part
+from hpcopt.errors import UsageError
+from hpcopt.layout.blocks import variable_grid
+from hpcopt.layout.grid import ProcessGrid
+from hpcopt.layout.network import NetworkLayout
+from hpcopt.models.registry import build, make_options
+from hpcopt.objective.data_parallel import DataParallelObjective
+from hpcopt.objective.local import Pace
+from hpcopt.objective.network import NetworkObjective
+from hpcopt.objective.network_data import make_layout
+from hpcopt.objective.problem import Problem, Samples
+from hpcopt.objective.variable_blocks import VariableBlockObjective
+from hpcopt.solvers.registry import option_names
+
+
+def has_local_phase(job: Job) -> bool:
+    """Whether the ranks work on their own between the reductions of the job's method."""
+    return "local_iterations" in option_names(job.solver.name)
+
+
+def shard_grid(job: Job, ranks: int) -> ProcessGrid | None:
+    """The grid of ranks whose rows share samples while they are loaded; None when every rank has samples of its own.
+
+    Raises:
+        UsageError: the ranks do not form it, or the layout's options do not fit the method or the model.
+    """
+    parallel = job.parallel
+    if parallel.layout != "variables":
+        return None
+    if has_local_phase(job):
+        if parallel.grid is not None:
+            raise UsageError(
+                f"parallel.grid = {parallel.grid} is for networks that are cut over a grid of ranks, but "
+                f'solver.name = "{job.solver.name}" varies whole layers on each rank. Remove parallel.grid; '
+                "parallel.data says how many shards the samples have."
+            )
+        return variable_grid(ranks, parallel.data)
+    if parallel.data != 1:
+        raise UsageError(
+            f'parallel.data = {parallel.data} is for solver.name = "apts"; with "{job.solver.name}" all ranks form one '
+            "grid, parallel.grid, over which the network is cut. Remove parallel.data."
+        )
+    _check_network(job)
+    return None
+
+
+def make_objective(
+    job: Job, data: DataSet, comm: Communicator, device: torch.device, pace: Pace | None = None
+) -> tuple[Problem, Samples | None]:
+    """The objective, whose local phases keep the ``pace``, and the test set as its ranks hold it. *Collective*.
+
+    Raises:
+        UsageError: on all ranks, when model, data and layout do not fit together.
+    """
+    if job.parallel.layout == "variables" and not has_local_phase(job):
+        return _network(job, data, comm, device)
+    precision = getattr(torch, job.run.precision)
+    with comm.together("building the model"):
+        model = build(job.model.name, job.model.options, data.input_shape, data.outputs, job.run.seed)
+    model.to(device=device, dtype=precision)
+    test = _on(data.test, precision, device) if data.test else None
+    given = (model, loss_name(job, data), *_on(data.train, precision, device), comm)
+    decay, micro_batch, seed = job.loss.weight_decay, job.loss.micro_batch, job.run.seed
+    objective: DataParallelObjective
+    if job.parallel.layout == "data":
+        objective = DataParallelObjective(*given, weight_decay=decay, micro_batch=micro_batch, seed=seed)
+    else:
+        shards, key = job.parallel.data, "parallel.data"
+        objective = VariableBlockObjective(
+            *given, shards=shards, weight_decay=decay, micro_batch=micro_batch, seed=seed, key=key
+        )
+    objective.local.pace = pace
+    return objective, test
+
+
+def loss_name(job: Job, data: DataSet) -> str:
+    """The loss of the job; cross-entropy for classes and squared for numbers unless it says otherwise."""
+    if job.loss.name != "auto":
+        return job.loss.name
+    return "cross_entropy" if data.task == "classification" else "squared"
+
+
+def _network(job: Job, data: DataSet, comm: Communicator, device: torch.device) -> tuple[Problem, Samples | None]:
+    precision, options = getattr(torch, job.run.precision), make_options("mlp", job.model.options)
+    sizes = [int(np.prod(data.input_shape)), *options.widths, data.outputs]
+    with comm.together("laying out the network"):
+        layout: NetworkLayout = make_layout(sizes, job.parallel.grid, comm.size)
+    train = _on(by_columns(data.train, layout, comm), precision, device)
+    test = _on(by_columns(data.test, layout, comm), precision, device) if data.test else None
+    objective = NetworkObjective(
+        *(sizes, options.activation, loss_name(job, data), *train, comm, layout.grid),
+        weight_decay=job.loss.weight_decay,
+        seed=job.run.seed,
+        init=options.init,
+        micro_batch=job.loss.micro_batch,
+    )
+    return objective, test
+
+
+def _check_network(job: Job) -> None:
+    """Refuse a model that cannot be cut over a grid of ranks."""
+    name = job.model.name
+    if name != "mlp":
+        raise UsageError(
+            f'parallel.layout = "variables" with solver.name = "{job.solver.name}" cuts a fully connected network over '
+            f'the ranks, but model.name = "{name}". Use model.name = "mlp", or parallel.layout = "data".'
+        )
+    options = make_options(name, job.model.options)
+    for key, allowed in (("activation", ("relu", "tanh", "sigmoid")), ("init", ("he", "xavier", "sparse"))):
+        if getattr(options, key) not in allowed:
+            raise UsageError(
+                f'model.{key} = "{getattr(options, key)}" is not possible where the network is cut over the ranks '
+                f'(parallel.layout = "variables" with solver.name = "{job.solver.name}"). Set it to one of '
+                f'{", ".join(allowed)}, or use parallel.layout = "data".'
+            )
+    if options.dropout or not options.bias:
+        raise UsageError(
+            'a network that is cut over the ranks (parallel.layout = "variables") has biases and no dropout: remove '
+            "model.dropout and model.bias."
+        )
+
+
+def _on(part: Part, precision: torch.dtype, device: torch.device) -> Samples:
+    inputs, targets = torch.from_numpy(part.inputs), torch.from_numpy(part.targets)
+    kind = precision if targets.is_floating_point() else targets.dtype
+    return inputs.to(device=device, dtype=precision), targets.to(device=device, dtype=kind)
