@@ -56,7 +56,7 @@ def test_a_run_learns_and_says_how_the_variables_were_divided(
     [
         (["parallel.data=2"], "parallel.data = 2 does not fit 3 ranks"),
         (["model.widths=[5]"], "form 2 groups, which cannot be divided among 3 ranks"),
-        (["solver.name=lbfgs"], 'solver.name = "lbfgs" has no such phase'),
+        (["solver.name=lbfgs"], 'model.init = "torch" is not possible'),
         (["parallel.layout=data", "parallel.data=3"], 'parallel.data = 3 needs parallel.layout = "variables"'),
     ],
 )

@@ -246,7 +246,7 @@ def test_a_job_leaves_a_record_that_counts_every_sample_once(
 @pytest.mark.parametrize(
     ("setting", "says"),
     [
-        ("solver.name=sgd", 'solver.name = "sgd" has no such phase. Use solver.name = "apts"'),
+        ("solver.name=sgd", 'model.init = "torch" is not possible'),
         ("parallel.data=7", "parallel.data = 7 does not fit"),
     ],
 )

@@ -1,0 +1,143 @@
+"""Jobs whose network is cut over a grid of ranks: one run on any number of them, that goes on on any other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mpi4py import MPI
+
+from hpcopt.analysis.export import export
+from hpcopt.analysis.history import open_run
+from hpcopt.comm.communicator import Communicator
+from hpcopt.config import parse_job
+from hpcopt.errors import UsageError
+from hpcopt.models.registry import build
+from hpcopt.objective.network import NetworkObjective
+from hpcopt.train.job import PreparedJob
+
+pytestmark = pytest.mark.mpi
+
+JOB = """
+[run]
+iterations = 5
+evaluate_every = 5
+precision = "float64"
+device = "cpu"
+[data]
+source = "digits"
+limit = 200
+test = 0.2
+batch = "full"
+[model]
+widths = [12, 11, 13]
+init = "he"
+activation = "tanh"
+[loss]
+weight_decay = 1e-3
+[parallel]
+layout = "variables"
+"""
+
+SOLVERS = {
+    "newton": ["solver.cg_iterations=12"],
+    "sgd": ["solver.learning_rate=0.1", "solver.momentum=0.9"],
+    "adam": [],
+    "lbfgs": [],
+    "trust_region": [],
+}
+
+
+def prepared(comm: Communicator, *settings: str) -> PreparedJob:
+    return PreparedJob(parse_job(JOB, list(settings)), comm)
+
+
+def settings_of(solver: str) -> list[str]:
+    return [f"solver.name={solver}", *SOLVERS[solver]]
+
+
+@pytest.fixture
+def alone() -> Communicator:
+    return Communicator(MPI.COMM_SELF)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_run_is_the_same_on_any_number_of_ranks(comm: Communicator, alone: Communicator, solver: str) -> None:
+    ours = prepared(comm, *settings_of(solver))
+    theirs = prepared(alone, *settings_of(solver)).run(None)
+    found = ours.run(None)
+    assert isinstance(ours.objective, NetworkObjective)
+    for name in ("train_loss", "test_loss", "train_accuracy", "test_accuracy"):
+        wanted = [row[name] for row in theirs.history]
+        np.testing.assert_allclose([row[name] for row in found.history], wanted, rtol=1e-9)
+    assert comm.reduce_scalars([float(ours.objective.size)])[0] == ours.objective.parameters == len(theirs.parameters)
+
+
+def test_values_are_evaluated_as_labels_are(comm: Communicator, alone: Communicator) -> None:
+    """The squared loss of targets that are cut over the ranks, with its explained variance."""
+    settings = ["data.source=peaks", "data.test=0.3", *settings_of("sgd")]
+    ours, theirs = (prepared(c, *settings).run(None) for c in (comm, alone))
+    for name in ("train_loss", "test_loss", "test_explained_variance"):
+        wanted = getattr(theirs.final, name)
+        assert np.isfinite(wanted)
+        assert getattr(ours.final, name) == pytest.approx(wanted, rel=1e-9)
+
+
+def test_no_rank_holds_all_features(comm: Communicator) -> None:
+    job = prepared(comm, "solver.name=sgd")
+    assert isinstance(job.objective, NetworkObjective)
+    rows = job.objective.partition.grid.rows
+    assert job.objective.inputs.shape[1] <= -(-64 // rows)
+    assert len(job.objective.inputs) == job.objective.samples
+
+
+@pytest.mark.parametrize("solver", ["newton", "sgd", "lbfgs"])
+def test_a_run_saved_on_one_grid_goes_on_on_another(comm: Communicator, shared_path: Path, solver: str) -> None:
+    """From each of some numbers of ranks to the next, one iteration each, to the curve of a run in one go."""
+    settings = settings_of(solver)
+    whole = prepared(comm, *settings).run(None)
+    numbers = [comm.size, 1, max(comm.size - 1, 1), comm.size, comm.size]
+    for iterations, ranks in enumerate(numbers, 1):
+        part = comm.split(int(comm.rank >= ranks))
+        if comm.rank < ranks:
+            result = prepared(part, *settings, f"run.iterations={iterations}").run(shared_path / "run")
+            assert result.resumed_from == (iterations - 1 or None)
+        part.free()
+        comm.barrier()
+    for name in ("train_loss", "test_loss", "train_accuracy", "test_accuracy"):
+        assert getattr(result.final, name) == pytest.approx(getattr(whole.final, name), rel=1e-9)
+
+
+def test_what_is_saved_is_what_torch_loads(comm: Communicator, shared_path: Path) -> None:
+    result = prepared(comm, "solver.name=sgd").run(shared_path / "run")
+    if comm.rank == 0:
+        with open_run(shared_path / "run").checkpoint() as checkpoint:
+            export(checkpoint, shared_path / "model.pt")
+        model = build("mlp", {"widths": [12, 11, 13], "activation": "tanh"}, (64,), 10, 0).double()
+        model.load_state_dict(torch.load(shared_path / "model.pt"))
+        assert all(p.abs().sum() > 0 for p in model.parameters())
+        assert result.final.train_loss < result.initial.train_loss
+    comm.barrier()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["model.name=cnn", "model.options={}"], 'model.name = "cnn". Use model.name = "mlp"'),
+        (["model.init=torch"], 'model.init = "torch" is not possible'),
+        (["model.activation=gelu"], "Set it to one of relu, tanh, sigmoid"),
+        (["model.dropout=0.5"], "remove model.dropout"),
+        (["parallel.data=2"], 'parallel.data = 2 is for solver.name = "apts"'),
+        (["parallel.grid=[7, 7]"], r"grid = [7, 7] does not fit"),
+        (["parallel.grid=[0, 1]"], "must be [rows, columns]"),
+        (["parallel.layout=data", "parallel.grid=[1, 1]"], 'needs parallel.layout = "variables"'),
+        (["solver.name=apts", "parallel.grid=[1, 1]"], "varies whole layers on each rank"),
+    ],
+)
+def test_what_cannot_be_cut_is_refused_on_all_ranks(comm: Communicator, settings: list[str], words: str) -> None:
+    with pytest.raises(UsageError) as found:
+        prepared(comm, "solver.name=sgd", *[s for s in settings if "options" not in s])
+    assert words in str(found.value)
+    comm.barrier()
