@@ -1,4 +1,4 @@
-"""A proof, for debugging, that all ranks hold the same variables."""
+"""A proof, for debugging, that all ranks hold the same variables, or have decided alike."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def check_agreement(comm: Communicator, vector: Any, iteration: int) -> None:
     smallest, largest = comm.reduce_scalars([number, -number], op="min", label="agreement")
     if smallest != -largest:
         raise HpcoptError(
-            f"the ranks no longer hold the same variables after iteration {iteration}; a decision was taken from "
-            "numbers that differ between ranks. This is a bug in the method or in the model: the latter when it "
+            f"the ranks no longer agree on variables or decisions after iteration {iteration}; a decision was taken "
+            "from numbers that differ between ranks. This is a bug in the method or in the model: the latter when it "
             "draws random numbers outside torch's generators",
             collective=True,
         )

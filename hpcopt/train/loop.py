@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 
+import torch
+
 from hpcopt.comm.ledger import LedgerTotals
 from hpcopt.objective.problem import Problem
 from hpcopt.objective.protocol import Vector
@@ -133,8 +135,17 @@ class TrainingLoop:
         self._step_waited += self._spent().seconds_waited - waited
         standing.iterations, standing.batch = standing.iterations + 1, batch.total
         if self.criteria.check_agreement:
-            check_agreement(objective.comm, state["parameters"], standing.iterations)
+            check_agreement(objective.comm, self._shared(state, report), standing.iterations)
         return state, report
+
+    def _shared(self, state: State, report: StepReport) -> torch.Tensor:
+        """What every rank must have alike after a step: the variables, or what was decided where they are cut up."""
+        parameters = state["parameters"]
+        assert isinstance(parameters, torch.Tensor)
+        if self.objective.model.blocks(parameters) is None:
+            return parameters
+        numbers = (report.loss, report.loss_after, report.gradient_norm, report.step_norm, float(report.accepted))
+        return torch.tensor(numbers, dtype=torch.float64)
 
     def _asks(self) -> float:
         """What this rank asks for in the coming iteration; only rank 0's clock counts."""

@@ -13,7 +13,7 @@ from hpcopt.analysis.export import export
 from hpcopt.analysis.history import open_run
 from hpcopt.comm.communicator import Communicator
 from hpcopt.config import parse_job
-from hpcopt.errors import UsageError
+from hpcopt.errors import HpcoptError, UsageError
 from hpcopt.models.registry import build
 from hpcopt.objective.network import NetworkObjective
 from hpcopt.train.job import PreparedJob
@@ -83,6 +83,16 @@ def test_values_are_evaluated_as_labels_are(comm: Communicator, alone: Communica
         wanted = getattr(theirs.final, name)
         assert np.isfinite(wanted)
         assert getattr(ours.final, name) == pytest.approx(wanted, rel=1e-9)
+
+
+def test_the_ranks_prove_that_they_decide_alike(comm: Communicator, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = [*settings_of("sgd"), "debug.check_agreement=true"]
+    prepared(comm, *settings).run(None)
+    total = NetworkObjective._total
+    monkeypatch.setattr(NetworkObjective, "_total", lambda self, *given: total(self, *given) + 1e-9 * self.comm.rank)
+    if comm.size > 1:
+        with pytest.raises(HpcoptError, match="no longer agree"):
+            prepared(comm, *settings).run(None)
 
 
 def test_no_rank_holds_all_features(comm: Communicator) -> None:
