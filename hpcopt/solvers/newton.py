@@ -7,19 +7,19 @@ minimises the model g^T s + 1/2 s^T G s over both directions, and alpha is found
 2018 (Neural Computation 30(6), arXiv 1802.00130); letters follow it. lambda is a part of the linear system only: b and
 rho are of the model without it. Shapes: n parameters, k directions, 1 or 2.
 
-Measured on the problem of a published check of the method's parts: 784-128-64-10, sigmoid, squared loss, 2,000 + 1,000
-images of mnist-5k, weight decay 1/4,000, 15 incoming weights a unit, G on a fifth of the batch, first lambda 0.5, 40
-full batches, mean of two starts; f counts |o - y|^2 once, products are those of conjugate gradients:
+Measured (``benchmarks/newton/combination.py``), 784-128-64-10, sigmoid, squared loss, 2,000 + 1,000 images of mnist-5k,
+15 incoming weights a unit, G on a fifth of the batch, 40 full batches, mean of two starts; f counts |o - y|^2 once,
+products are those of conjugate gradients:
 
     cg_tolerance, combination      f        best test accuracy    products
-    1e-3, without                  0.137    93.2 %                3,640
-    1e-3                           0.118    93.2 %                1,410
-    1e-2 (default)                 0.120    93.5 %                  890
-    0.1                            0.149    93.4 %                1,030
+    1e-3, without                  0.141    94.0 %                3,818
+    1e-3                           0.128    93.7 %                1,344
+    1e-2 (default)                 0.131    93.6 %                  841
+    0.1                            0.156    93.7 %                  774
 
-With lambda in the system for b too, the combination gains nothing (f 0.132, 3,940 products). On 784-128-10 ReLU with
-cross entropy and 4,000 images, G on 5, 10, 25 and 100 % of them ends at 1.5e-4, 1.6e-5, 1.9e-7 and 3e-10 after 60 steps
-at most, for 139, 148, 351 and 680 gradient equivalents: more samples are worth their cost where there are few.
+With lambda in the system for b too, the combination gains nothing: it takes as many products as without. On 784-128-10
+ReLU with cross entropy and 4,000 images, G on 5, 10, 25 and 100 % of them ends at 1.5e-4, 1.6e-5, 1.9e-7 and 3e-10
+after 60 steps at most, for 139, 148, 351 and 680 gradient equivalents: more samples are worth it where there are few.
 """
 
 from __future__ import annotations
