@@ -101,8 +101,9 @@ class NetworkObjective:
             self.targets = own_targets(targets, self.partition, comm.rank, self.inputs)
         same: dict[str, object] = {"sizes": list(self.partition.sizes), "grid": list(self.partition.grid), "loss": loss}
         same |= {"activation": activation, "weight_decay": float(weight_decay), "seed": seed, "init": init}
-        check_same(comm, same | {"micro_batch": micro_batch, "jacobian": jacobian, "memory_limit": memory_limit})
         self.classification = is_labels(targets)
+        same["targets"] = "labels" if self.classification else "values"  # evaluations of the two differ in messages
+        check_same(comm, same | {"micro_batch": micro_batch, "jacobian": jacobian, "memory_limit": memory_limit})
         self.size, self.samples = self.partition.size(comm.rank), len(self.inputs)
         self.outputs = self.partition.sizes[-1]
         self.network = GridNetwork(self.partition, activation, comm, TorchKernels())

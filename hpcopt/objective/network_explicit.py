@@ -7,7 +7,8 @@ Shapes: n numbers of w on this rank, b instances, C outputs, k directions; in la
 M (b, C, v_m). J_p (b C, n) are the columns of this rank.
 
 Messages, in numbers, where everything is kept: making it, forward b v_m a layer, factors u_L C once and b C u_m for
-m = 2 ... L - 1, and softmax 2 b and b C where outputs are split; a product b C; curvatures k b C and k^2 scalars.
+m = 2 ... L - 1, and softmax 2 b and b C where outputs are split; a product b C; curvatures k b C and k^2 scalars,
+and k^2 from rank 0.
 """
 
 from __future__ import annotations
@@ -97,7 +98,8 @@ class ExplicitLinearization:
     def curvatures(self, directions: torch.Tensor) -> torch.Tensor:
         """D G D^T for this rank's columns D (k, n) of stacked directions: (k, k), float64, the same on all ranks.
 
-        *Collective*, one reduction. Counted as half a product for each direction: only J D^T is computed.
+        *Collective*, one reduction, and rank 0's result, since what every rank has of J D^T need not come to the same
+        last bits everywhere. Counted as half a product for each direction: only J D^T is computed.
         """
         objective, count = self._objective, len(directions)
         moves = [self._network.views(direction) for direction in directions]
@@ -115,7 +117,8 @@ class ExplicitLinearization:
             total += vectors.inner(tangents.reshape(count, -1), bent.reshape(count, -1))
             decays = [0.0] * len(decays)
         objective.count_products(self._batch, count / 2)
-        return total
+        agreed = objective.agree(*total.flatten().tolist())
+        return torch.tensor(agreed, dtype=torch.float64).view(count, count)
 
     def block_outputs(self, v: Vector) -> torch.Tensor:
         """J_p v (b, C): what this rank's columns add to J v. No communication.

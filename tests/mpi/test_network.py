@@ -131,6 +131,16 @@ def test_options_that_differ_between_ranks_are_an_error_of_all(comm: Communicato
         on_grid(comm, network_grid(SIZES[0], comm.size), SIZES[0], **(options if comm.rank == comm.size - 1 else {}))
 
 
+def test_labels_on_one_rank_and_columns_on_another_are_an_error_of_all(comm: Communicator) -> None:
+    """Both are targets, but an evaluation gathers the outputs for labels only: the ranks would wait for each other."""
+    if comm.size == 1:
+        pytest.skip("one rank agrees with itself")
+    labels = torch.tensor([0, 1, 1])
+    targets = torch.eye(2)[labels] if comm.rank == comm.size - 1 else labels
+    with pytest.raises(UsageError, match=f"targets is 'labels' on rank 0 and 'values' on rank {comm.size - 1}"):
+        NetworkObjective((5, 8, 2), "relu", "squared", torch.zeros(3, 5), targets, comm, (1, comm.size))
+
+
 def test_a_grid_that_no_network_fits_is_refused_by_all(comm: Communicator) -> None:
     if comm.size == 1:
         pytest.skip("one rank fits every network")

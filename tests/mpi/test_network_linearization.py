@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from hpcopt.comm.communicator import Communicator
+from hpcopt.objective import vectors
 from hpcopt.objective.network import NetworkObjective
 from hpcopt.objective.protocol import Batch
 from tests.support.networks import (
@@ -73,6 +74,20 @@ def test_products_are_those_of_the_dense_matrices(
     curvatures = linear.curvatures(torch.stack([v[mine], other[mine]]))
     stacked = torch.stack([v, other])
     torch.testing.assert_close(curvatures, stacked @ matrix @ stacked.T, rtol=1e-12, atol=1e-12)
+    assert comm.allgather_objects(curvatures.tolist()) == [curvatures.tolist()] * comm.size
+    objective.free()
+
+
+@pytest.mark.parametrize("jacobian", ["explicit", "implicit"])
+def test_curvatures_are_the_same_where_ranks_round_differently(
+    comm: Communicator, grid: Any, jacobian: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Branches are taken on them, and processors of different kinds sum in different orders."""
+    exact = vectors.inner
+    monkeypatch.setattr(vectors, "inner", lambda x, y: exact(x, y) * (1 + comm.rank * 2.0**-40))
+    objective = on_grid(comm, grid, SIZES[0], weight_decay=DECAY, jacobian=jacobian)
+    mine = positions(objective.partition, comm.rank)
+    curvatures = objective.linearize(start(SIZES[0])[mine], BATCH).curvatures(start(SIZES[0], 8)[mine][None])
     assert comm.allgather_objects(curvatures.tolist()) == [curvatures.tolist()] * comm.size
     objective.free()
 
