@@ -16,7 +16,8 @@ from hpcopt.layout.network import LayerBlock, NetworkLayout
 from hpcopt.models.layers import SPARSE_INPUTS
 from hpcopt.random import uniforms
 
-_ROWS = 1 << 20  # numbers drawn at a time, so that float64 temporaries stay small beside the block
+_NUMBERS = 1 << 17
+"""Drawn at a time: what is made on the way, in float64, stays small beside the blocks."""
 
 
 def initial_blocks(layout: NetworkLayout, rank: int, rule: str, seed: int, like: torch.Tensor) -> torch.Tensor:
@@ -26,26 +27,24 @@ def initial_blocks(layout: NetworkLayout, rank: int, rule: str, seed: int, like:
     """
     vector = torch.zeros(layout.size(rank), dtype=like.dtype, device=like.device)
     for held in layout.blocks(rank):
-        drawn = INITS[rule](layout, held, seed)
-        vector[held.weights] = torch.from_numpy(drawn.reshape(-1)).to(like)
+        INITS[rule](layout, held, seed, vector[held.weights].view(held.inputs.count, held.outputs.count))
     return vector
 
 
-def _he(layout: NetworkLayout, held: LayerBlock, seed: int) -> np.ndarray:
+def _he(layout: NetworkLayout, held: LayerBlock, seed: int, weights: torch.Tensor) -> None:
     """Normal, variance 2/n_{m-1}, and 1/n_{m-1} in the last layer (He et al. 2015, arXiv:1502.01852)."""
-    gain = 1.0 if held.number == layout.layers else 2.0
-    return _dense(layout, held, lambda places: _normals(seed, "network he", held.number, places)) * math.sqrt(
-        gain / layout.sizes[held.number - 1]
-    )
+    deviation = math.sqrt((1.0 if held.number == layout.layers else 2.0) / layout.sizes[held.number - 1])
+    _fill(layout, held, weights, lambda places: _normals(seed, "network he", held.number, places) * deviation)
 
 
-def _xavier(layout: NetworkLayout, held: LayerBlock, seed: int) -> np.ndarray:
+def _xavier(layout: NetworkLayout, held: LayerBlock, seed: int, weights: torch.Tensor) -> None:
     """Uniform, variance 2/(n_{m-1} + n_m) (Glorot and Bengio 2010)."""
     bound = math.sqrt(6 / (layout.sizes[held.number - 1] + layout.sizes[held.number]))
-    return _dense(layout, held, lambda places: bound * (2 * uniforms(seed, "network xavier", held.number, places) - 1))
+    stream = "network xavier"
+    _fill(layout, held, weights, lambda places: bound * (2 * uniforms(seed, stream, held.number, places) - 1))
 
 
-def _sparse(layout: NetworkLayout, held: LayerBlock, seed: int) -> np.ndarray:
+def _sparse(layout: NetworkLayout, held: LayerBlock, seed: int, weights: torch.Tensor) -> None:
     """Standard normal for ``SPARSE_INPUTS`` incoming weights of every unit, chosen at random, and 0 for the others.
 
     The inputs of a unit are drawn by Floyd's method (Bentley and Floyd 1987, doi:10.1145/30401.315746), for all units
@@ -62,30 +61,29 @@ def _sparse(layout: NetworkLayout, held: LayerBlock, seed: int) -> np.ndarray:
         taken = (chosen[:, :k] == drawn[:, None]).any(axis=1)
         chosen[:, k] = np.where(taken, last, drawn)
     values = _normals(seed, "network sparse weights", held.number, places)
-    weights = np.zeros((held.inputs.count, held.outputs.count))
     unit, draw = np.nonzero((chosen >= held.inputs.start) & (chosen < held.inputs.stop))
-    weights[chosen[unit, draw] - held.inputs.start, unit] = values[unit, draw]
-    return weights
+    rows, columns = torch.from_numpy(chosen[unit, draw] - held.inputs.start), torch.from_numpy(unit)
+    weights[rows.to(weights.device), columns.to(weights.device)] = torch.from_numpy(values[unit, draw]).to(weights)
 
 
-INITS: dict[str, Callable[[NetworkLayout, LayerBlock, int], np.ndarray]] = {
+INITS: dict[str, Callable[[NetworkLayout, LayerBlock, int, torch.Tensor], None]] = {
     "he": _he,
     "xavier": _xavier,
     "sparse": _sparse,
 }
-"""Name -> the block (u, v) of a rank, float64. Biases are 0."""
+"""Name -> what writes the weights (u, v) of a rank's block over zeros. Biases are 0."""
 
 
-def _dense(layout: NetworkLayout, held: LayerBlock, draw: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """The block (u, v) of a matrix in which every weight is drawn for its place in the whole, some rows at a time."""
-    width = layout.sizes[held.number]
+def _fill(
+    layout: NetworkLayout, held: LayerBlock, weights: torch.Tensor, draw: Callable[[np.ndarray], np.ndarray]
+) -> None:
+    """Write a block (u, v) of a matrix in which every weight is drawn for its place in the whole, a few rows a time."""
     columns = np.arange(held.outputs.start, held.outputs.stop)
-    weights = np.empty((held.inputs.count, held.outputs.count))
-    step = max(1, _ROWS // held.outputs.count)
+    step = max(1, _NUMBERS // held.outputs.count)
     for first in range(0, held.inputs.count, step):
-        rows = np.arange(first, min(first + step, held.inputs.count)) + held.inputs.start
-        weights[first : first + step] = draw(rows[:, None] * width + columns)
-    return weights
+        part = weights[first : first + step]
+        rows = np.arange(len(part)) + held.inputs.start + first
+        part.copy_(torch.from_numpy(draw(rows[:, None] * layout.sizes[held.number] + columns)))
 
 
 def _normals(seed: int, stream: str, layer: int, places: np.ndarray) -> np.ndarray:

@@ -1,5 +1,7 @@
 """First weights have the distribution that their rule names (test_network: they do not depend on the grid)."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -65,10 +67,21 @@ def test_sparse_takes_all_inputs_where_there_are_fewer():
 @pytest.mark.parametrize("init", ["he", "xavier"])
 def test_blocks_drawn_some_rows_at_a_time_are_the_same(init, monkeypatch):
     at_once = arrays(init)
-    monkeypatch.setattr(network_init, "_ROWS", 1000)
+    monkeypatch.setattr(network_init, "_NUMBERS", 1000)
     assert all(np.array_equal(array, at_once[name]) for name, array in arrays(init).items())
 
 
 def test_precision_is_that_of_the_data():
     vector = initial_blocks(WHOLE, 0, "he", 3, torch.zeros(1, dtype=torch.float32))
     assert vector.dtype == torch.float32
+
+
+@pytest.mark.parametrize("init", ["he", "xavier", "sparse"])
+def test_drawing_takes_little_memory_beside_the_block(init):
+    """A rank with room for its block and not much more can draw it."""
+    layout = NetworkLayout((2000, 2000, 10), ProcessGrid(1, 1))
+    tracemalloc.start()
+    initial_blocks(layout, 0, init, 3, torch.zeros(1, dtype=torch.float32))
+    made = tracemalloc.get_traced_memory()[1]  # of NumPy; the block itself is torch's
+    tracemalloc.stop()
+    assert made < 4 * layout.parameters
