@@ -15,12 +15,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NoReturn, Protocol
 
 import torch
 from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from hpcopt.errors import UsageError
 from hpcopt.objective.protocol import Batch, Vector
 from hpcopt.objective.shard import Shard
 
@@ -146,6 +147,16 @@ class ImplicitLinearization:
             total += objective.weight_decay * objective.inner(directions, directions)
         reduced = objective.comm.reduce_scalars(total.flatten().tolist(), label="curvatures")
         return torch.tensor(reduced, dtype=torch.float64).view(count, count)
+
+    @property
+    def block(self) -> NoReturn:
+        """Not offered: every rank holds all variables."""
+        raise UsageError(
+            'direction = "block" needs variables that are cut over the ranks, each of which solves for its own, but '
+            'here every rank holds all of them. Use direction = "full", or cut a fully connected network over the '
+            'ranks: parallel.layout = "variables" in a job, NetworkObjective in Python.',
+            collective=True,
+        )
 
     def _local_product(self, v: Vector) -> Vector:
         """J^T H J v over this rank's samples."""

@@ -16,6 +16,7 @@ from hpcopt.comm.communicator import Communicator
 from hpcopt.errors import UsageError
 from hpcopt.kernels.torch_kernels import TorchKernels
 from hpcopt.objective import vectors
+from hpcopt.objective.local import Pace
 from hpcopt.objective.network_data import (
     Array,
     check_alike,
@@ -68,6 +69,7 @@ class NetworkObjective:
         partition: who holds which block of every layer.
         network: the sweeps; also for the linearisations.
         split_loss: the loss on split outputs.
+        pace: when a rank must end its part of a phase on its own block; None lets it finish.
         inputs, targets: this rank's (N, u_1) and (N, v_L).
 
     Raises:
@@ -116,6 +118,7 @@ class NetworkObjective:
         self._subsets = Subsets(seed, self.inputs.device)
         self.work = Work(curvature_cost=self._product_cost())
         self.flag, self.flags_seen = 0.0, 0.0
+        self.pace: Pace | None = None
         self.model = PartitionedModel(self.partition, comm.rank, self.initial_vector())
 
     @property

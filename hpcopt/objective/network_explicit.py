@@ -20,6 +20,7 @@ import torch
 
 from hpcopt.errors import UsageError
 from hpcopt.objective import reductions, vectors
+from hpcopt.objective.network_block import NetworkBlock
 from hpcopt.objective.network_losses import whole_hessian_product
 from hpcopt.objective.network_memory import Streamed
 from hpcopt.objective.network_passes import LayerView
@@ -61,7 +62,7 @@ class ExplicitLinearization:
 
     def __init__(self, objective: NetworkObjective, w: Vector, batch: Batch, limit: int) -> None:
         self._objective, self._network, self._batch = objective, objective.network, batch
-        self._layers = self._network.views(w.detach().clone())
+        self._layers, self._limit = self._network.views(w.detach().clone()), limit
         self._output_weights: torch.Tensor | None = None
         if len(self._layers) > 1:
             self._output_weights = self._network.output_weights(self._layers)
@@ -119,6 +120,15 @@ class ExplicitLinearization:
         objective.count_products(self._batch, count / 2)
         agreed = objective.agree(*total.flatten().tolist())
         return torch.tensor(agreed, dtype=torch.float64).view(count, count)
+
+    @property
+    def block(self) -> NetworkBlock:
+        """This rank's diagonal block of G.
+
+        Raises:
+            UsageError: the factors do not fit in the limit of memory.
+        """
+        return NetworkBlock(self._objective, self, self._batch, self._limit)
 
     def block_outputs(self, v: Vector) -> torch.Tensor:
         """J_p v (b, C): what this rank's columns add to J v. No communication.

@@ -7,10 +7,11 @@ where outputs are split. A rank's own block of the matrix cannot be had without 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 import torch
 
+from hpcopt.errors import UsageError
 from hpcopt.objective import vectors
 from hpcopt.objective.network_memory import Streamed
 from hpcopt.objective.protocol import Batch, Vector
@@ -92,6 +93,15 @@ class ImplicitLinearization:
         objective.count_products(self._batch, count / 2)
         sums = objective.comm.reduce_scalars(total.flatten().tolist(), label="curvatures")
         return torch.tensor(sums, dtype=torch.float64).view(count, count)
+
+    @property
+    def block(self) -> NoReturn:
+        """Not offered: a product with a rank's block runs through the layers of the others."""
+        raise UsageError(
+            'direction = "block" needs the factors of the Jacobian, which jacobian = "implicit" does not make. Use '
+            'parallel.jacobian = "explicit", or direction = "full".',
+            collective=True,
+        )
 
     def _activations(self, rows: slice) -> Activations:
         """A forward sweep on some instances of the batch. *Collective*."""

@@ -50,6 +50,86 @@ class Work:
         return self.values / 3 + self.gradients + self.curvature_products * self.curvature_cost
 
 
+@dataclass(frozen=True)
+class LayerBlock:
+    """What one rank holds of one layer: dz_c / dW_tj = M[i, c, j] Z[i, t].
+
+    Attributes:
+        inputs: Z (N, u), on N samples; a last column of ones stands for biases.
+        factors: M (N, C, v); None in the last layer, whose outputs are linear: M is a part of the identity.
+        outputs: which of the layer's outputs the rank holds, v of them.
+        place: where the block lies in the rank's flat vector: u rows of v numbers.
+    """
+
+    inputs: torch.Tensor
+    factors: torch.Tensor | None
+    outputs: slice
+    place: slice
+
+
+@dataclass(frozen=True)
+class BlockFactors:
+    """A rank's columns of J in factors.
+
+    Attributes:
+        layers: of all layers.
+        probabilities: (N, C) for cross-entropy; None where the Hessian of the loss is the identity.
+    """
+
+    layers: Sequence[LayerBlock]
+    probabilities: torch.Tensor | None
+
+
+class Block(Protocol):
+    """G_pp, the diagonal block of G for the variables of this rank, and the phase in which ranks work on it alone.
+
+    In each phase every rank calls ``begin`` and ``end`` once, with products in between, and ``share`` after it.
+
+    Attributes:
+        samples: N in G.
+        outputs: C.
+        shapes: (u, v) of the rank's part of each layer, biases among the u.
+        weight_decay: what it adds to the diagonal of G.
+        memory: most bytes that a direct solution may take on this rank.
+    """
+
+    samples: int
+    outputs: int
+    shapes: Sequence[tuple[int, int]]
+    weight_decay: float
+    memory: int
+
+    def begin(self) -> None:
+        """The phase begins, on all ranks."""
+        ...
+
+    def goes_on(self, done: int) -> bool:
+        """Whether this rank may make another iteration of the phase after ``done`` of them; asked from 1 on."""
+        ...
+
+    def end(self) -> None:
+        """This rank has ended the phase."""
+        ...
+
+    def product(self, v: Vector, by_layer: bool = False) -> Vector:
+        """G_pp v, a new vector (n,); ``by_layer`` leaves out what couples the layers. No communication."""
+        ...
+
+    def factors(self) -> BlockFactors:
+        """This rank's columns of J. No communication."""
+        ...
+
+    def share(self, iterations: int, products: float, finite: bool) -> tuple[tuple[int, ...], bool]:
+        """The iterations of every rank, and whether all found finite numbers. *Collective*, one small reduction.
+
+        Args:
+            iterations: this rank's.
+            products: their work in products with the block, for the count of work.
+            finite: whether this rank's numbers were.
+        """
+        ...
+
+
 class Linearization(Protocol):
     """The model linearised at one point on one batch: J is the (B*C, n) Jacobian of the outputs."""
 
@@ -73,6 +153,15 @@ class Linearization(Protocol):
         """D G D^T for stacked directions D (k, n) and the G of ``gauss_newton``: (k, k), float64, on the CPU.
 
         The same on all ranks. *Collective*, one reduction of scalars, by forward mode.
+        """
+        ...
+
+    @property
+    def block(self) -> Block:
+        """This rank's diagonal block of G.
+
+        Raises:
+            UsageError: on all ranks, when the variables are not cut over them or no rank knows its block alone.
         """
         ...
 

@@ -5,7 +5,9 @@
 G is the Gauss-Newton matrix on a subset of the batch, g the gradient on all of it, dbar the previous direction; b
 minimises the model g^T s + 1/2 s^T G s over both directions, and alpha is found by halving. After C.-C. Wang et al.
 2018 (Neural Computation 30(6), arXiv 1802.00130); letters follow it. lambda is a part of the linear system only: b and
-rho are of the model without it. Shapes: n parameters, k directions, 1 or 2.
+rho are of the model without it. Where the variables are cut over the ranks, each rank can solve with its diagonal block
+of G alone instead, see ``hpcopt.solvers.block_direction``; combination and search are the same. Shapes: n parameters,
+k directions, 1 or 2.
 
 Measured (``benchmarks/newton/combination.py``), 784-128-64-10, sigmoid, squared loss, 2,000 + 1,000 images of mnist-5k,
 15 incoming weights a unit, G on a fifth of the batch, 40 full batches, mean of two starts; f counts |o - y|^2 once,
@@ -33,9 +35,10 @@ import torch
 from hpcopt.linalg.backtracking import Backtracking, backtrack
 from hpcopt.linalg.conjugate_gradient import conjugate_gradients
 from hpcopt.linalg.two_directions import combination
-from hpcopt.objective.protocol import Batch, Linearization, Objective, Vector
+from hpcopt.objective.protocol import Batch, Block, Linearization, Objective, Vector
 from hpcopt.solvers.agreement import agreed_coefficients, agreed_dot, agreed_inner
-from hpcopt.solvers.checks import check_count, check_flag, check_number
+from hpcopt.solvers.block_direction import BlockSolver
+from hpcopt.solvers.checks import check_choice, check_count, check_flag, check_number, fail
 from hpcopt.solvers.damping import DAMPING_MAX, DAMPING_MIN, after_failure, after_step
 from hpcopt.solvers.solver import State, StepReport, StopReason
 from hpcopt.solvers.start import empty_start, evaluate_start, is_stationary, move, noise
@@ -53,7 +56,7 @@ class Direction:
         slope: g^T d.
         curvature: d^T G d.
         norm: |d|.
-        iterations: of conjugate gradients.
+        iterations: of conjugate gradients; one number a rank where every rank solved for its own variables.
         finite: whether all of these are.
     """
 
@@ -61,7 +64,7 @@ class Direction:
     slope: float
     curvature: float
     norm: float
-    iterations: int
+    iterations: tuple[int, ...]
 
     @property
     def finite(self) -> bool:
@@ -93,6 +96,14 @@ class Newton:
     """Most iterations of conjugate gradients in a step, each one product with G."""
     combine: bool = True
     """Whether the step is the best combination of d with the previous direction."""
+    direction: str = "full"
+    """"full": (G + lambda I) d = -g over all variables. "block": every rank solves with its diagonal block of G alone,
+    without communication; where the variables are cut over the ranks."""
+    blocks: str = "rank"
+    """With "block": one diagonal block a rank, over all its layers ("rank"), or one for each layer of it ("layer")."""
+    block_solver: str = "auto"
+    """With "block": "cg", "gram" (directly, by a factorisation of samples times outputs rows) or "auto": directly where
+    that takes fewer operations than the iterations that conjugate gradients last needed, and fits into memory."""
     armijo: float = 1e-4
     """eta: the loss must fall by this part of what the slope promises."""
     backtracks: int = 25
@@ -126,13 +137,26 @@ class Newton:
         check_number(self, "cg_tolerance", 0.0, 1.0, open_high=True)
         check_count(self, "cg_iterations")
         check_flag(self, "combine")
+        check_choice(self, "direction", ("full", "block"))
+        check_choice(self, "blocks", ("rank", "layer"))
+        check_choice(self, "block_solver", ("auto", "cg", "gram"))
+        for key, default in (("blocks", "rank"), ("block_solver", "auto")):
+            if self.direction == "full" and getattr(self, key) != default:
+                fail(self, key, 'has no effect with direction = "full"', f'Use direction = "block", or remove {key}.')
         check_number(self, "armijo", 0.0, 0.5)
         check_count(self, "backtracks", 0)
+
+    @property
+    def has_own_phase(self) -> bool:
+        """Whether there is a phase in which the ranks iterate on their own."""
+        return self.direction == "block" and self.block_solver != "gram"
 
     def init(self, objective: Objective) -> State:
         """Parameters, loss and gradient there once they are known, lambda, the previous direction, and counters."""
         state = empty_start(objective.initial_vector())
         previous = torch.zeros_like(state["parameters"])  # type: ignore[arg-type]
+        if self.direction == "block":
+            state["block_iterations"] = 0.0
         return state | {
             "damping": float(self.damping),
             "previous": previous,
@@ -150,8 +174,11 @@ class Newton:
         if square == 0:
             return state, replace(report, stop=StopReason.GRADIENT_SMALL)
         direction = self._direction(objective, state, batch)
-        report.inner_iterations, report.finite = direction.iterations, direction.finite
-        if direction.finite and direction.slope < 0 and direction.predicted(1.0) > 0:
+        report.inner_iterations, report.finite = sum(direction.iterations), direction.finite
+        report.local_iterations = direction.iterations if self.direction == "block" else ()
+        # Blocks that overlap in what they explain may add up to a step that is too long, not one of the wrong kind.
+        too_long = self.direction == "full" and not direction.predicted(1.0) > 0
+        if direction.finite and direction.slope < 0 and not too_long:
             self._search(objective, state, batch, direction, report)
         if not report.accepted:
             self._fail(state, batch, report)
@@ -160,25 +187,41 @@ class Newton:
 
     def _direction(self, objective: Objective, state: State, batch: Batch) -> Direction:
         """The direction of this step; the system is solved on the next subset of the batch."""
-        gradient: Vector = state["gradient"]  # type: ignore[assignment]
         size = max(self.subset_least, round(self.subset * batch.total))
         samples = objective.subset(batch, size, int(state["subsets"]))
         state["subsets"] = int(state["subsets"]) + 1
         linear = objective.linearize(state["parameters"], samples)  # type: ignore[arg-type]
+        if self.direction == "block":
+            vector, iterations, finite = self._solve_blocks(state, linear.block)
+        else:
+            vector, iterations, finite = self._solve(objective, state, linear)
+        if not finite:
+            return Direction(vector, math.nan, math.nan, math.nan, iterations)
+        return self._combined(objective, state, linear, vector, iterations)
+
+    def _solve(self, objective: Objective, state: State, linear: Linearization) -> tuple[Vector, tuple[int, ...], bool]:
+        """d, its iterations and whether it is finite."""
         solution = conjugate_gradients(
             linear.gauss_newton,
-            gradient,
+            state["gradient"],  # type: ignore[arg-type]
             float(state["damping"]),
             agreed_inner(objective),
             tolerance=self.cg_tolerance,
             most=self.cg_iterations,
         )
-        if not solution.finite:
-            return Direction(solution.direction, math.nan, math.nan, math.nan, solution.iterations)
-        return self._combined(objective, state, linear, solution.direction, solution.iterations)
+        return solution.direction, (solution.iterations,), solution.finite
+
+    def _solve_blocks(self, state: State, block: Block) -> tuple[Vector, tuple[int, ...], bool]:
+        """d_p of this rank, the iterations of all ranks and whether they are finite."""
+        solver = BlockSolver(self.blocks, self.block_solver, self.cg_tolerance, self.cg_iterations)
+        gradient: Vector = state["gradient"]  # type: ignore[assignment]
+        norm, before = math.sqrt(float(state["gradient_square"])), float(state["block_iterations"])
+        found = solver.solve(block, gradient, norm, float(state["damping"]), before)
+        state["block_iterations"] = found.expected(before)
+        return found.direction, found.iterations, found.finite
 
     def _combined(
-        self, objective: Objective, state: State, linear: Linearization, d: Vector, iterations: int
+        self, objective: Objective, state: State, linear: Linearization, d: Vector, iterations: tuple[int, ...]
     ) -> Direction:
         """d, or its best combination with the previous direction, with all that the model says of it."""
         rows = [d, state["previous"]] if self.combine and state["has_previous"] else [d]
@@ -206,10 +249,11 @@ class Newton:
             return
         report.predicted, slack = direction.predicted(found.step), noise(state)
         gained, promised = report.loss - found.value + slack, report.predicted + slack
-        report.accepted, report.rho = True, gained / promised
+        report.accepted, report.rho = True, gained / promised if promised else math.nan
         report.loss_after, report.step_size, report.step_norm = found.value, found.step, found.step * direction.norm
         trials.move(found)
-        damping = after_step(float(state["damping"]), gained, promised, self.damping_increase, self.damping_decrease)
+        foretold = (gained, promised) if promised > 0 else (0.0, 1.0)
+        damping = after_step(float(state["damping"]), *foretold, self.damping_increase, self.damping_decrease)
         state |= {"damping": damping, "has_previous": True, "failures": 0}
         state["previous"].copy_(direction.vector)  # type: ignore[union-attr]
 

@@ -1,0 +1,83 @@
+"""A rank's diagonal block of the Gauss-Newton matrix of a network on a grid, and the phase in which it is solved.
+
+Letters and shapes are those of ``network_explicit``. The phase follows ``NetworkObjective.pace``; nothing in it
+communicates but the pace itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from hpcopt.objective.protocol import Batch, BlockFactors, LayerBlock, Vector
+
+if TYPE_CHECKING:
+    from hpcopt.objective.network import NetworkObjective
+    from hpcopt.objective.network_explicit import ExplicitLinearization
+
+
+class NetworkBlock:
+    """G_pp at one point, from the factors of this rank's columns of the Jacobian.
+
+    Args:
+        objective: the network.
+        linear: the factors.
+        batch: the instances.
+        memory: most bytes that a direct solution may take.
+    """
+
+    def __init__(self, objective: NetworkObjective, linear: ExplicitLinearization, batch: Batch, memory: int) -> None:
+        linear.block_factors()  # raises on all ranks where they are not kept
+        self._objective, self._linear, self._batch = objective, linear, batch
+        self._held = objective.partition.blocks(objective.comm.rank)
+        self.samples, self.outputs, self.memory = batch.count, objective.outputs, memory
+        self.weight_decay = objective.weight_decay
+        self.shapes: Sequence[tuple[int, int]] = [
+            (held.inputs.count + held.biased, held.outputs.count) for held in self._held
+        ]
+
+    def begin(self) -> None:
+        """The phase begins. *Collective* where the pace's is."""
+        if self._objective.pace is not None:
+            self._objective.pace.begin()
+
+    def goes_on(self, done: int) -> bool:
+        """Whether this rank may make another iteration after ``done`` of them."""
+        return self._objective.pace is None or self._objective.pace.goes_on(done)
+
+    def end(self) -> None:
+        """This rank has ended the phase. *Collective* where the pace's is."""
+        if self._objective.pace is not None:
+            self._objective.pace.end()
+
+    def product(self, v: Vector, by_layer: bool = False) -> Vector:
+        """G_pp v, a new vector (n,)."""
+        return self._linear.block_product(v, by_layer)
+
+    def factors(self) -> BlockFactors:
+        """The columns of J in factors, with ones in the inputs for biases and M^L written out."""
+        pieces = self._linear.block_factors()
+        layers = []
+        for held in self._held:
+            inputs = torch.cat([piece.inputs[held.number - 1] for piece in pieces])
+            if held.biased:
+                inputs = torch.cat([inputs, torch.ones_like(inputs[:, :1])], dim=1)
+            if held.number < len(self._held):
+                units = torch.cat([piece.units[held.number - 1] for piece in pieces])
+            else:
+                units = None
+            place = slice(held.start, held.start + inputs.shape[1] * held.outputs.count)
+            layers.append(LayerBlock(inputs, units, held.outputs.slice, place))
+        curvatures = [piece.curvature for piece in pieces if piece.curvature is not None]
+        return BlockFactors(layers, torch.cat(curvatures) if curvatures else None)
+
+    def share(self, iterations: int, products: float, finite: bool) -> tuple[tuple[int, ...], bool]:
+        """What all ranks came to; their mean work is counted. *Collective*, one reduction of 3 numbers a rank."""
+        comm = self._objective.comm
+        told = [0.0] * (3 * comm.size)
+        told[3 * comm.rank : 3 * comm.rank + 3] = [float(iterations), products, float(finite)]
+        told = comm.reduce_scalars(told, label="block")
+        self._objective.count_products(self._batch, sum(told[1::3]) / comm.size)
+        return tuple(int(count) for count in told[::3]), all(told[2::3])
