@@ -83,7 +83,8 @@ class _Iteration:
     def __init__(self, gradient: torch.Tensor, inner: Inner, tolerance: float) -> None:
         self._inner, self._tolerance = inner, tolerance
         # Rows: r, the product with r, and s = (G + lambda I) v.
-        self._rows = torch.stack([-gradient, torch.zeros_like(gradient), torch.zeros_like(gradient)])
+        self._rows = gradient.new_zeros(3, len(gradient))
+        torch.neg(gradient, out=self._rows[0])
         self.residual = self._rows[0]
         self._v, self.direction = torch.zeros_like(gradient), torch.zeros_like(gradient)
         self._bound, self._square, self._step = -1.0, math.inf, math.inf
