@@ -132,8 +132,8 @@ def report(matches: list[Match], args: argparse.Namespace) -> list[str]:
     return [
         f"Both: {', '.join([*COMMON, *args.set])}, ReLU, float32, {args.ranks} ranks, seed {args.seed}. Newton:"
         f" {', '.join(args.newton) or 'its defaults'}, full batches, at most {args.iterations} iterations. Adam:"
-        f" batches of {args.batch}, constant rate; the rate is chosen by this very test accuracy. Sets differ in nothing but"
-        " how their test samples are chosen. A run of fewer seconds than Newton's stands as it ended.",
+        f" batches of {args.batch}, constant rate; the rate is chosen by this very test accuracy. Sets differ in"
+        " nothing but how their test samples are chosen. A run of fewer seconds than Newton's stands as it ended.",
         "",
         *summary(matches),
         "",
