@@ -128,8 +128,11 @@ class ParallelOptions:
     data: int = 1
     """With layout = "variables" and APTS: number of shards, each of ranks / data ranks."""
     quorum: float | None = None
-    """The local phase of APTS ends when this part of the ranks has finished it; the others contribute the step they
-    have, after one local iteration at least. Off by default."""
+    """The phase in which ranks work on their own, the local phase of APTS or the blocks of Newton, ends when this part
+    of the ranks has finished it; the others contribute what they have. Off by default."""
+    termination: Literal["asynchronous", "lock_step"] = "asynchronous"
+    """How ranks of Newton learn that enough have finished. asynchronous: when the others tell, which saves time.
+    lock_step: by a count in every iteration, so that every run ends on the same iterations."""
     replay: str | None = None
     """A run directory: every local phase ends where the record there says that it did."""
     gpu_aware: bool = False
@@ -141,6 +144,11 @@ class ParallelOptions:
             raise UsageError(
                 f"parallel.quorum = {self.quorum} and parallel.replay = {self.replay!r} are both given; a replay ends "
                 "every local phase where the record says, so remove parallel.quorum."
+            )
+        if self.termination != "asynchronous" and self.quorum is None:
+            raise UsageError(
+                f'parallel.termination = "{self.termination}" has no effect without parallel.quorum, the part of the '
+                "ranks that must have finished. Give parallel.quorum, or remove parallel.termination."
             )
         _check("parallel.data", self.data, "at least 1", lambda x: x >= 1)
         if self.grid is not None and (len(self.grid) != 2 or min(self.grid) < 1):

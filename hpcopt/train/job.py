@@ -18,7 +18,7 @@ from hpcopt.errors import UsageError
 from hpcopt.solvers.registry import make_solver
 from hpcopt.solvers.solver import Solver
 from hpcopt.train.minimize import first_iterations, horizon_epochs, make_criteria, plan_batches, run_facts, train
-from hpcopt.train.objectives import loss_name, make_objective, shard_grid
+from hpcopt.train.objectives import check_blocks, loss_name, make_objective, shard_grid
 from hpcopt.train.output import RunOutput
 from hpcopt.train.pace import check_pace, make_pace, skip
 from hpcopt.train.protocol import Listener, Result
@@ -45,9 +45,11 @@ class PreparedJob:
         comm.gpu_aware = job.parallel.gpu_aware
         with comm.together("checking the method's options"):
             # What is wrong in the job is refused before the data are read.
-            check_pace(job.parallel, job.debug, make_solver(job.solver.name, job.solver.options, 1.0))
+            solver = make_solver(job.solver.name, job.solver.options, 1.0)
+            check_pace(job.parallel, job.debug, solver)
+            check_blocks(job.parallel, solver)
             grid = shard_grid(job, comm.size)
-        self.pace = make_pace(job.parallel, job.debug, comm)
+        self.pace = make_pace(job.parallel, job.debug, comm, solver)
         device = choose_device(job.run.device, comm)
         self.data = load(job.data, comm, job.run.seed, grid)
         with comm.together("checking the job"):

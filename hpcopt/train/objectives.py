@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from hpcopt.comm.communicator import Communicator
-from hpcopt.config import Job
+from hpcopt.config import Job, ParallelOptions
 from hpcopt.data.columns import by_columns
 from hpcopt.data.dataset import DataSet, Part
 from hpcopt.errors import UsageError
@@ -21,6 +21,7 @@ from hpcopt.objective.network_data import make_layout
 from hpcopt.objective.problem import Problem, Samples
 from hpcopt.objective.variable_blocks import VariableBlockObjective
 from hpcopt.solvers.registry import option_names
+from hpcopt.solvers.solver import Solver
 
 
 def has_local_phase(job: Job) -> bool:
@@ -54,6 +55,19 @@ def shard_grid(job: Job, ranks: int) -> ProcessGrid | None:
     return None
 
 
+def check_blocks(parallel: ParallelOptions, solver: Solver) -> None:
+    """Refuse directions by blocks where every rank holds all variables.
+
+    Raises:
+        UsageError: there are no blocks.
+    """
+    if getattr(solver, "direction", "full") == "block" and parallel.layout != "variables":
+        raise UsageError(
+            f'solver.direction = "block" needs variables that are cut over the ranks, but parallel.layout = '
+            f'"{parallel.layout}". Use parallel.layout = "variables", or solver.direction = "full".'
+        )
+
+
 def make_objective(
     job: Job, data: DataSet, comm: Communicator, device: torch.device, pace: Pace | None = None
 ) -> tuple[Problem, Samples | None]:
@@ -63,7 +77,7 @@ def make_objective(
         UsageError: on all ranks, when model, data and layout do not fit together.
     """
     if job.parallel.layout == "variables" and not has_local_phase(job):
-        return _network(job, data, comm, device)
+        return _network(job, data, comm, device, pace)
     precision = getattr(torch, job.run.precision)
     with comm.together("building the model"):
         model = build(job.model.name, job.model.options, data.input_shape, data.outputs, job.run.seed)
@@ -90,7 +104,9 @@ def loss_name(job: Job, data: DataSet) -> str:
     return "cross_entropy" if data.task == "classification" else "squared"
 
 
-def _network(job: Job, data: DataSet, comm: Communicator, device: torch.device) -> tuple[Problem, Samples | None]:
+def _network(
+    job: Job, data: DataSet, comm: Communicator, device: torch.device, pace: Pace | None
+) -> tuple[Problem, Samples | None]:
     precision, options = getattr(torch, job.run.precision), make_options("mlp", job.model.options)
     sizes = [int(np.prod(data.input_shape)), *options.widths, data.outputs]
     with comm.together("laying out the network"):
@@ -104,6 +120,7 @@ def _network(job: Job, data: DataSet, comm: Communicator, device: torch.device) 
         init=options.init,
         micro_batch=job.loss.micro_batch,
     )
+    objective.pace = pace
     return objective, test
 
 

@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from hpcopt.comm.communicator import Communicator
+from hpcopt.comm.lagged_counter import LaggedCounter, LockStepCounter
 from hpcopt.comm.quorum import Quorum
 from hpcopt.config import DebugOptions, ParallelOptions
 from hpcopt.errors import UsageError
@@ -118,23 +119,48 @@ def check_pace(parallel: ParallelOptions, debug: DebugOptions, solver: Solver) -
     """
     asked = {"parallel.quorum": parallel.quorum, "parallel.replay": parallel.replay, "debug.slow_rank": debug.slow_rank}
     key = next((key for key, value in asked.items() if value is not None), None)
-    if key is None or any(field.name == "local_iterations" for field in fields(solver)):  # type: ignore[arg-type]
+    if key is None or _on_blocks(solver):
         return
+    if any(field.name == "local_iterations" for field in fields(solver)):  # type: ignore[arg-type]
+        if parallel.termination == "asynchronous":
+            return
+        raise UsageError(
+            f'parallel.termination = "{parallel.termination}" is for solver.name = "newton"; {type(solver).__name__} '
+            "ends its phases by a counter that busy ranks need not answer. Remove parallel.termination; a run can be "
+            "repeated bit for bit by parallel.replay."
+        )
+    with_these = " with these options" if hasattr(solver, "has_own_phase") else ""
     raise UsageError(
-        f"{key} = {asked[key]!r} has no effect here: it is about phases in which the ranks work on their own, "
-        f'and {type(solver).__name__} has none. Use solver.name = "apts", or remove {key}.'
+        f"{key} = {asked[key]!r} has no effect here: it is about phases in which the ranks iterate on their own, "
+        f'and {type(solver).__name__} has none{with_these}. Use solver.name = "apts", or "newton" with '
+        f'solver.direction = "block" and another solver.block_solver than "gram", or remove {key}.'
     )
 
 
-def make_pace(parallel: ParallelOptions, debug: DebugOptions, comm: Communicator) -> RunPace | None:
+def _on_blocks(solver: Solver | None) -> bool:
+    """Whether every rank of the method iterates on its own block of the variables."""
+    return bool(getattr(solver, "has_own_phase", False))
+
+
+def make_pace(
+    parallel: ParallelOptions, debug: DebugOptions, comm: Communicator, solver: Solver | None = None
+) -> RunPace | None:
     """What the job says of the local phases; None when every rank finishes all of them. *Collective*.
+
+    Args:
+        parallel: the job's table.
+        debug: the job's table.
+        comm: the ranks.
+        solver: the method, which decides by which counter a phase ends: APTS by a one-sided one, and Newton by one that
+            all ranks read alike, as its publication has it.
 
     Raises:
         UsageError: on all ranks, when ``parallel.replay`` is no run of as many ranks, or there is no slow rank.
     """
     pace: RunPace | None = None
     if parallel.quorum is not None:
-        pace = Quorum(comm, parallel.quorum)
+        counter = LockStepCounter if parallel.termination == "lock_step" else LaggedCounter
+        pace = counter(comm, parallel.quorum) if _on_blocks(solver) else Quorum(comm, parallel.quorum)
     elif parallel.replay is not None:
         with comm.together("reading the run to replay"):
             found = recorded_iterations(parallel.replay, comm.size) if comm.rank == 0 else None
@@ -170,7 +196,7 @@ def recorded_iterations(path: str, ranks: int) -> np.ndarray:
     if iterations.size == 0:
         raise UsageError(
             f"{begin}its record has no local iterations. Give the directory of a run whose method has local phases "
-            "(apts), recorded since they are."
+            "(apts, or newton with blocks), recorded since they are."
         )
     if iterations.shape[1] != ranks:
         raise UsageError(

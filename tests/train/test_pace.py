@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from hpcopt.comm.communicator import Communicator
+from hpcopt.comm.lagged_counter import LaggedCounter, LockStepCounter
 from hpcopt.comm.quorum import Quorum
 from hpcopt.config import DebugOptions, ParallelOptions, parse_job
 from hpcopt.errors import UsageError
 from hpcopt.solvers.apts import APTS
+from hpcopt.solvers.newton import Newton
 from hpcopt.solvers.sgd import SGD
 from hpcopt.train.pace import Replay, Slowed, Unhurried, check_pace, make_pace, recorded_iterations, skip
 from tests.support.runs import write_run
@@ -80,6 +82,21 @@ def test_quorum_and_slow_rank_go_together(comm: Communicator) -> None:
     assert isinstance(alone.inner, Unhurried)
 
 
+def test_the_method_decides_how_a_phase_ends(comm: Communicator) -> None:
+    blocks, none = Newton(direction="block"), DebugOptions()
+    lock_step = ParallelOptions(quorum=0.5, termination="lock_step")
+    assert type(make_pace(ParallelOptions(quorum=0.5), none, comm, blocks)) is LaggedCounter
+    assert type(make_pace(lock_step, none, comm, blocks)) is LockStepCounter
+    assert type(make_pace(ParallelOptions(quorum=0.5), none, comm, APTS())) is Quorum
+    check_pace(lock_step, DebugOptions(slow_rank=0), blocks)
+    check_pace(ParallelOptions(replay="runs/a"), none, blocks)
+    with pytest.raises(UsageError, match=r"lock_step.*APTS ends its phases by.*Remove parallel\.termination"):
+        check_pace(lock_step, none, APTS())
+    for without in (Newton(), Newton(direction="block", block_solver="gram")):
+        with pytest.raises(UsageError, match="Newton has none with these options"):
+            check_pace(lock_step, none, without)
+
+
 def test_a_slow_rank_that_does_not_exist_is_refused(comm: Communicator) -> None:
     with pytest.raises(UsageError, match=r"slow_rank = 1 is not a rank of this run, which has ranks 0 to 0"):
         make_pace(ParallelOptions(), DebugOptions(slow_rank=1), comm)
@@ -124,6 +141,7 @@ def test_a_method_without_local_phases_is_refused(parallel: ParallelOptions, deb
     [
         ("parallel.quorum=0", "a part of the ranks above 0 and at most 1"),
         ("parallel.quorum=1.5", "a part of the ranks above 0 and at most 1"),
+        ("parallel.termination=lock_step", "has no effect without parallel.quorum"),
         ("parallel.quorum=nan", "a part of the ranks above 0 and at most 1"),
         ("debug.slow_rank=-1", "the number of a rank, from 0"),
         ("debug.slow_seconds=-0.1", "not negative"),
