@@ -57,21 +57,20 @@ class NetworkBlock:
         return self._linear.block_product(v, by_layer)
 
     def factors(self) -> BlockFactors:
-        """The columns of J in factors, with ones in the inputs for biases and M^L written out."""
+        """The columns of J in factors, with ones in the inputs for biases. M is not copied where it is one piece."""
         pieces = self._linear.block_factors()
         layers = []
         for held in self._held:
-            inputs = torch.cat([piece.inputs[held.number - 1] for piece in pieces])
+            inputs = _joined([piece.inputs[held.number - 1] for piece in pieces])
             if held.biased:
                 inputs = torch.cat([inputs, torch.ones_like(inputs[:, :1])], dim=1)
+            units = None
             if held.number < len(self._held):
-                units = torch.cat([piece.units[held.number - 1] for piece in pieces])
-            else:
-                units = None
+                units = _joined([piece.units[held.number - 1] for piece in pieces])
             place = slice(held.start, held.start + inputs.shape[1] * held.outputs.count)
             layers.append(LayerBlock(inputs, units, held.outputs.slice, place))
         curvatures = [piece.curvature for piece in pieces if piece.curvature is not None]
-        return BlockFactors(layers, torch.cat(curvatures) if curvatures else None)
+        return BlockFactors(layers, _joined(curvatures) if curvatures else None)
 
     def share(self, iterations: int, products: float, finite: bool) -> tuple[tuple[int, ...], bool]:
         """What all ranks came to; their mean work is counted. *Collective*, one reduction of 3 numbers a rank."""
@@ -81,3 +80,8 @@ class NetworkBlock:
         told = comm.reduce_scalars(told, label="block")
         self._objective.count_products(self._batch, sum(told[1::3]) / comm.size)
         return tuple(int(count) for count in told[::3]), all(told[2::3])
+
+
+def _joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The instances of all pieces in one array; that of a single piece itself."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))

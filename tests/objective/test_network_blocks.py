@@ -10,25 +10,22 @@ import torch
 from hpcopt.linalg.conjugate_gradient import conjugate_gradients
 from hpcopt.linalg.gram_solve import LayerFactors, output_factors, solve_by_gram
 from hpcopt.objective.network import NetworkObjective
-from hpcopt.objective.network_explicit import Factors
+from hpcopt.objective.protocol import Block
 from tests.support.networks import FOUR, SAMPLES, THREE, on_grid, positions, start
 from tests.support.simulated import on_ranks
 
 DECAY, DAMPING = 0.01, 0.1
 
 
-def layer_factors(objective: NetworkObjective, pieces: list[Factors]) -> list[LayerFactors]:
-    """The factors of a rank as one (Z, M) a layer, with a column of ones for biases and M^L written out."""
-    found, layers = [], objective.partition.blocks(objective.comm.rank)
-    for held in layers:
-        inputs = torch.cat([piece.inputs[held.number - 1] for piece in pieces])
-        if held.biased:
-            inputs = torch.cat([inputs, torch.ones_like(inputs[:, :1])], dim=1)
-        if held.number < len(layers):
-            units = torch.cat([piece.units[held.number - 1] for piece in pieces])
-        else:
-            units = output_factors(len(inputs), objective.outputs, *held.outputs, inputs.dtype)
-        found.append(LayerFactors(inputs, units))
+def layer_factors(block: Block) -> list[LayerFactors]:
+    """The factors of a rank as one (Z, M) a layer, with M^L written out."""
+    found = []
+    for layer in block.factors().layers:
+        first, last = layer.outputs.start, layer.outputs.stop
+        units = layer.factors
+        if units is None:
+            units = output_factors(block.outputs, first, last - first, layer.inputs)
+        found.append(LayerFactors(layer.inputs, units))
     return found
 
 
@@ -55,9 +52,9 @@ def test_both_solutions_of_the_block_system_agree_and_are_directions_of_descent(
             linear.block_product, gradient, DAMPING, inner, tolerance=1e-12, most=4 * objective.size
         )
         assert by_cg.converged
-        pieces = linear.block_factors()
-        curvature = None if loss == "squared" else torch.cat([piece.curvature for piece in pieces])
-        layers = layer_factors(objective, pieces)
+        curvature = linear.block.factors().probabilities
+        assert (curvature is None) == (loss == "squared")
+        layers = layer_factors(linear.block)
         direct = solve_by_gram(layers, matrices(objective, gradient), DAMPING + DECAY, curvature)
         assert comm.ledger.rows(before) == []
         direction = torch.cat([part.reshape(-1) for part in direct.direction])
@@ -68,3 +65,15 @@ def test_both_solutions_of_the_block_system_agree_and_are_directions_of_descent(
         return objective.dot(gradient, direction)
 
     assert all(slope < 0 for slope in on_ranks(grid[0] * grid[1], run))
+
+
+def test_factors_that_are_one_piece_are_not_copied():
+    def run(comm: Any) -> None:
+        objective = on_grid(comm, (2, 2))
+        linear = objective.linearize(objective.initial_vector(), objective.full_batch)
+        (kept,) = linear.block_factors()
+        *hidden, last = linear.block.factors().layers
+        assert [layer.factors.data_ptr() for layer in hidden] == [units.data_ptr() for units in kept.units]
+        assert last.factors is None
+
+    on_ranks(4, run)
