@@ -135,6 +135,9 @@ class ParallelOptions:
     lock_step: by a count in every iteration, so that every run ends on the same iterations."""
     replay: str | None = None
     """A run directory: every local phase ends where the record there says that it did."""
+    jacobian: Literal["auto", "explicit", "implicit"] = "explicit"
+    """With Newton on a network that is cut over the ranks: products by factors of the Jacobian, by sweeps through the
+    network, or what a measurement at the start finds faster. Blocks need the factors."""
     gpu_aware: bool = False
     """Hand device buffers to MPI directly; only for an MPI built for it. Off: staged through the host."""
 

@@ -31,6 +31,7 @@ from hpcopt.objective.network_data import (
 from hpcopt.objective.network_explicit import ExplicitLinearization
 from hpcopt.objective.network_implicit import ImplicitLinearization
 from hpcopt.objective.network_init import initial_blocks
+from hpcopt.objective.network_jacobian import KINDS, faster, measure
 from hpcopt.objective.network_losses import SPLIT_LOSSES
 from hpcopt.objective.network_memory import KEPT_BYTES
 from hpcopt.objective.network_model import PartitionedModel
@@ -62,13 +63,15 @@ class NetworkObjective:
         init: "he", "xavier" or "sparse" (15 incoming weights a unit).
         micro_batch: most instances in one sweep; larger batches are accumulated. By default as many as keep every array
             of a sweep below 64 MiB.
-        jacobian: "explicit" keeps the factors of the Jacobian for products, "implicit" only activations.
+        jacobian: "explicit" keeps the factors of the Jacobian for products, "implicit" only activations; "auto"
+            measures both and takes the faster one for a step of Newton.
         memory_limit: most bytes on a rank for what a linearisation keeps.
 
     Attributes:
         partition: who holds which block of every layer.
         network: the sweeps; also for the linearisations.
         split_loss: the loss on split outputs.
+        jacobian: which of the two it is.
         pace: when a rank must end its part of a phase on its own block; None lets it finish.
         inputs, targets: this rank's (N, u_1) and (N, v_L).
 
@@ -114,8 +117,9 @@ class NetworkObjective:
         self.split_loss = SPLIT_LOSSES[loss](groups)
         widest = max(self.partition.most(layer) for layer in range(len(self.partition.sizes)))
         self.micro_batch = micro_batch or max(1, PIECE_BYTES // (widest * self.inputs.element_size()))
-        self._seed, self._init, self._jacobian, self._limit = seed, init, jacobian, memory_limit
-        self._subsets = Subsets(seed, self.inputs.device)
+        self._seed, self._init, self._limit = seed, init, memory_limit
+        self._subsets, self.work = Subsets(seed, self.inputs.device), Work()
+        self.jacobian = faster(measure(self, memory_limit)) if jacobian == "auto" else jacobian
         self.work = Work(curvature_cost=self._product_cost())
         self.flag, self.flags_seen = 0.0, 0.0
         self.pace: Pace | None = None
@@ -233,8 +237,7 @@ class NetworkObjective:
 
     def linearize(self, w: Vector, batch: Batch) -> ExplicitLinearization | ImplicitLinearization:
         """The network linearised at w on the batch. *Collective*, as are its products."""
-        kind = ExplicitLinearization if self._jacobian == "explicit" else ImplicitLinearization
-        return kind(self, w, batch, self._limit)
+        return KINDS[self.jacobian](self, w, batch, self._limit)
 
     def count_products(self, batch: Batch, products: float = 1.0) -> None:
         """Count curvature products on ``batch``."""
@@ -279,7 +282,7 @@ class NetworkObjective:
         """Operations of a Gauss-Newton product over those of a gradient, both for one instance of the whole network."""
         sizes, weights = self.partition.sizes, sum(a * b for a, b in pairwise(self.partition.sizes))
         gradient, first = 6 * weights - 2 * sizes[0] * sizes[1], sizes[0] * sizes[1]
-        if self._jacobian == "explicit":
+        if self.jacobian == "explicit":
             return 4 * (weights + self.outputs * sum(sizes[1:-1])) / gradient
         return (8 * weights - 4 * first) / gradient
 

@@ -25,7 +25,7 @@ KNOWN: dict[str, tuple[str, ...]] = {
     "activation": ACTIVATIONS,
     "loss": tuple(SPLIT_LOSSES),
     "init": tuple(INITS),
-    "jacobian": ("explicit", "implicit"),
+    "jacobian": ("auto", "explicit", "implicit"),
 }
 """The names that each option can have."""
 

@@ -15,6 +15,7 @@ from hpcopt.config import Job, SolverTable
 from hpcopt.data.dataset import DataSet
 from hpcopt.data.load import load
 from hpcopt.errors import UsageError
+from hpcopt.objective.network import NetworkObjective
 from hpcopt.solvers.registry import make_solver
 from hpcopt.solvers.solver import Solver
 from hpcopt.train.minimize import first_iterations, horizon_epochs, make_criteria, plan_batches, run_facts, train
@@ -120,6 +121,8 @@ class PreparedJob:
         job, data = self.job, self.data
         names = {"name": job.run.name, "solver": job.solver.name, "model": job.model.name, "data": data.name}
         extra = {"task": data.task, "data_facts": data.facts, "loss": loss_name(job, data)}
+        if isinstance(self.objective, NetworkObjective) and hasattr(self.solver, "direction"):
+            extra["jacobian"] = self.objective.jacobian
         return {**names, **extra, "epoch_steps": self.sampler.per_epoch, **run_facts(self.objective, self.solver)}
 
 

@@ -56,12 +56,23 @@ def shard_grid(job: Job, ranks: int) -> ProcessGrid | None:
 
 
 def check_blocks(parallel: ParallelOptions, solver: Solver) -> None:
-    """Refuse directions by blocks where every rank holds all variables.
+    """Refuse directions by blocks, or a choice of the Jacobian, that the layout or the method does not have.
 
     Raises:
-        UsageError: there are no blocks.
+        UsageError: see above.
     """
-    if getattr(solver, "direction", "full") == "block" and parallel.layout != "variables":
+    direction = getattr(solver, "direction", None)
+    if parallel.jacobian != "explicit" and (direction is None or parallel.layout != "variables"):
+        raise UsageError(
+            f'parallel.jacobian = "{parallel.jacobian}" has no effect here: it is for solver.name = "newton" with '
+            'parallel.layout = "variables". Use these, or remove parallel.jacobian.'
+        )
+    if direction == "block" and parallel.jacobian == "implicit":
+        raise UsageError(
+            'solver.direction = "block" needs the factors of the Jacobian, which parallel.jacobian = "implicit" does '
+            'not make. Use parallel.jacobian = "explicit", or solver.direction = "full".'
+        )
+    if direction == "block" and parallel.layout != "variables":
         raise UsageError(
             f'solver.direction = "block" needs variables that are cut over the ranks, but parallel.layout = '
             f'"{parallel.layout}". Use parallel.layout = "variables", or solver.direction = "full".'
@@ -119,6 +130,7 @@ def _network(
         seed=job.run.seed,
         init=options.init,
         micro_batch=job.loss.micro_batch,
+        jacobian="explicit" if job.solver.options.get("direction") == "block" else job.parallel.jacobian,
     )
     objective.pace = pace
     return objective, test

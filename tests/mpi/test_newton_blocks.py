@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -130,6 +131,16 @@ def test_a_run_in_two_pieces_has_the_bits_of_one(comm: Communicator, shared_path
     np.testing.assert_array_equal(counts(shared_path / "whole"), counts(shared_path / "run"))
 
 
+@pytest.mark.parametrize("direction", ["full", "block"])
+@pytest.mark.parametrize("jacobian", ["auto", "explicit"])
+def test_the_jacobian_of_a_run_is_told(comm: Communicator, shared_path: Path, jacobian: str, direction: str) -> None:
+    settings = [f"parallel.jacobian={jacobian}", f"solver.direction={direction}", "solver.block_solver=auto"]
+    result, _ = train(comm, shared_path / "run", *settings, "run.iterations=2")
+    told = json.loads((shared_path / "run" / "status.json").read_text())["jacobian"]
+    assert told in (("explicit", "implicit") if (jacobian, direction) == ("auto", "full") else ("explicit",))
+    assert result.final.train_loss < result.initial.train_loss
+
+
 FULL = ["solver.direction=full", "solver.block_solver=auto"]
 
 
@@ -142,6 +153,8 @@ FULL = ["solver.direction=full", "solver.block_solver=auto"]
         ([*FULL, "parallel.replay=runs/a"], "parallel.replay = .runs/a. has no effect here"),
         ([*FULL, "debug.slow_rank=0"], "debug.slow_rank = 0 has no effect here"),
         (["solver.block_solver=gram", "parallel.quorum=0.5"], 'another solver.block_solver than "gram"'),
+        (["parallel.jacobian=implicit"], 'direction = "block" needs the factors of the Jacobian'),
+        ([*FULL, "parallel.layout=data", "parallel.jacobian=auto"], 'jacobian = "auto" has no effect here'),
         (["parallel.termination=lock_step"], "has no effect without parallel.quorum"),
         (["parallel.quorum=0.5", "parallel.replay=runs/a"], "both given"),
         (["parallel.replay=nowhere"], "cannot be replayed"),

@@ -1,0 +1,77 @@
+"""Whether a step of Newton costs less by factors of the Jacobian or by sweeps: measured on the network itself.
+
+    explicit where  set-up_e + T product_e <= set-up_i + T product_i
+
+T is the number of products in a step. The factors need K sweeps at first, and each of their products reads N K numbers
+for every hidden neuron twice but has one message (Wang et al. 2018, arXiv:1802.00130, whose letters are used). Rates of
+operations, bandwidth and messages of the machine are in the measured seconds of both on a few instances.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from time import perf_counter
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from hpcopt.objective.network_explicit import ExplicitLinearization
+from hpcopt.objective.network_implicit import ImplicitLinearization
+from hpcopt.objective.protocol import Batch
+
+if TYPE_CHECKING:
+    from hpcopt.objective.network import NetworkObjective
+
+KINDS: dict[str, type[ExplicitLinearization] | type[ImplicitLinearization]] = {
+    "explicit": ExplicitLinearization,
+    "implicit": ImplicitLinearization,
+}
+PRODUCTS = 20
+"""T: with its default tolerance Newton makes about so many in a step (``hpcopt.solvers.newton``)."""
+INSTANCES = 512
+"""Most that are measured on; both kinds of cost grow with their number."""
+REPEATS = 3
+"""Products that are timed; the fastest of them counts."""
+
+
+class Cost(NamedTuple):
+    """Seconds of making a linearisation and of a product, on the slowest rank."""
+
+    setup: float
+    product: float
+
+    def step(self, products: float) -> float:
+        """Seconds of so many products and what goes before them."""
+        return self.setup + products * self.product
+
+
+def measure(objective: NetworkObjective, limit: int) -> dict[str, Cost]:
+    """Costs of each kind of linearisation, the same on all ranks. *Collective*; not counted as work."""
+    count, work = min(objective.samples, INSTANCES), replace(objective.work)
+    w = objective.initial_vector()
+    batch = Batch(torch.arange(count, device=w.device), count, count)
+    costs = {}
+    for name, kind in KINDS.items():
+        kind(objective, w, batch, limit)  # the first of a kind also pays for memory and threads
+        start = _now(w)
+        linear = kind(objective, w, batch, limit)
+        setup, products = _now(w) - start, []
+        for _ in range(REPEATS):
+            start = _now(w)
+            linear.gauss_newton(w)
+            products.append(_now(w) - start)
+        costs[name] = Cost(*objective.comm.reduce_scalars([setup, min(products)], op="max", label="measurement"))
+    objective.work = work
+    return costs
+
+
+def faster(costs: dict[str, Cost], products: float = PRODUCTS) -> str:
+    """The kind with the cheaper step; "explicit" where there is no difference."""
+    return min(costs, key=lambda name: (costs[name].step(products), name))
+
+
+def _now(w: torch.Tensor) -> float:
+    """The time once the device of w is done."""
+    if w.is_cuda:
+        torch.cuda.synchronize(w.device)
+    return perf_counter()

@@ -1,0 +1,50 @@
+"""The choice between factors of the Jacobian and sweeps: measured, the same on all ranks, and free of traces."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from hpcopt.objective.network_jacobian import KINDS, Cost, faster, measure
+from tests.support.networks import FOUR, THREE, on_grid
+from tests.support.simulated import on_ranks
+
+GIB = 2**30
+
+
+@pytest.mark.parametrize(("products", "found"), [(1, "implicit"), (9, "implicit"), (11, "explicit"), (100, "explicit")])
+def test_factors_pay_where_their_products_are_enough(products, found):
+    assert faster({"explicit": Cost(12.0, 1.0), "implicit": Cost(2.0, 2.0)}, products) == found
+    assert faster({"explicit": Cost(1.0, 1.0), "implicit": Cost(1.0, 1.0)}, products) == "explicit"
+
+
+@pytest.mark.parametrize(("sizes", "loss"), [(FOUR, "squared"), (THREE, "cross_entropy")], ids=str)
+def test_both_are_measured_alike_on_all_ranks_and_no_work_is_counted(sizes, loss):
+    def run(comm: Any) -> Any:
+        objective = on_grid(comm, (2, 2), sizes, loss)
+        objective.value(objective.initial_vector(), objective.full_batch)
+        before, work = objective.work.gradient_equivalents, objective.work
+        costs = measure(objective, GIB)
+        assert objective.work.gradient_equivalents == before > 0
+        assert objective.work.curvature_cost == work.curvature_cost
+        return costs
+
+    results = on_ranks(4, run)
+    assert all(costs == results[0] for costs in results)
+    assert set(results[0]) == set(KINDS)
+    assert all(cost.setup > 0 and cost.product > 0 for cost in results[0].values())
+
+
+@pytest.mark.parametrize("cheap", ["explicit", "implicit"])
+def test_an_objective_takes_what_was_found(monkeypatch, cheap):
+    costs = {name: Cost(1.0, 1.0 if name == cheap else 2.0) for name in KINDS}
+    monkeypatch.setattr("hpcopt.objective.network.measure", lambda objective, limit: costs)
+
+    def run(comm: Any) -> Any:
+        objective, same = (on_grid(comm, (1, 2), jacobian=name) for name in ("auto", cheap))
+        assert objective.jacobian == cheap
+        assert objective.work == same.work
+        return type(objective.linearize(objective.initial_vector(), objective.full_batch))
+
+    assert on_ranks(2, run) == [KINDS[cheap]] * 2
