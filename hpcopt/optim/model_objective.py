@@ -14,7 +14,8 @@ from typing import TypeVar
 import torch
 
 from hpcopt.comm.communicator import Communicator
-from hpcopt.objective.data_parallel import DataParallelObjective, check_fit, on
+from hpcopt.objective.data_parallel import DataParallelObjective
+from hpcopt.objective.fit import check_fit, on
 from hpcopt.objective.linearization import ImplicitLinearization
 from hpcopt.objective.losses import Loss, make_loss
 from hpcopt.objective.parameters import FlatParameters

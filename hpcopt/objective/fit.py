@@ -1,0 +1,55 @@
+"""What the user gives an objective, in one form, and whether model, loss and samples fit together. Local."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from hpcopt.errors import UsageError
+from hpcopt.objective.shard import Shard
+
+
+def on(array: torch.Tensor | np.ndarray, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """``array`` as a tensor on ``device``, floating point numbers in ``dtype``, integers as int64."""
+    tensor = torch.as_tensor(array)
+    kind = dtype if tensor.is_floating_point() else torch.int64
+    return tensor.to(device=device, dtype=kind).contiguous()
+
+
+def check_fit(shard: Shard) -> tuple[int, bool]:
+    """Number of outputs C and whether the model draws random numbers, from samples of this rank; (0, False) without.
+
+    Raises:
+        UsageError: the model does not take the samples, or the loss does not take outputs or targets.
+    """
+    if len(shard.inputs) != len(shard.targets):
+        raise UsageError(
+            f"there are {len(shard.inputs)} inputs but {len(shard.targets)} targets; every sample needs one of each"
+        )
+    if not len(shard.inputs):
+        return 0, False
+    was_training = shard.module.training
+    try:
+        with torch.no_grad():
+            outputs = shard.module.eval()(shard.inputs[:1])
+            if not isinstance(outputs, torch.Tensor):
+                raise TypeError(f"it returned a {type(outputs).__name__}, not a tensor of outputs")
+            draws = _draws(shard)
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        raise UsageError(
+            f"the model {type(shard.module).__name__} does not take a sample of shape {tuple(shard.inputs.shape[1:])}: "
+            f"{error}. The first layer must fit the data"
+        ) from error
+    finally:
+        shard.module.train(was_training)
+    shard.loss.check(outputs.expand(1, *outputs.shape[1:]), shard.targets)
+    return int(outputs.shape[-1]), draws
+
+
+def _draws(shard: Shard) -> bool:
+    """Whether the model draws random numbers in training, as two samples show."""
+    shard.module.train()
+    try:
+        return shard.stochastic.drew(lambda: shard.module(shard.inputs[:2]), shard.inputs.device)
+    except ValueError:  # batch normalisation refuses a single sample: assume the worse
+        return True
