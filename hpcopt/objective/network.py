@@ -21,9 +21,11 @@ from hpcopt.objective.network_data import (
     Array,
     check_alike,
     check_count,
+    check_decay,
     check_names,
     check_same,
     is_labels,
+    kind_of,
     make_layout,
     own_inputs,
     own_targets,
@@ -101,13 +103,14 @@ class NetworkObjective:
         with comm.together("laying out the network"):
             check_names(activation=activation, loss=loss, init=init, jacobian=jacobian)
             check_count(micro_batch=micro_batch, memory_limit=memory_limit)
+            check_decay(weight_decay)
             self.partition = make_layout(sizes, grid, comm.size)
             self.inputs = own_inputs(inputs, self.partition, comm.rank)
             self.targets = own_targets(targets, self.partition, comm.rank, self.inputs)
         same: dict[str, object] = {"sizes": list(self.partition.sizes), "grid": list(self.partition.grid), "loss": loss}
         same |= {"activation": activation, "weight_decay": float(weight_decay), "seed": seed, "init": init}
         self.classification = is_labels(targets)
-        same["targets"] = "labels" if self.classification else "values"  # evaluations of the two differ in messages
+        same["targets"] = kind_of(targets)
         check_same(comm, same | {"micro_batch": micro_batch, "jacobian": jacobian, "memory_limit": memory_limit})
         self.size, self.samples = self.partition.size(comm.rank), len(self.inputs)
         self.outputs = self.partition.sizes[-1]

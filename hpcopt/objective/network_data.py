@@ -5,12 +5,13 @@ Shapes: N instances, u features and v outputs of this rank, C outputs of the net
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 
-from hpcopt.checks import is_whole
+from hpcopt.checks import is_number, is_whole
 from hpcopt.comm.communicator import Communicator
 from hpcopt.errors import UsageError, nearest
 from hpcopt.kernels.interface import ACTIVATIONS
@@ -55,6 +56,16 @@ def check_count(**counts: int | None) -> None:
     for name, count in counts.items():
         if count is not None and not is_whole(count, 1):
             raise UsageError(f"{name} = {count!r} is not allowed; it must be a whole number of at least 1.")
+
+
+def check_decay(weight_decay: float) -> None:
+    """Refuse what is no coefficient of |w|^2 / 2.
+
+    Raises:
+        UsageError: see above.
+    """
+    if not is_number(weight_decay, 0.0):
+        raise UsageError(f"weight_decay = {weight_decay!r} is not allowed; it must be a number of at least 0.")
 
 
 def check_names(**names: str) -> None:
@@ -115,6 +126,17 @@ def is_labels(targets: Array) -> bool:
     """Whether targets are classes, (N,) integers."""
     tensor = torch.as_tensor(targets)
     return tensor.ndim == 1 and not tensor.is_floating_point()
+
+
+def kind_of(targets: Array) -> str:
+    """What all ranks must have alike of their targets: evaluations of labels and of values differ in their messages.
+
+    Labels are those of all samples, in one order, and so the same to the last one.
+    """
+    if not is_labels(targets):
+        return "values"
+    labels = torch.as_tensor(targets).to("cpu", torch.int64).contiguous().numpy()
+    return f"labels with CRC-32 {zlib.crc32(labels.tobytes()):08x}"
 
 
 def own_targets(targets: Array, layout: NetworkLayout, rank: int, like: torch.Tensor) -> torch.Tensor:

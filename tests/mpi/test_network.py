@@ -137,8 +137,17 @@ def test_labels_on_one_rank_and_columns_on_another_are_an_error_of_all(comm: Com
         pytest.skip("one rank agrees with itself")
     labels = torch.tensor([0, 1, 1])
     targets = torch.eye(2)[labels] if comm.rank == comm.size - 1 else labels
-    with pytest.raises(UsageError, match=f"targets is 'labels' on rank 0 and 'values' on rank {comm.size - 1}"):
+    with pytest.raises(UsageError, match=f"targets is 'labels .*' on rank 0 and 'values' on rank {comm.size - 1}"):
         NetworkObjective((5, 8, 2), "relu", "squared", torch.zeros(3, 5), targets, comm, (1, comm.size))
+
+
+def test_samples_in_another_order_on_one_rank_are_seen_by_their_labels(comm: Communicator) -> None:
+    if comm.size == 1:
+        pytest.skip("one rank agrees with itself")
+    labels = torch.tensor([0, 1, 1])
+    given = labels.flip(0) if comm.rank == comm.size - 1 else labels
+    with pytest.raises(UsageError, match=f"targets is 'labels .*' on rank 0 and 'labels .*' on rank {comm.size - 1}"):
+        NetworkObjective((5, 8, 2), "relu", "cross_entropy", torch.zeros(3, 5), given, comm, (1, comm.size))
 
 
 def test_a_grid_that_no_network_fits_is_refused_by_all(comm: Communicator) -> None:

@@ -210,6 +210,7 @@ REFUSED = {
     "jacobian": (dict(jacobian="dense"), "explicit, implicit"),
     "micro_batch": (dict(micro_batch=-1), "micro_batch = -1 is not allowed"),
     "memory_limit": (dict(memory_limit=0.5), "memory_limit = 0.5 is not allowed"),
+    "weight_decay": (dict(weight_decay=-0.1), "weight_decay = -0.1 is not allowed"),
     "all features": (dict(inputs=torch.zeros(4, 5)), "this rank holds features . to . of 5: give it only these"),
     "targets": (dict(targets=torch.zeros(4, 2)), "this rank holds outputs . to . of 3"),
     "labels": (dict(targets=torch.tensor([0, 1, 2, 3])), "labels run from 0 to 3.*0 to 2"),
