@@ -142,3 +142,12 @@ def shared_path(comm: Communicator, tmp_path_factory: pytest.TempPathFactory) ->
     """One empty folder, the same on all ranks. *Collective*."""
     made = str(tmp_path_factory.mktemp("shared")) if comm.rank == 0 else None
     return Path(comm.broadcast_object(made))
+
+
+@pytest.fixture(params=[1, 2, 3, 4])
+def grid(request: pytest.FixtureRequest, comm: Communicator) -> tuple[int, int]:
+    """Every grid of the job's ranks with at most 4 rows and columns."""
+    rows, columns = request.param, comm.size // request.param
+    if rows * columns != comm.size or columns > 4:
+        pytest.skip(f"{comm.size} ranks are no such grid of {rows} rows")
+    return rows, columns

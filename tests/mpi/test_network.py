@@ -21,15 +21,6 @@ pytestmark = pytest.mark.mpi
 SOME = Batch(torch.tensor([0, 3, 4, 8, 10]), 5, 5)
 
 
-@pytest.fixture(params=[1, 2, 3, 4])
-def grid(request: pytest.FixtureRequest, comm: Communicator) -> tuple[int, int]:
-    """Every grid of the job's ranks with at most 4 rows and columns."""
-    rows, columns = request.param, comm.size // request.param
-    if rows * columns != comm.size or columns > 4:
-        pytest.skip(f"{comm.size} ranks are no such grid of {rows} rows")
-    return rows, columns
-
-
 @pytest.fixture
 def alone() -> Communicator:
     return Communicator(MPI.COMM_SELF)

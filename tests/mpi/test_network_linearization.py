@@ -30,15 +30,6 @@ BATCH = Batch(torch.tensor(ROWS), 5, 5)
 DECAY = 0.01
 
 
-@pytest.fixture(params=[1, 2, 3, 4])
-def grid(request: pytest.FixtureRequest, comm: Communicator) -> tuple[int, int]:
-    """Every grid of the job's ranks with at most 4 rows and columns."""
-    rows, columns = request.param, comm.size // request.param
-    if rows * columns != comm.size or columns > 4:
-        pytest.skip(f"{comm.size} ranks are no such grid of {rows} rows")
-    return rows, columns
-
-
 def dense(sizes: tuple[int, ...], loss: str) -> tuple[torch.Tensor, torch.Tensor]:
     """J (b C, n) and G (n, n)."""
     w, inputs = start(sizes), data(sizes, loss)[0][ROWS]
