@@ -30,7 +30,7 @@ from hpcopt.objective.network_data import (
     own_inputs,
     own_targets,
 )
-from hpcopt.objective.network_explicit import ExplicitLinearization
+from hpcopt.objective.network_explicit import ExplicitLinearization, bytes_each
 from hpcopt.objective.network_implicit import ImplicitLinearization
 from hpcopt.objective.network_init import initial_blocks
 from hpcopt.objective.network_jacobian import KINDS, faster, measure
@@ -66,7 +66,7 @@ class NetworkObjective:
         micro_batch: most instances in one sweep; larger batches are accumulated. By default as many as keep every array
             of a sweep below 64 MiB.
         jacobian: "explicit" keeps the factors of the Jacobian for products, "implicit" only activations; "auto"
-            measures both and takes the faster one for a step of Newton.
+            measures both and takes the faster one for a step of Newton, and only what fits in ``memory_limit``.
         memory_limit: most bytes on a rank for what a linearisation keeps.
 
     Attributes:
@@ -122,7 +122,8 @@ class NetworkObjective:
         self.micro_batch = micro_batch or max(1, PIECE_BYTES // (widest * self.inputs.element_size()))
         self._seed, self._init, self._limit = seed, init, memory_limit
         self._subsets, self.work = Subsets(seed, self.inputs.device), Work()
-        self.jacobian = faster(measure(self, memory_limit)) if jacobian == "auto" else jacobian
+        self._chosen_here = jacobian == "auto"
+        self.jacobian = faster(measure(self, memory_limit)) if self._chosen_here else jacobian
         self.work = Work(curvature_cost=self._product_cost())
         self.flag, self.flags_seen = 0.0, 0.0
         self.pace: Pace | None = None
@@ -240,7 +241,10 @@ class NetworkObjective:
 
     def linearize(self, w: Vector, batch: Batch) -> ExplicitLinearization | ImplicitLinearization:
         """The network linearised at w on the batch. *Collective*, as are its products."""
-        return KINDS[self.jacobian](self, w, batch, self._limit)
+        kind, needed = self.jacobian, batch.count * bytes_each(self.partition, w.element_size())
+        if self._chosen_here and needed > self._limit:
+            kind = "implicit"  # factors that are made anew in every product cost more than sweeps
+        return KINDS[kind](self, w, batch, self._limit)
 
     def count_products(self, batch: Batch, products: float = 1.0) -> None:
         """Count curvature products on ``batch``."""

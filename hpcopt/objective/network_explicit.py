@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from hpcopt.errors import UsageError
+from hpcopt.layout.network import NetworkLayout
 from hpcopt.objective import reductions, vectors
 from hpcopt.objective.network_block import NetworkBlock
 from hpcopt.objective.network_losses import whole_hessian_product
@@ -67,13 +68,10 @@ class ExplicitLinearization:
         if len(self._layers) > 1:
             self._output_weights = self._network.output_weights(self._layers)
         layout, itemsize = objective.partition, w.element_size()
-        hidden = [layout.most(layer) for layer in range(1, layout.layers)]
-        given = sum(layout.most(layer) for layer in range(layout.layers))
-        numbers = given + objective.outputs * (sum(hidden) + 1)
-        size = FACTOR_BYTES // (itemsize * objective.outputs * max(hidden, default=1))
-        self._pieces = Streamed(
-            batch.count, min(objective.micro_batch, max(size, 1)), numbers * itemsize, limit, self._factors
-        )
+        widest = max((layout.most(layer) for layer in range(1, layout.layers)), default=1)
+        size = max(FACTOR_BYTES // (itemsize * objective.outputs * widest), 1)
+        each = bytes_each(layout, itemsize)
+        self._pieces = Streamed(batch.count, min(objective.micro_batch, size), each, limit, self._factors)
 
     def jvp(self, v: Vector) -> torch.Tensor:
         """J v (b, C), the same on all ranks. *Collective*, one reduction."""
@@ -223,3 +221,9 @@ class ExplicitLinearization:
 
     def _new_vector(self) -> Vector:
         return self._layers[0].weights.new_zeros(self._objective.size)
+
+
+def bytes_each(layout: NetworkLayout, itemsize: int) -> int:
+    """Memory that the factors of one instance take on the rank where they take most."""
+    given = [layout.most(layer) for layer in range(layout.layers)]
+    return itemsize * (sum(given) + layout.sizes[-1] * (sum(given[1:]) + 1))

@@ -48,3 +48,21 @@ def test_an_objective_takes_what_was_found(monkeypatch, cheap):
         return type(objective.linearize(objective.initial_vector(), objective.full_batch))
 
     assert on_ranks(2, run) == [KINDS[cheap]] * 2
+
+
+def test_factors_that_would_not_fit_are_not_taken_where_the_choice_is_free(monkeypatch):
+    """They would be made anew in every product, which the measurement on a few instances does not show."""
+    costs = {"explicit": Cost(1.0, 1.0), "implicit": Cost(1.0, 2.0)}
+    monkeypatch.setattr("hpcopt.objective.network.measure", lambda objective, limit: costs)
+
+    def run(comm: Any) -> Any:
+        limit = 3 * 8 * (3 + 4 + 3 + 3 + 3 * (4 + 3 + 3 + 1))  # three instances of FOUR on two rows and columns
+        found = []
+        for jacobian in ("auto", "explicit"):
+            objective = on_grid(comm, (2, 2), FOUR, jacobian=jacobian, memory_limit=limit)
+            few, all_of_them = objective.subset(objective.full_batch, 3, 0), objective.full_batch
+            found += [type(objective.linearize(objective.initial_vector(), batch)) for batch in (few, all_of_them)]
+        return found
+
+    chosen, wanted = [KINDS["explicit"], KINDS["implicit"]], [KINDS["explicit"]] * 2
+    assert on_ranks(4, run) == [chosen + wanted] * 4
