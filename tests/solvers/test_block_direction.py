@@ -157,6 +157,9 @@ def test_steps_lower_the_loss_and_tell_of_every_rank(blocks, combine):
             reports.append(report)
         assert all(report.accepted and report.loss_after < report.loss for report in reports)
         assert all(report.inner_iterations == sum(report.local_iterations) for report in reports)
+        too_long = [k for k in range(1, 20) if reports[k].predicted < 0]
+        assert bool(too_long) == (not combine), "without the combination the model foretells a rise for some steps"
+        assert all(reports[k].damping > reports[k - 1].damping for k in too_long)
         assert state["block_iterations"] == sum(reports[-1].local_iterations) / 4
         return [(report.loss_after, report.local_iterations) for report in reports]
 
