@@ -156,7 +156,8 @@ def report(found: Sequence[Sequence[Measured]], chosen: argparse.Namespace) -> l
         "At the end a rank holds four vectors: the point, its gradient, the copy of the point that belongs to the"
         " linearisation, and the product. Vectors fall as 1 / R. Features, activations and factors of the Jacobian are"
         " cut over the rows or over the columns of the grid only, so that they fall more slowly, and count where there"
-        " are many instances beside few variables.",
+        " are many instances beside few variables. So does what the C library keeps of arrays that were freed, which"
+        " differs from run to run; with MALLOC_MMAP_THRESHOLD_=262144 in the environment it gives them back.",
     ]
     for samples, subset, series in zip(chosen.samples, chosen.subset, found, strict=True):
         lines += ["", f"{samples} instances, {subset} of them in the linearisation:", ""]
