@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks._report import table, write_report
 from hpcopt.comm.communicator import Communicator
 from hpcopt.layout.network import NetworkLayout, network_grid
-from hpcopt.objective.network import NetworkObjective
+from hpcopt.objective.network.objective import NetworkObjective
 
 STEPS = ("objective", "value and gradient", "linearisation", "product")
 AIM = 1.15

@@ -38,7 +38,7 @@ from benchmarks._report import table, write_report
 from hpcopt.comm.communicator import Communicator
 from hpcopt.objective.data_parallel import DataParallelObjective
 from hpcopt.objective.losses import CrossEntropy
-from hpcopt.objective.network import NetworkObjective
+from hpcopt.objective.network.objective import NetworkObjective
 
 FACTORS, CURVLINOPS, MATRICES = "hpcopt, factors of J", "curvlinops GGNLinearOperator", "matrix products alone"
 LIMITS = {CURVLINOPS: 0.5, MATRICES: 1.35}

@@ -15,7 +15,7 @@ from hpcopt.config import Job, SolverTable
 from hpcopt.data.dataset import DataSet
 from hpcopt.data.load import load
 from hpcopt.errors import UsageError
-from hpcopt.objective.network import NetworkObjective
+from hpcopt.objective.network.objective import NetworkObjective
 from hpcopt.solvers.registry import make_solver
 from hpcopt.solvers.solver import Solver
 from hpcopt.train.minimize import first_iterations, horizon_epochs, make_criteria, plan_batches, run_facts, train

@@ -16,8 +16,8 @@ from hpcopt.layout.network import NetworkLayout
 from hpcopt.models.registry import build, make_options
 from hpcopt.objective.data_parallel import DataParallelObjective
 from hpcopt.objective.local import Pace
-from hpcopt.objective.network import NetworkObjective
-from hpcopt.objective.network_data import make_layout
+from hpcopt.objective.network.data import make_layout
+from hpcopt.objective.network.objective import NetworkObjective
 from hpcopt.objective.problem import Problem, Samples
 from hpcopt.objective.variable_blocks import VariableBlockObjective
 from hpcopt.solvers.registry import option_names

@@ -9,8 +9,8 @@ from hpcopt.comm.communicator import Communicator
 from hpcopt.layout.grid import ProcessGrid
 from hpcopt.layout.network import NetworkLayout
 from hpcopt.linalg.gram_solve import LayerFactors, output_factors, solve_by_gram
-from hpcopt.objective.network import NetworkObjective
-from hpcopt.objective.network_explicit import ExplicitLinearization
+from hpcopt.objective.network.explicit import ExplicitLinearization
+from hpcopt.objective.network.objective import NetworkObjective
 
 pytestmark = pytest.mark.mpi
 

@@ -11,7 +11,7 @@ from mpi4py import MPI
 from hpcopt.comm.communicator import Communicator
 from hpcopt.errors import UsageError
 from hpcopt.layout.network import network_grid
-from hpcopt.objective.network import NetworkObjective
+from hpcopt.objective.network.objective import NetworkObjective
 from hpcopt.objective.protocol import Batch
 from hpcopt.solvers.registry import make_solver
 from tests.support.networks import assemble, on_grid, positions, reference_value, start

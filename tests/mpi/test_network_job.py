@@ -15,7 +15,7 @@ from hpcopt.comm.communicator import Communicator
 from hpcopt.config import parse_job
 from hpcopt.errors import HpcoptError, UsageError
 from hpcopt.models.registry import build
-from hpcopt.objective.network import NetworkObjective
+from hpcopt.objective.network.objective import NetworkObjective
 from hpcopt.train.job import PreparedJob
 
 pytestmark = pytest.mark.mpi

@@ -9,7 +9,7 @@ import torch
 
 from hpcopt.comm.communicator import Communicator
 from hpcopt.objective import vectors
-from hpcopt.objective.network import NetworkObjective
+from hpcopt.objective.network.objective import NetworkObjective
 from hpcopt.objective.protocol import Batch
 from tests.support.networks import (
     assemble,

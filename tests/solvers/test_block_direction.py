@@ -12,7 +12,7 @@ import torch
 from hpcopt.comm.communicator import Communicator
 from hpcopt.errors import UsageError
 from hpcopt.objective.data_parallel import DataParallelObjective
-from hpcopt.objective.network import NetworkObjective
+from hpcopt.objective.network.objective import NetworkObjective
 from hpcopt.solvers.block_direction import BlockSolver
 from hpcopt.solvers.newton import Newton
 from tests.support.networks import FOUR, THREE, data, on_grid, positions, start, torch_model

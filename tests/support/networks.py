@@ -13,7 +13,7 @@ import torch
 from hpcopt.kernels.reference import NumpyKernels
 from hpcopt.layout.grid import ProcessGrid
 from hpcopt.layout.network import NetworkLayout
-from hpcopt.objective.network import NetworkObjective
+from hpcopt.objective.network.objective import NetworkObjective
 
 FOUR, THREE, ONE = (5, 7, 6, 5, 3), (5, 6, 7, 4), (6, 4)
 """Sizes: of four layers, whose outputs are cut over the rows, of three, over the columns, and of one."""

@@ -1,8 +1,8 @@
 """Products with the Jacobian of a network on a grid by a sweep forward and one backward; J is not represented.
 
-Letters and shapes are those of ``network_explicit``, which has the same answers. Nothing but activations is made first,
-but every product has messages, in numbers: forward b v_m a layer, backward b u_m a layer but the first, and softmax b
-where outputs are split. A rank's own block of the matrix cannot be had without the others.
+Letters and shapes are those of ``ExplicitLinearization``, which has the same answers. Nothing but activations is made
+first, but every product has messages, in numbers: forward b v_m a layer, backward b u_m a layer but the first, and
+softmax b where outputs are split. A rank's own block of the matrix cannot be had without the others.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import torch
 
 from hpcopt.errors import UsageError
 from hpcopt.objective import vectors
-from hpcopt.objective.network_memory import Streamed
+from hpcopt.objective.network.memory import Streamed
 from hpcopt.objective.protocol import Batch, Vector
 
 if TYPE_CHECKING:
-    from hpcopt.objective.network import NetworkObjective
+    from hpcopt.objective.network.objective import NetworkObjective
 
 
 class Activations(NamedTuple):

@@ -7,7 +7,7 @@ import torch
 
 from hpcopt.layout.block import block
 from hpcopt.objective.losses import make_loss
-from hpcopt.objective.network_losses import SPLIT_LOSSES, whole_hessian_product
+from hpcopt.objective.network.losses import SPLIT_LOSSES, whole_hessian_product
 from tests.support.simulated import on_ranks
 
 B, C = 6, 5

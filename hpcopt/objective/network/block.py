@@ -1,6 +1,6 @@
 """A rank's diagonal block of the Gauss-Newton matrix of a network on a grid, and the phase in which it is solved.
 
-Letters and shapes are those of ``network_explicit``. The phase follows ``NetworkObjective.pace``; nothing in it
+Letters and shapes are those of ``ExplicitLinearization``. The phase follows ``NetworkObjective.pace``; nothing in it
 communicates but the pace itself.
 """
 
@@ -14,8 +14,8 @@ import torch
 from hpcopt.objective.protocol import Batch, BlockFactors, LayerBlock, Vector
 
 if TYPE_CHECKING:
-    from hpcopt.objective.network import NetworkObjective
-    from hpcopt.objective.network_explicit import ExplicitLinearization
+    from hpcopt.objective.network.explicit import ExplicitLinearization
+    from hpcopt.objective.network.objective import NetworkObjective
 
 
 class NetworkBlock:

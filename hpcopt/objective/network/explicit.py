@@ -21,14 +21,14 @@ import torch
 from hpcopt.errors import UsageError
 from hpcopt.layout.network import NetworkLayout
 from hpcopt.objective import reductions, vectors
-from hpcopt.objective.network_block import NetworkBlock
-from hpcopt.objective.network_losses import whole_hessian_product
-from hpcopt.objective.network_memory import Streamed
-from hpcopt.objective.network_passes import LayerView
+from hpcopt.objective.network.block import NetworkBlock
+from hpcopt.objective.network.losses import whole_hessian_product
+from hpcopt.objective.network.memory import Streamed
+from hpcopt.objective.network.passes import LayerView
 from hpcopt.objective.protocol import Batch, Vector
 
 if TYPE_CHECKING:
-    from hpcopt.objective.network import NetworkObjective
+    from hpcopt.objective.network.objective import NetworkObjective
 
 FACTOR_BYTES = 64 * 2**20
 """Size to which the factors of one layer may grow before the instances go in several pieces."""

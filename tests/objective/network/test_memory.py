@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpcopt.objective.network_memory import Streamed
+from hpcopt.objective.network.memory import Streamed
 
 
 @given(st.integers(0, 60), st.integers(0, 20), st.integers(1, 5), st.integers(0, 400))

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from hpcopt.objective.network_explicit import ExplicitLinearization
-from hpcopt.objective.network_implicit import ImplicitLinearization
+from hpcopt.objective.network.explicit import ExplicitLinearization
+from hpcopt.objective.network.implicit import ImplicitLinearization
 from hpcopt.objective.protocol import Batch
 
 if TYPE_CHECKING:
-    from hpcopt.objective.network import NetworkObjective
+    from hpcopt.objective.network.objective import NetworkObjective
 
 KINDS: dict[str, type[ExplicitLinearization] | type[ImplicitLinearization]] = {
     "explicit": ExplicitLinearization,

@@ -17,8 +17,8 @@ from hpcopt.errors import UsageError, nearest
 from hpcopt.kernels.interface import ACTIVATIONS
 from hpcopt.layout.grid import ProcessGrid
 from hpcopt.layout.network import NetworkLayout, network_grid
-from hpcopt.objective.network_init import INITS
-from hpcopt.objective.network_losses import SPLIT_LOSSES
+from hpcopt.objective.network.first_weights import INITS
+from hpcopt.objective.network.losses import SPLIT_LOSSES
 
 Array = torch.Tensor | np.ndarray
 

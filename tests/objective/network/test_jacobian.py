@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from hpcopt.objective.network_jacobian import KINDS, Cost, faster, measure
+from hpcopt.objective.network.jacobian import KINDS, Cost, faster, measure
 from tests.support.networks import FOUR, THREE, on_grid
 from tests.support.simulated import on_ranks
 
@@ -39,7 +39,7 @@ def test_both_are_measured_alike_on_all_ranks_and_no_work_is_counted(sizes, loss
 @pytest.mark.parametrize("cheap", ["explicit", "implicit"])
 def test_an_objective_takes_what_was_found(monkeypatch, cheap):
     costs = {name: Cost(1.0, 1.0 if name == cheap else 2.0) for name in KINDS}
-    monkeypatch.setattr("hpcopt.objective.network.measure", lambda objective, limit: costs)
+    monkeypatch.setattr("hpcopt.objective.network.objective.measure", lambda objective, limit: costs)
 
     def run(comm: Any) -> Any:
         objective, same = (on_grid(comm, (1, 2), jacobian=name) for name in ("auto", cheap))
@@ -53,7 +53,7 @@ def test_an_objective_takes_what_was_found(monkeypatch, cheap):
 def test_factors_that_would_not_fit_are_not_taken_where_the_choice_is_free(monkeypatch):
     """They would be made anew in every product, which the measurement on a few instances does not show."""
     costs = {"explicit": Cost(1.0, 1.0), "implicit": Cost(1.0, 2.0)}
-    monkeypatch.setattr("hpcopt.objective.network.measure", lambda objective, limit: costs)
+    monkeypatch.setattr("hpcopt.objective.network.objective.measure", lambda objective, limit: costs)
 
     def run(comm: Any) -> Any:
         limit = 3 * 8 * (3 + 4 + 3 + 3 + 3 * (4 + 3 + 3 + 1))  # three instances of FOUR on two rows and columns

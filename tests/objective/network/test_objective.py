@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hpcopt.errors import UsageError
-from hpcopt.objective.network import NetworkObjective
+from hpcopt.objective.network.objective import NetworkObjective
 from hpcopt.objective.protocol import Batch
 from tests.support.networks import (
     FOUR,

@@ -8,8 +8,8 @@ import torch
 
 from hpcopt.layout.grid import ProcessGrid
 from hpcopt.layout.network import NetworkLayout
-from hpcopt.objective import network_init
-from hpcopt.objective.network_init import initial_blocks
+from hpcopt.objective.network import first_weights
+from hpcopt.objective.network.first_weights import initial_blocks
 
 SIZES = (400, 300, 200, 12)
 WHOLE = NetworkLayout(SIZES, ProcessGrid(1, 1))
@@ -67,7 +67,7 @@ def test_sparse_takes_all_inputs_where_there_are_fewer():
 @pytest.mark.parametrize("init", ["he", "xavier"])
 def test_blocks_drawn_some_rows_at_a_time_are_the_same(init, monkeypatch):
     at_once = arrays(init)
-    monkeypatch.setattr(network_init, "_NUMBERS", 1000)
+    monkeypatch.setattr(first_weights, "_NUMBERS", 1000)
     assert all(np.array_equal(array, at_once[name]) for name, array in arrays(init).items())
 
 

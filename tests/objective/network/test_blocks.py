@@ -9,7 +9,7 @@ import torch
 
 from hpcopt.linalg.conjugate_gradient import conjugate_gradients
 from hpcopt.linalg.gram_solve import LayerFactors, output_factors, solve_by_gram
-from hpcopt.objective.network import NetworkObjective
+from hpcopt.objective.network.objective import NetworkObjective
 from hpcopt.objective.protocol import Block
 from tests.support.networks import FOUR, SAMPLES, THREE, on_grid, positions, start
 from tests.support.simulated import on_ranks

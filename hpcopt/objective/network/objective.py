@@ -17,7 +17,7 @@ from hpcopt.errors import UsageError
 from hpcopt.kernels.torch_kernels import TorchKernels
 from hpcopt.objective import vectors
 from hpcopt.objective.local import Pace
-from hpcopt.objective.network_data import (
+from hpcopt.objective.network.data import (
     Array,
     check_alike,
     check_count,
@@ -30,14 +30,14 @@ from hpcopt.objective.network_data import (
     own_inputs,
     own_targets,
 )
-from hpcopt.objective.network_explicit import ExplicitLinearization, bytes_each
-from hpcopt.objective.network_implicit import ImplicitLinearization
-from hpcopt.objective.network_init import initial_blocks
-from hpcopt.objective.network_jacobian import KINDS, faster, measure
-from hpcopt.objective.network_losses import SPLIT_LOSSES
-from hpcopt.objective.network_memory import KEPT_BYTES
-from hpcopt.objective.network_model import PartitionedModel
-from hpcopt.objective.network_passes import GridNetwork
+from hpcopt.objective.network.explicit import ExplicitLinearization, bytes_each
+from hpcopt.objective.network.first_weights import initial_blocks
+from hpcopt.objective.network.implicit import ImplicitLinearization
+from hpcopt.objective.network.jacobian import KINDS, faster, measure
+from hpcopt.objective.network.losses import SPLIT_LOSSES
+from hpcopt.objective.network.memory import KEPT_BYTES
+from hpcopt.objective.network.model import PartitionedModel
+from hpcopt.objective.network.passes import GridNetwork
 from hpcopt.objective.problem import Samples, Sums
 from hpcopt.objective.protocol import Batch, Vector, Work
 from hpcopt.objective.subsets import Subsets
