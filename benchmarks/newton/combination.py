@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +20,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks._report import table, write_report
+from benchmarks.newton._problem import Outcome
 from hpcopt.comm.communicator import Communicator
 from hpcopt.config import parse_job
 from hpcopt.train.job import PreparedJob
@@ -54,25 +54,6 @@ VARIANTS: dict[str, str] = {
 INCOMING = 15
 
 
-class Ear:
-    """Keeps the rows of a run's record."""
-
-    def __init__(self) -> None:
-        self.steps: list[dict[str, Any]] = []
-        self.looks: list[dict[str, Any]] = []
-
-    def iteration(self, **columns: Any) -> None:
-        """A step."""
-        self.steps.append(columns)
-
-    def evaluation(self, **columns: Any) -> None:
-        """A look at the whole sets."""
-        self.looks.append(columns)
-
-    def rank_times(self, *_: Any) -> None:
-        """Of no interest here."""
-
-
 def sparse(model: torch.nn.Module, seed: int) -> None:
     """Normal numbers for 15 incoming weights of every unit, 0 for all others and the biases (Martens 2010)."""
     generator = torch.Generator().manual_seed(seed)
@@ -88,13 +69,12 @@ def sparse(model: torch.nn.Module, seed: int) -> None:
 
 def run(variant: str, seed: int) -> tuple[float, ...]:
     """Final f, best accuracy, accuracies after 10 and 20 steps, products of conjugate gradients, median step."""
-    prepared, ear = PreparedJob(parse_job(JOB + VARIANTS[variant]), Communicator()), Ear()
+    prepared, outcome = PreparedJob(parse_job(JOB + VARIANTS[variant]), Communicator()), Outcome()
     sparse(prepared.objective.shard.module, seed)
-    prepared.run(None, listeners=[ear])
-    accuracies = [100 * row["test_accuracy"] for row in ear.looks]
-    products = sum(row["inner_iterations"] for row in ear.steps)
-    step = float(np.median([row["step_size"] for row in ear.steps]))
-    return 2 * ear.steps[-1]["loss_after"], max(accuracies), accuracies[10], accuracies[20], products, step
+    prepared.run(None, listeners=[outcome])
+    accuracies, products = outcome.accuracies, float(outcome.counts.sum())
+    step = float(np.median([row["step_size"] for row in outcome.steps]))
+    return outcome.f, float(accuracies.max()), float(accuracies[10]), float(accuracies[20]), products, step
 
 
 def main() -> None:
