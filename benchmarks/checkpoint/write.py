@@ -3,8 +3,8 @@
     mpirun -n 2 python benchmarks/checkpoint/write.py [--output benchmarks/results/checkpoint-write.md]
 
 Saving 200 million float32 parameters (800 MB) and dd of as many bytes take turns, so that whatever else the machine
-does meets both; dd runs on rank 0 while the others wait. Both end when the bytes are on the disk. A save also hashes
-every byte twice (the file, and each array in it), writes the manifest, publishes, and deletes an old checkpoint.
+does meets both; dd runs on rank 0 while the others wait. Both end when the bytes are on the disk. A save also takes a
+SHA-256 of the file and a CRC-32 of every array, writes the manifest, publishes, and deletes an old checkpoint.
 Memory is the growth of a rank's peak resident set over all saves.
 """
 
