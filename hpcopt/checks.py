@@ -6,7 +6,11 @@ True and false count as integers in Python, but a user who writes them for a num
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from numbers import Integral, Real
+from typing import Any
+
+from hpcopt.errors import UsageError
 
 
 def is_number(
@@ -32,3 +36,13 @@ def is_number(
 def is_whole(value: object, low: int | None = None) -> bool:
     """Whether a value is an integer, of at least ``low`` where that is given."""
     return isinstance(value, Integral) and not isinstance(value, bool) and (low is None or int(value) >= low)
+
+
+def check_number(key: str, value: object, rule: str, fits: Callable[[Any], bool]) -> None:
+    """Refuse a key's value that is not a finite number or does not fit; None stands for a key that is not given.
+
+    Raises:
+        UsageError: names the key, the value and the ``rule`` in words.
+    """
+    if value is not None and not (is_number(value) and fits(value)):
+        raise UsageError(f"{key} = {value!r} is not allowed; it must be {rule}.")

@@ -8,15 +8,15 @@ model and the method named there, and are checked by them.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from hpcopt.checks import is_number
+from hpcopt.checks import check_number
 from hpcopt.data.options import DataOptions
 from hpcopt.errors import UsageError, nearest
+from hpcopt.parallel_options import ParallelOptions
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -36,10 +36,12 @@ class StopOptions:
     """Wall time of the whole run."""
 
     def __post_init__(self) -> None:
-        _check("run.stop.test_accuracy", self.test_accuracy, "a fraction above 0 and at most 1", lambda x: 0 < x <= 1)
-        _check("run.stop.seconds", self.seconds, "a positive, finite number of seconds", lambda x: x > 0)
+        check_number(
+            "run.stop.test_accuracy", self.test_accuracy, "a fraction above 0 and at most 1", lambda x: 0 < x <= 1
+        )
+        check_number("run.stop.seconds", self.seconds, "a positive, finite number of seconds", lambda x: x > 0)
         rule = "finite and not negative, since no loss here goes below zero"
-        _check("run.stop.train_loss", self.train_loss, rule, lambda x: x >= 0)
+        check_number("run.stop.train_loss", self.train_loss, rule, lambda x: x >= 0)
 
 
 @dataclass(frozen=True)
@@ -71,11 +73,11 @@ class RunOptions:
                 f"run.epochs = {self.epochs} and run.iterations = {self.iterations} are both given; they say the same "
                 "thing in two units, so keep one of them."
             )
-        _check("run.epochs", self.epochs, "a positive, finite number", lambda x: x > 0)
-        _check("run.iterations", self.iterations, "a positive, finite number", lambda x: x > 0)
-        _check("run.evaluate_every", self.evaluate_every, "a positive, finite number of epochs", lambda x: x > 0)
-        _check("run.give_up_after", self.give_up_after, "at least 1", lambda x: x >= 1)
-        _check("run.seed", self.seed, "not negative", lambda x: x >= 0)
+        check_number("run.epochs", self.epochs, "a positive, finite number", lambda x: x > 0)
+        check_number("run.iterations", self.iterations, "a positive, finite number", lambda x: x > 0)
+        check_number("run.evaluate_every", self.evaluate_every, "a positive, finite number of epochs", lambda x: x > 0)
+        check_number("run.give_up_after", self.give_up_after, "at least 1", lambda x: x >= 1)
+        check_number("run.seed", self.seed, "not negative", lambda x: x >= 0)
 
 
 @dataclass(frozen=True)
@@ -100,8 +102,8 @@ class LossOptions:
     """Most samples in one forward pass on a rank; larger batches are accumulated."""
 
     def __post_init__(self) -> None:
-        _check("loss.weight_decay", self.weight_decay, "finite and not negative", lambda x: x >= 0)
-        _check("loss.micro_batch", self.micro_batch, "at least 1", lambda x: x >= 1)
+        check_number("loss.weight_decay", self.weight_decay, "finite and not negative", lambda x: x >= 0)
+        check_number("loss.micro_batch", self.micro_batch, "at least 1", lambda x: x >= 1)
 
 
 @dataclass(frozen=True)
@@ -112,60 +114,6 @@ class SolverTable:
     """trust_region, apts, lbfgs, newton, sgd, adam, lars."""
     options: dict[str, Any] = field(default_factory=dict)
     """The method's own keys."""
-
-
-@dataclass(frozen=True)
-class ParallelOptions:
-    """``[parallel]``: how the work is spread over the ranks."""
-
-    layout: Literal["data", "variables"] = "data"
-    """data: every rank varies all variables on its shard of the samples. variables: groups of ranks share the samples
-    of a shard. With APTS each rank of a group varies a block of the variables in the local phase; with other methods
-    the network is cut over a grid of ranks, and no rank holds all of its weights or of the features."""
-    grid: list[int] | None = None
-    """With layout = "variables" and a method other than APTS: rows and columns of the grid. None: the squarest that
-    fits the network."""
-    data: int = 1
-    """With layout = "variables" and APTS: number of shards, each of ranks / data ranks."""
-    quorum: float | None = None
-    """The phase in which ranks work on their own, the local phase of APTS or the blocks of Newton, ends when this part
-    of the ranks has finished it; the others contribute what they have. Off by default."""
-    termination: Literal["asynchronous", "lock_step"] = "asynchronous"
-    """How ranks of Newton learn that enough have finished. asynchronous: when the others tell, which saves time.
-    lock_step: by a count in every iteration, so that every run ends on the same iterations."""
-    replay: str | None = None
-    """A run directory: every local phase ends where the record there says that it did."""
-    jacobian: Literal["auto", "explicit", "implicit"] = "explicit"
-    """With Newton on a network that is cut over the ranks: products by factors of the Jacobian, by sweeps through the
-    network, or what a measurement at the start finds faster. Blocks need the factors."""
-    gpu_aware: bool = False
-    """Hand device buffers to MPI directly; only for an MPI built for it. Off: staged through the host."""
-
-    def __post_init__(self) -> None:
-        _check("parallel.quorum", self.quorum, "a part of the ranks above 0 and at most 1", lambda x: 0 < x <= 1)
-        if self.quorum is not None and self.replay is not None:
-            raise UsageError(
-                f"parallel.quorum = {self.quorum} and parallel.replay = {self.replay!r} are both given; a replay ends "
-                "every local phase where the record says, so remove parallel.quorum."
-            )
-        if self.termination != "asynchronous" and self.quorum is None:
-            raise UsageError(
-                f'parallel.termination = "{self.termination}" has no effect without parallel.quorum, the part of the '
-                "ranks that must have finished. Give parallel.quorum, or remove parallel.termination."
-            )
-        _check("parallel.data", self.data, "at least 1", lambda x: x >= 1)
-        if self.grid is not None and (len(self.grid) != 2 or min(self.grid) < 1):
-            raise UsageError(f"parallel.grid = {self.grid} must be [rows, columns], two whole numbers of at least 1.")
-        if self.layout == "data" and self.grid is not None:
-            raise UsageError(
-                f'parallel.grid = {self.grid} needs parallel.layout = "variables", which cuts the network over a '
-                "grid of ranks. Remove parallel.grid or change the layout."
-            )
-        if self.layout == "data" and self.data != 1:
-            raise UsageError(
-                f'parallel.data = {self.data} needs parallel.layout = "variables"; with layout = "data" every rank has '
-                "a shard of its own. Remove parallel.data or change the layout."
-            )
 
 
 @dataclass(frozen=True)
@@ -190,12 +138,12 @@ class CheckpointOptions:
     """The run saves and stops this long after its start, to be started again: exit status 75."""
 
     def __post_init__(self) -> None:
-        _check("checkpoint.every_epochs", self.every_epochs, "above 0", lambda x: x > 0)
-        _check("checkpoint.every_seconds", self.every_seconds, "above 0", lambda x: x > 0)
-        _check("checkpoint.share", self.share, "above 0 and below 1", lambda x: 0 < x < 1)
-        _check("checkpoint.keep", self.keep, "at least 2, in case the newest is damaged", lambda x: x >= 2)
-        _check("checkpoint.keep_every", self.keep_every, "at least 0", lambda x: x >= 0)
-        _check("checkpoint.limit_seconds", self.limit_seconds, "above 0", lambda x: x > 0)
+        check_number("checkpoint.every_epochs", self.every_epochs, "above 0", lambda x: x > 0)
+        check_number("checkpoint.every_seconds", self.every_seconds, "above 0", lambda x: x > 0)
+        check_number("checkpoint.share", self.share, "above 0 and below 1", lambda x: 0 < x < 1)
+        check_number("checkpoint.keep", self.keep, "at least 2, in case the newest is damaged", lambda x: x >= 2)
+        check_number("checkpoint.keep_every", self.keep_every, "at least 0", lambda x: x >= 0)
+        check_number("checkpoint.limit_seconds", self.limit_seconds, "above 0", lambda x: x > 0)
         if self.limit_seconds is not None and not self.save:
             raise UsageError(
                 "checkpoint.limit_seconds saves the run and stops it, but checkpoint.save is false. Remove one of "
@@ -219,9 +167,11 @@ class DebugOptions:
     """Whether that report ends the job, with status 1."""
 
     def __post_init__(self) -> None:
-        _check("debug.slow_rank", self.slow_rank, "the number of a rank, from 0", lambda x: x >= 0)
-        _check("debug.slow_seconds", self.slow_seconds, "a finite number of seconds, not negative", lambda x: x >= 0)
-        _check(
+        check_number("debug.slow_rank", self.slow_rank, "the number of a rank, from 0", lambda x: x >= 0)
+        check_number(
+            "debug.slow_seconds", self.slow_seconds, "a finite number of seconds, not negative", lambda x: x >= 0
+        )
+        check_number(
             "debug.silence_seconds", self.silence_seconds, "a finite number of seconds, not negative", lambda x: x >= 0
         )
 
@@ -374,9 +324,3 @@ def _without_none(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: _without_none(v) for k, v in value.items() if v is not None}
     return [_without_none(v) for v in value] if isinstance(value, (list, tuple)) else value
-
-
-def _check(key: str, value: object, rule: str, fits: Callable[[Any], bool]) -> None:
-    """Refuse what is not a finite number or does not fit; None stands for a key that is not given."""
-    if value is not None and not (is_number(value) and fits(value)):
-        raise UsageError(f"{key} = {value!r} is not allowed; it must be {rule}.")

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from hpcopt.config import CheckpointOptions, DebugOptions, LossOptions, ParallelOptions, RunOptions, StopOptions
+from hpcopt.config import CheckpointOptions, DebugOptions, LossOptions, RunOptions, StopOptions
 from hpcopt.data.files import SUFFIXES
 from hpcopt.data.options import DataOptions
 from hpcopt.models.registry import MODELS
 from hpcopt.models.registry import option_names as model_keys
+from hpcopt.parallel_options import ParallelOptions
 from hpcopt.solvers.registry import SOLVERS
 from hpcopt.solvers.registry import option_names as solver_keys
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from hpcopt.comm.communicator import Communicator
-from hpcopt.config import Job, ParallelOptions
+from hpcopt.config import Job
 from hpcopt.data.columns import by_columns
 from hpcopt.data.dataset import DataSet, Part
 from hpcopt.errors import UsageError
@@ -20,6 +20,7 @@ from hpcopt.objective.network.data import make_layout
 from hpcopt.objective.network.objective import NetworkObjective
 from hpcopt.objective.problem import Problem, Samples
 from hpcopt.objective.variable_blocks import VariableBlockObjective
+from hpcopt.parallel_options import ParallelOptions
 from hpcopt.solvers.registry import option_names
 from hpcopt.solvers.solver import Solver
 

@@ -13,9 +13,10 @@ import numpy as np
 from hpcopt.comm.communicator import Communicator
 from hpcopt.comm.lagged_counter import LaggedCounter, LockStepCounter
 from hpcopt.comm.quorum import Quorum
-from hpcopt.config import DebugOptions, ParallelOptions
+from hpcopt.config import DebugOptions
 from hpcopt.errors import UsageError
 from hpcopt.objective.local import Pace
+from hpcopt.parallel_options import ParallelOptions
 from hpcopt.solvers.solver import Solver
 from hpcopt.train.record_reader import read_local_iterations
 from hpcopt.train.run_directory import METRICS

@@ -14,8 +14,9 @@ import torch
 from hpcopt.analysis.history import open_run
 from hpcopt.comm.communicator import Communicator
 from hpcopt.comm.quorum import Quorum
-from hpcopt.config import DebugOptions, ParallelOptions, parse_job
+from hpcopt.config import DebugOptions, parse_job
 from hpcopt.errors import UsageError
+from hpcopt.parallel_options import ParallelOptions
 from hpcopt.solvers.apts import APTS
 from hpcopt.solvers.solver import StepReport
 from hpcopt.train.job import PreparedJob

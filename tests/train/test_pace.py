@@ -10,8 +10,9 @@ import pytest
 from hpcopt.comm.communicator import Communicator
 from hpcopt.comm.lagged_counter import LaggedCounter, LockStepCounter
 from hpcopt.comm.quorum import Quorum
-from hpcopt.config import DebugOptions, ParallelOptions, parse_job
+from hpcopt.config import DebugOptions, parse_job
 from hpcopt.errors import UsageError
+from hpcopt.parallel_options import ParallelOptions
 from hpcopt.solvers.apts import APTS
 from hpcopt.solvers.newton import Newton
 from hpcopt.solvers.sgd import SGD

@@ -1,0 +1,63 @@
+"""The keys of the job file's [parallel] table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from hpcopt.checks import check_number
+from hpcopt.errors import UsageError
+
+
+@dataclass(frozen=True)
+class ParallelOptions:
+    """``[parallel]``: how the work is spread over the ranks."""
+
+    layout: Literal["data", "variables"] = "data"
+    """data: every rank varies all variables on its shard of the samples. variables: groups of ranks share the samples
+    of a shard. With APTS each rank of a group varies a block of the variables in the local phase; with other methods
+    the network is cut over a grid of ranks, and no rank holds all of its weights or of the features."""
+    grid: list[int] | None = None
+    """With layout = "variables" and a method other than APTS: rows and columns of the grid. None: the squarest that
+    fits the network."""
+    data: int = 1
+    """With layout = "variables" and APTS: number of shards, each of ranks / data ranks."""
+    quorum: float | None = None
+    """The phase in which ranks work on their own, the local phase of APTS or the blocks of Newton, ends when this part
+    of the ranks has finished it; the others contribute what they have. Off by default."""
+    termination: Literal["asynchronous", "lock_step"] = "asynchronous"
+    """How ranks of Newton learn that enough have finished. asynchronous: when the others tell, which saves time.
+    lock_step: by a count in every iteration, so that every run ends on the same iterations."""
+    replay: str | None = None
+    """A run directory: every local phase ends where the record there says that it did."""
+    jacobian: Literal["auto", "explicit", "implicit"] = "explicit"
+    """With Newton on a network that is cut over the ranks: products by factors of the Jacobian, by sweeps through the
+    network, or what a measurement at the start finds faster. Blocks need the factors."""
+    gpu_aware: bool = False
+    """Hand device buffers to MPI directly; only for an MPI built for it. Off: staged through the host."""
+
+    def __post_init__(self) -> None:
+        check_number("parallel.quorum", self.quorum, "a part of the ranks above 0 and at most 1", lambda x: 0 < x <= 1)
+        if self.quorum is not None and self.replay is not None:
+            raise UsageError(
+                f"parallel.quorum = {self.quorum} and parallel.replay = {self.replay!r} are both given; a replay ends "
+                "every local phase where the record says, so remove parallel.quorum."
+            )
+        if self.termination != "asynchronous" and self.quorum is None:
+            raise UsageError(
+                f'parallel.termination = "{self.termination}" has no effect without parallel.quorum, the part of the '
+                "ranks that must have finished. Give parallel.quorum, or remove parallel.termination."
+            )
+        check_number("parallel.data", self.data, "at least 1", lambda x: x >= 1)
+        if self.grid is not None and (len(self.grid) != 2 or min(self.grid) < 1):
+            raise UsageError(f"parallel.grid = {self.grid} must be [rows, columns], two whole numbers of at least 1.")
+        if self.layout == "data" and self.grid is not None:
+            raise UsageError(
+                f'parallel.grid = {self.grid} needs parallel.layout = "variables", which cuts the network over a '
+                "grid of ranks. Remove parallel.grid or change the layout."
+            )
+        if self.layout == "data" and self.data != 1:
+            raise UsageError(
+                f'parallel.data = {self.data} needs parallel.layout = "variables"; with layout = "data" every rank has '
+                "a shard of its own. Remove parallel.data or change the layout."
+            )
