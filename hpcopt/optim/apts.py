@@ -18,6 +18,7 @@ from hpcopt.optim.closure_objective import ClosureObjective
 from hpcopt.optim.saved_state import pack, restore
 from hpcopt.optim.tensors import ParameterTensors
 from hpcopt.solvers import apts as solvers_apts
+from hpcopt.solvers.averaging import empty_average
 from hpcopt.solvers.registry import make_solver
 from hpcopt.solvers.solver import StepReport
 
@@ -216,7 +217,7 @@ class APTS(torch.optim.Optimizer):
         self._state |= {"known": False, "promised": 0.0}
         cast(Vector, self._state["window"]).fill_(-torch.inf)
         if "average" in self._state:
-            self._state |= {"average": self._parameters.clone(), "averaged": 0}
+            self._state |= empty_average(self._parameters)
 
 
 def _one_group(params: Iterable[Any]) -> list[Any]:

@@ -31,6 +31,7 @@ import torch
 from hpcopt.objective.protocol import Batch, Objective, Vector
 from hpcopt.solvers.adam_metric import AdamTrustRegion
 from hpcopt.solvers.agreement import agreed_dot
+from hpcopt.solvers.averaging import empty_average, take_into_average
 from hpcopt.solvers.checks import check_choice, check_count, check_flag, check_number, fail
 from hpcopt.solvers.fixed_batch import WHOLE, FixedBatch
 from hpcopt.solvers.local_solve import LocalPhase, local_memory
@@ -164,7 +165,7 @@ class APTS:
         last: State = {"step_radius": 0.0, "previous": parameters.clone(), "promised": 0.0, "reach": 0.0}
         last["window"] = torch.full((self.window,), -math.inf, dtype=torch.float64)
         if self.average:
-            last |= {"average": parameters.clone(), "averaged": 0}
+            last |= empty_average(parameters)
         return state | own | last | local_memory(self._local(), objective)
 
     def step(self, objective: Objective, state: State, batch: Batch) -> tuple[State, StepReport]:
@@ -310,18 +311,11 @@ class APTS:
             state["step_radius"] = state["radius"]
         return stop
 
-    def _take_into_average(self, state: State, batch: Batch) -> None:
-        """On a full batch, and as long as the part is less than two iterates: the iterate."""
-        average, parameters = cast(Vector, state["average"]), cast(Vector, state["parameters"])
-        state["averaged"] = int(state["averaged"]) + 1
-        covered = 1.0 if batch.indices is None else max(1.0, self.average * int(state["averaged"]))
-        average.lerp_(parameters, 1 / covered)
-
     def _finish(self, objective: Objective, state: State, batch: Batch, report: StepReport, stop: StopReason) -> None:
         """What the report says of the whole iteration, the floor of the radius, and the end of a full-batch run."""
         parameters: Vector = state["parameters"]  # type: ignore[assignment]
         if self.average:
-            self._take_into_average(state, batch)
+            take_into_average(state, batch, self.average)
         moved = parameters - state["previous"]
         square, size = objective.agree(objective.dot(moved, moved), objective.dot(parameters, parameters))
         report.step_norm, report.loss_after = math.sqrt(square), float(state["loss"])

@@ -14,11 +14,20 @@ def clipped(damping: float) -> float:
     return min(max(damping, DAMPING_MIN), DAMPING_MAX)
 
 
-def after_step(damping: float, gained: float, promised: float, increase: float, decrease: float) -> float:
+def after_step(
+    damping: float,
+    gained: float,
+    promised: float,
+    increase: float,
+    decrease: float,
+    *,
+    bad: float = BAD,
+    good: float = GOOD,
+) -> float:
     """The next lambda after a step that gained so much of what the model promised, which is above 0."""
-    if gained > GOOD * promised:
+    if gained > good * promised:
         damping *= decrease
-    elif not gained >= BAD * promised:
+    elif not gained >= bad * promised:
         damping *= increase
     return clipped(damping)
 

@@ -28,11 +28,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 
-from hpcopt.linalg.backtracking import Backtracking, backtrack
+from hpcopt.linalg.backtracking import backtrack
 from hpcopt.linalg.conjugate_gradient import conjugate_gradients
 from hpcopt.linalg.two_directions import combination
 from hpcopt.objective.protocol import Batch, Block, Linearization, Objective, Vector
@@ -41,7 +41,8 @@ from hpcopt.solvers.block_direction import BlockSolver
 from hpcopt.solvers.checks import check_choice, check_count, check_flag, check_number, fail
 from hpcopt.solvers.damping import DAMPING_MAX, DAMPING_MIN, after_failure, after_step
 from hpcopt.solvers.solver import State, StepReport, StopReason
-from hpcopt.solvers.start import empty_start, evaluate_start, is_stationary, move, noise
+from hpcopt.solvers.start import empty_start, evaluate_start, is_stationary, noise
+from hpcopt.solvers.trials import Trials
 
 FAILURES = 5
 """So many steps in a row without decrease end a run on full batches; lambda has then grown by boost^10."""
@@ -242,8 +243,12 @@ class Newton:
         self, objective: Objective, state: State, batch: Batch, direction: Direction, report: StepReport
     ) -> None:
         """Halve the step until the loss falls; move there, and let lambda follow the ratio."""
-        trials = _Trials(objective, state, batch, direction.vector)
-        found = backtrack(trials.value, report.loss, direction.slope, self.armijo, self.backtracks + 1)
+        trials, parameters = Trials(objective, state, batch), cast(Vector, state["parameters"])
+
+        def value(step: float) -> float:
+            return trials.value(parameters.add(direction.vector, alpha=step), likely=step == 1.0)
+
+        found = backtrack(value, report.loss, direction.slope, self.armijo, self.backtracks + 1)
         report.finite = found.finite
         if found.step == 0:
             return
@@ -251,7 +256,7 @@ class Newton:
         gained, promised = report.loss - found.value + slack, report.predicted + slack
         report.accepted, report.rho = True, gained / promised if promised else math.nan
         report.loss_after, report.step_size, report.step_norm = found.value, found.step, found.step * direction.norm
-        trials.move(found)
+        trials.move(parameters.add(direction.vector, alpha=found.step), found.value)
         foretold = (gained, promised) if promised > 0 else (0.0, 1.0)
         damping = after_step(float(state["damping"]), *foretold, self.damping_increase, self.damping_decrease)
         state |= {"damping": damping, "has_previous": True, "failures": 0}
@@ -266,33 +271,3 @@ class Newton:
                 report.stop = StopReason.GRADIENT_SMALL
             elif state["failures"] >= FAILURES:
                 report.stop = StopReason.LINE_SEARCH_FAILED
-
-
-class _Trials:
-    """The loss along a direction; on a full batch the first trial, mostly the last, brings the next step's gradient."""
-
-    def __init__(self, objective: Objective, state: State, batch: Batch, direction: Vector) -> None:
-        self._objective, self._state, self._batch, self._direction = objective, state, batch, direction
-        self._wants_gradient = batch.indices is None and objective.deterministic
-        self._gradient: Vector | None = None
-        self._square = math.nan
-
-    def value(self, step: float) -> float:
-        """f(w + alpha d); NaN where its gradient is not finite. *Collective*."""
-        point = self._point(step)
-        if not (self._wants_gradient and step == 1.0):
-            return self._objective.value(point, self._batch)
-        loss, self._gradient = self._objective.value_and_gradient(point, self._batch)
-        self._square = agreed_dot(self._objective, self._gradient, self._gradient)
-        return loss if math.isfinite(self._square) else math.nan
-
-    def move(self, found: Backtracking) -> None:
-        """Accept the trial that was found."""
-        if found.step == 1.0 and self._gradient is not None:
-            move(self._state, self._batch, self._point(1.0), found.value, self._gradient, self._square)
-            return
-        self._state["parameters"].copy_(self._point(found.step))  # type: ignore[union-attr]
-        self._state["known"] = False
-
-    def _point(self, step: float) -> Vector:
-        return self._state["parameters"].add(self._direction, alpha=step)  # type: ignore[union-attr]

@@ -14,20 +14,21 @@ Shapes: n parameters of this rank.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
 
 from hpcopt.objective.protocol import Batch, Objective, Vector
 from hpcopt.solvers.solver import State
 
 
 class Preconditioner(Protocol):
-    """P, symmetric and positive definite.
+    """P, symmetric and positive definite. Implementations are frozen dataclasses, as solvers are.
 
     Attributes:
         wants_pairs: whether ``observe`` must be called, which costs a second gradient on the same batch.
     """
 
-    wants_pairs: bool
+    wants_pairs: ClassVar[bool]
 
     def init(self, objective: Objective, parameters: Vector) -> State:
         """The entries of the solver's state that belong to P, before the first step. *Collective*."""
@@ -65,10 +66,11 @@ class Preconditioner(Protocol):
         ...
 
 
+@dataclass(frozen=True, kw_only=True)
 class Identity:
     """P = I: no preconditioner."""
 
-    wants_pairs = False
+    wants_pairs: ClassVar[bool] = False
 
     def init(self, objective: Objective, parameters: Vector) -> State:
         """Nothing."""

@@ -17,6 +17,7 @@ SOLVERS: dict[str, str] = {
     "apts": "hpcopt.solvers.apts:APTS",
     "lars": "hpcopt.solvers.lars:LARS",
     "lbfgs": "hpcopt.solvers.lbfgs:LBFGS",
+    "nlcg": "hpcopt.solvers.nlcg:NLCG",
     "newton": "hpcopt.solvers.newton:Newton",
     "sgd": "hpcopt.solvers.sgd:SGD",
     "trust_region": "hpcopt.solvers.trust_region:TrustRegion",

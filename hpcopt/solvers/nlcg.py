@@ -1,0 +1,98 @@
+"""NLCG, preconditioned nonlinear conjugate gradients for very large batches: options and the choice of step rule.
+
+The direction is -P g plus a part of the previous one, after Adya, Palakkode and Tuzel 2018 (arXiv 1812.02886). By
+default step and beta are chosen together on the Gauss-Newton model, see ``hpcopt.solvers.plane_search``, and P is built
+from Kronecker factors.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, cast
+
+from hpcopt.objective.protocol import Batch, Objective
+from hpcopt.solvers.checks import check_choice, check_number, fail
+from hpcopt.solvers.damping import DAMPING_MAX, DAMPING_MIN
+from hpcopt.solvers.preconditioner import Preconditioner
+from hpcopt.solvers.solver import Solver, State, StepReport
+
+PRECONDITIONERS: dict[str, str] = {
+    "identity": "hpcopt.solvers.preconditioner:Identity",
+}
+"""Value of ``preconditioner`` -> "module:Class". The class gets those options whose names are its own."""
+
+STEP_RULES: dict[str, str] = {
+    "plane": "hpcopt.solvers.plane_search:PlaneSearch",
+}
+"""Value of ``step_rule`` -> "module:Class", made from the options and the preconditioner; ``init`` and ``step``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NLCG:
+    """Conjugate gradients in the metric of a preconditioner; by default nothing is to be chosen."""
+
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {}
+
+    step_rule: str = "plane"
+    """How step and beta are found. "plane": together, the minimiser of the Gauss-Newton model in the plane of the
+    preconditioned gradient and the previous step."""
+    preconditioner: str = "identity"
+    """P: "identity"."""
+    damping: float = 1.0
+    """First lambda, which damps the preconditioner and, to a hundredth, the model in the plane."""
+    damping_increase: float = 1.5
+    """Factor of lambda where the next batch gains too little; squared where the batch itself does."""
+    damping_decrease: float = 2 / 3
+    """Factor of lambda where the step gained about what was promised."""
+    damping_control: str = "next_batch"
+    """What lambda follows on mini-batches: the loss of the next batch ("next_batch") or, as on full batches, of the
+    batch itself ("batch")."""
+    next_increase_below: float = 0.25
+    """lambda grows when the next batch gains less than this part of what the step promised."""
+    next_decrease_above: float = 0.5
+    """lambda falls when the next batch gains more than this part of what the step promised."""
+    average: float = 0.25
+    """On mini-batches the point that is evaluated and delivered is a running mean over about this part of all iterates
+    so far, the latest; 0 delivers the iterate itself."""
+
+    def __post_init__(self) -> None:
+        """Check every option.
+
+        Raises:
+            UsageError: an option breaks its rule.
+        """
+        check_choice(self, "step_rule", tuple(STEP_RULES))
+        check_choice(self, "preconditioner", tuple(PRECONDITIONERS))
+        check_number(self, "damping", DAMPING_MIN, DAMPING_MAX)
+        check_number(self, "damping_increase", 1.0)
+        check_number(self, "damping_decrease", 0.0, 1.0, open_low=True)
+        check_choice(self, "damping_control", ("next_batch", "batch"))
+        check_number(self, "next_increase_below", high=1.0)
+        check_number(self, "next_decrease_above")
+        if self.next_increase_below > self.next_decrease_above:
+            fail(self, "next_increase_below", f"must be at most next_decrease_above = {self.next_decrease_above:g}")
+        check_number(self, "average", 0.0, 1.0)
+        self._rule()  # what the preconditioner checks of its own options
+
+    def init(self, objective: Objective) -> State:
+        """As the step rule has it."""
+        return self._rule().init(objective)
+
+    def step(self, objective: Objective, state: State, batch: Batch) -> tuple[State, StepReport]:
+        """One step, as the step rule has it. *Collective*."""
+        return self._rule().step(objective, state, batch)
+
+    def _rule(self) -> Solver:
+        return cast(Solver, _imported(STEP_RULES[self.step_rule])(self, self._preconditioner()))
+
+    def _preconditioner(self) -> Preconditioner:
+        """P, with those of these options that have the names of its own."""
+        cls = _imported(PRECONDITIONERS[self.preconditioner])
+        own = {field.name for field in fields(cls)} & {field.name for field in fields(self)}
+        return cast(Preconditioner, cls(**{name: getattr(self, name) for name in own}))
+
+
+def _imported(target: str) -> Any:
+    module, _, name = target.partition(":")
+    return getattr(importlib.import_module(module), name)
