@@ -13,7 +13,7 @@ from hpcopt.train.run_directory import plain
 POINT = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "test_explained_variance")
 """What is said of one iterate."""
 
-CURVATURE_COST = 2.0
+CURVATURE_COST = 4 / 3
 """Cost of a curvature product in gradients until a run has measured its own."""
 
 

@@ -17,7 +17,7 @@ from hpcopt.objective import exact_sum, reductions, vectors
 from hpcopt.objective.buckets import BucketedGradient
 from hpcopt.objective.figures import sums
 from hpcopt.objective.fit import check_fit, on
-from hpcopt.objective.linearization import ImplicitLinearization
+from hpcopt.objective.linearization import FORWARD_MODES, ImplicitLinearization
 from hpcopt.objective.local import LocalObjective
 from hpcopt.objective.losses import Loss, make_loss
 from hpcopt.objective.model_state import ReplicatedModel
@@ -87,7 +87,7 @@ class DataParallelObjective:
         self.comm, self.weight_decay, self.size, self.shard = comm, weight_decay, parameters.size, shard
         self.work, self.local = Work(), LocalObjective(shard, weight_decay, self.samples)
         self.model = ReplicatedModel(shard.module, parameters, comm)
-        self.flag, self.flags_seen = 0.0, 0.0
+        self.flag, self.flags_seen, self.forward_mode = 0.0, 0.0, FORWARD_MODES[0]
         self._lent: Vector | None = None
         self._spare: Vector | None = None
         self._buckets = BucketedGradient(shard, comm, bucket_bytes)
@@ -216,6 +216,10 @@ class DataParallelObjective:
         """Sum of ``vector`` over the ranks, in place. *Collective*."""
         reduced: Vector = self.comm.allreduce(vector, label="product")
         return reduced
+
+    def count_values(self, batch: Batch) -> None:
+        """Count a forward pass on ``batch``."""
+        self.work.values += batch.total / self.samples
 
     def count_products(self, batch: Batch, products: float = 1.0) -> None:
         """Count curvature products on ``batch``."""

@@ -4,21 +4,27 @@ Shapes: n parameters, b samples of this rank in the batch, B of all ranks, C out
 rank. The Gauss-Newton matrix is (1/B) sum_i J_i^T H_i J_i + weight_decay I (Schraudolph 2002,
 doi:10.1162/08997660260028683).
 
-The forward pass is not repeated: its graph is kept, and so is that of u -> J^T u, whose derivative gives J v (Townsend
-2017, "A new trick for calculating Jacobian vector products"). On 784-512-256-10 with 1,024 samples and one thread a
-product takes 0.45 of the time it takes by forward mode and a repeated forward pass. Graphs that do not fit in memory
-are not kept; those pieces of the batch are evaluated anew in every product.
+For products the forward pass is not repeated: its graph is kept, and so is that of u -> J^T u, whose derivative gives
+J v (Townsend 2017, "A new trick for calculating Jacobian vector products"). On 784-512-256-10 with 1,024 samples and
+one thread a product takes 0.45 of the time it takes by forward mode and a repeated forward pass. Graphs are made for
+the first product; those that do not fit in memory are not kept, and their pieces of the batch evaluated anew in every
+product. Where only curvatures along a few directions are wanted, one forward pass carries all tangents and no graph.
+
+Work, in gradients, of which the forward pass is a third (a layer with w weights takes 2 w operations a sample forward
+and 4 w backward): J v and J^T u 2/3 each, which are the halves of a product; making the graphs one value and half a
+product; curvatures one value, and half a product a direction.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, NoReturn, Protocol
+from typing import TYPE_CHECKING, NoReturn, Protocol, TypeAlias
 
 import torch
-from torch.func import functional_call, jvp
+from torch.func import functional_call, jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hpcopt.errors import UsageError
@@ -30,6 +36,13 @@ if TYPE_CHECKING:
 
 GRAPH_BYTES = 2 * 2**30
 """Most memory of the graphs that one linearisation keeps, as estimated from two samples."""
+
+FORWARD_MODES = ("stacked", "each", "")
+"""How curvatures are found: all directions in one forward pass, one pass for each, or by graphs. A model that cannot be
+differentiated in the first way is in the second, and so on."""
+
+Pushed: TypeAlias = "tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]"
+"""The outputs (b, C) of a piece of the batch, J v (b, C) for each direction, and its targets."""
 
 Outputs = Callable[[Sequence[torch.Tensor]], torch.Tensor]
 """The outputs (b, C) on one piece of the batch as a function of the parameters' tensors."""
@@ -105,28 +118,21 @@ class ImplicitLinearization:
     def __init__(
         self, objective: DataParallelObjective, w: Vector, batch: Batch, graph_bytes: int = GRAPH_BYTES
     ) -> None:
-        self._objective, self._batch, self._w = objective, batch, w.detach().clone()
+        self._objective, self._batch, self._w, self._graph_bytes = objective, batch, w.detach().clone(), graph_bytes
         self._model = _Model(objective.shard, batch)
         self._leaves = [view.detach().requires_grad_() for view in objective.shard.parameters.views(self._w)]
-        self._targets: list[torch.Tensor] = []
-        self._pieces: list[Piece] = []
-        each = 0.0
-        for number, (inputs, targets) in enumerate(objective.shard.chunks(batch)):
-            each = each or self._bytes_a_sample(inputs)
-            graph_bytes -= int(each * len(inputs))
-            self._pieces.append(self._piece(number, inputs, keep=graph_bytes >= 0))
-            self._targets.append(targets)
+        self._made: list[tuple[Piece, torch.Tensor]] | None = None
 
     def jvp(self, v: Vector) -> torch.Tensor:
         """J v for this rank's samples, shape (b, C)."""
-        tangents = [piece.push(self._shaped(v))[1] for piece in self._pieces]
+        tangents = [piece.push(self._shaped(v))[1] for piece, _ in self._pieces]
         return torch.cat(tangents) if tangents else self._w.new_zeros(0, self._objective.outputs)
 
     def vjp(self, u: torch.Tensor) -> Vector:
         """J^T u summed over the samples of all ranks, for u of shape (b, C). *Collective*."""
-        parts = u.split([len(targets) for targets in self._targets]) if self._targets else []
+        parts = u.split([len(targets) for _, targets in self._pieces]) if self._pieces else []
         return self._objective.reduce(
-            self._sum(piece.pull(part) for piece, part in zip(self._pieces, parts, strict=True))
+            self._sum(piece.pull(part) for (piece, _), part in zip(self._pieces, parts, strict=True))
         )
 
     def gauss_newton(self, v: Vector) -> Vector:
@@ -138,9 +144,11 @@ class ImplicitLinearization:
     def curvatures(self, directions: torch.Tensor) -> torch.Tensor:
         """D G D^T for directions D (k, n): (k, k), float64, on the CPU. *Collective*, one reduction of scalars.
 
-        Counted as half a product for each direction: only the forward half is computed.
+        Where no product was asked for before, by forward mode, without graphs.
         """
         objective, count = self._objective, len(directions)
+        if self._made is None:
+            objective.count_values(self._batch)
         objective.count_products(self._batch, count / 2)
         total = self._local_curvatures(directions).div_(max(self._batch.total, 1))
         if objective.weight_decay and objective.comm.rank == 0:
@@ -160,18 +168,57 @@ class ImplicitLinearization:
 
     def _local_product(self, v: Vector) -> Vector:
         """J^T H J v over this rank's samples."""
-        tangents, pairs = self._shaped(v), zip(self._pieces, self._targets, strict=True)
-        return self._sum(piece.pull(self._bend(*piece.push(tangents), targets)) for piece, targets in pairs)
+        tangents = self._shaped(v)
+        return self._sum(piece.pull(self._bend(*piece.push(tangents), targets)) for piece, targets in self._pieces)
 
     def _local_curvatures(self, directions: torch.Tensor) -> torch.Tensor:
         """D J^T H J D^T over this rank's samples, float64 on the CPU."""
+        if self._made is not None:
+            return self._bilinear(directions, self._by_graphs(directions))
+        objective = self._objective
+        while objective.forward_mode:
+            try:
+                return self._bilinear(directions, self._by_forward_mode(directions, objective.forward_mode))
+            except (RuntimeError, ValueError, UserWarning):
+                objective.forward_mode = FORWARD_MODES[FORWARD_MODES.index(objective.forward_mode) + 1]
+        return self._bilinear(directions, self._by_graphs(directions))
+
+    def _bilinear(self, directions: torch.Tensor, pushed: Iterable[Pushed]) -> torch.Tensor:
+        """The sum of T H T^T over pieces of the batch with tangents T."""
         total = torch.zeros(len(directions), len(directions), dtype=torch.float64)
-        for piece, targets in zip(self._pieces, self._targets, strict=True):
-            pushed = [piece.push(self._shaped(direction)) for direction in directions]
-            left = torch.stack([tangents.flatten() for _, tangents in pushed]).to(torch.float64)
-            right = torch.stack([self._bend(*each, targets).flatten() for each in pushed]).to(torch.float64)
-            total += (left @ right.T).cpu()
+        for outputs, tangents, targets in pushed:
+            bent = [self._bend(outputs, each, targets).flatten() for each in tangents]
+            left = torch.stack([each.flatten() for each in tangents]).to(torch.float64)
+            total += (left @ torch.stack(bent).to(torch.float64).T).cpu()
         return total
+
+    def _by_graphs(self, directions: torch.Tensor) -> Iterator[Pushed]:
+        """Outputs, tangents and targets of every piece, from what is kept for products."""
+        for piece, targets in self._pieces:
+            pushed = [piece.push(self._shaped(direction)) for direction in directions]
+            yield pushed[0][0], [tangents for _, tangents in pushed], targets
+
+    def _by_forward_mode(self, directions: torch.Tensor, mode: str) -> Iterator[Pushed]:
+        """The same from one forward pass a piece, or one for every direction where the model allows no other."""
+        point = tuple(leaf.detach() for leaf in self._leaves)
+        for number, (inputs, targets) in enumerate(self._objective.shard.chunks(self._batch)):
+
+            def along(*tangents: torch.Tensor, inputs: torch.Tensor = inputs) -> tuple[torch.Tensor, torch.Tensor]:
+                outputs, product = jvp(lambda *leaves: self._model.outputs(leaves, inputs), point, tangents)[:2]
+                return outputs, product
+
+            with self._model.still(number), warnings.catch_warnings():
+                warnings.filterwarnings("error", "There is a performance drop", UserWarning)
+                if mode == "stacked":
+                    stacked = zip(*map(self._shaped, directions), strict=True)
+                    outputs, tangents = vmap(along, randomness="same")(*map(torch.stack, stacked))
+                    yield outputs[0], list(tangents), targets
+                    continue
+            pushed = []
+            for direction in directions:
+                with self._model.still(number):
+                    pushed.append(along(*self._shaped(direction)))
+            yield pushed[0][0], [tangents for _, tangents in pushed], targets
 
     def _bend(self, outputs: torch.Tensor, tangents: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """H t for tangents t (b, C)."""
@@ -187,6 +234,20 @@ class ImplicitLinearization:
             flat = torch.cat([each.reshape(-1) for each in part])
             total = flat if total is None else total.add_(flat)
         return torch.zeros_like(self._w) if total is None else total
+
+    @property
+    def _pieces(self) -> list[tuple[Piece, torch.Tensor]]:
+        """The model linearised on each piece of the batch, with its targets; made when first asked for."""
+        if self._made is None:
+            self._objective.count_values(self._batch)
+            self._objective.count_products(self._batch, 0.5)
+            made, left, each = [], self._graph_bytes, 0.0
+            for number, (inputs, targets) in enumerate(self._objective.shard.chunks(self._batch)):
+                each = each or self._bytes_a_sample(inputs)
+                left -= int(each * len(inputs))
+                made.append((self._piece(number, inputs, keep=left >= 0), targets))
+            self._made = made
+        return self._made
 
     def _piece(self, number: int, inputs: torch.Tensor, keep: bool) -> Piece:
         still, outputs = partial(self._model.still, number), partial(self._model.outputs, inputs=inputs)

@@ -95,8 +95,7 @@ class GuardedLinearization(ImplicitLinearization):
 
     def __init__(self, objective: ModelObjective, w: Vector, batch: Batch) -> None:
         self._guard = objective.guard
-        self._objective, self._batch, self._w = objective, batch, w
-        self._guard.guarded(lambda: ImplicitLinearization.__init__(self, objective, w, batch), lambda: None)
+        super().__init__(objective, w, batch)
 
     def _local_product(self, v: Vector) -> Vector:
         make = super()._local_product

@@ -74,11 +74,26 @@ def test_work_is_counted_in_passes_over_the_training_set(comm: Communicator) -> 
     half = Batch(torch.arange(SAMPLES // 2), SAMPLES // 2, SAMPLES // 2)
     objective.value(w, objective.full_batch)
     objective.value_and_gradient(w, half)
-    objective.linearize(w, half).gauss_newton(w)
     assert objective.work.values == 1
     assert objective.work.gradients == pytest.approx(18 / 37)
-    assert objective.work.curvature_products == pytest.approx(18 / 37)
-    assert objective.work.gradient_equivalents == pytest.approx(1 / 3 + 18 / 37 * (1 + objective.work.curvature_cost))
+    linear, part = objective.linearize(w, half), 18 / 37
+    assert objective.work.curvature_products == 0
+    for number in range(3):  # the graphs are made once: a forward pass, and one backward
+        linear.gauss_newton(w)
+        assert objective.work.values == pytest.approx(1 + part)
+        assert objective.work.curvature_products == pytest.approx((number + 1.5) * part)
+    assert objective.work.gradient_equivalents == pytest.approx(1 / 3 + part * (1 + 1 / 3 + 3.5 * 4 / 3))
+
+
+def test_a_curvature_is_counted_as_a_forward_pass_with_tangents(comm: Communicator) -> None:
+    objective = sharded(comm)
+    w = objective.initial_vector()
+    linear = objective.linearize(w, objective.full_batch)
+    linear.curvatures(torch.stack([w, -w]))
+    assert (objective.work.values, objective.work.curvature_products) == (1, 1)
+    linear.gauss_newton(w)
+    linear.curvatures(w[None])
+    assert (objective.work.values, objective.work.curvature_products) == (2, 3)
 
 
 def test_the_loss_of_a_float32_run_has_float64_digits(comm: Communicator) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections.abc import Callable
+from typing import Any, cast
 
 import pytest
 import torch
@@ -177,13 +179,92 @@ def test_products_from_kept_graphs_are_those_of_forward_mode(
     w, batch, d = objective.initial_vector(), objective.full_batch, directions(objective)
     kept = ImplicitLinearization(objective, w, batch)
     repeated = ImplicitLinearization(objective, w, batch, graph_bytes=0)
-    assert {type(piece) for piece in kept._pieces} == {KeptPiece}
-    assert {type(piece) for piece in repeated._pieces} == {RepeatedPiece}
+    assert {type(piece) for piece, _ in kept._pieces} == {KeptPiece}
+    assert {type(piece) for piece, _ in repeated._pieces} == {RepeatedPiece}
     u = kept.jvp(d[0])
     torch.testing.assert_close(u, repeated.jvp(d[0]), rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(kept.vjp(u), repeated.vjp(u), rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(kept.gauss_newton(d[0]), repeated.gauss_newton(d[0]), rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(kept.curvatures(d), repeated.curvatures(d), rtol=1e-10, atol=1e-12)
+
+
+class Square(torch.autograd.Function):
+    """x^2, which can be differentiated backward twice and not forward."""
+
+    @staticmethod
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        return x * x
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        return 2 * ctx.saved_tensors[0] * gradient
+
+
+class SquareForward(Square):
+    """Forward too, but only in one direction at a time."""
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: torch.Tensor) -> torch.Tensor:
+        return 2 * ctx.saved_tensors[0] * tangent
+
+
+class Squares(torch.nn.Module):
+    """An activation by one of these functions."""
+
+    def __init__(self, function: type[Square]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return cast(torch.Tensor, self.function.apply(x))
+
+
+def replaced(module: torch.nn.Module) -> torch.nn.Sequential:
+    """The network of ``small_network`` with another activation."""
+    network = small_network()
+    network[1] = module
+    return network
+
+
+@pytest.mark.parametrize(
+    ("model", "mode"),
+    [
+        *((make, "stacked") for make in MODELS.values()),
+        (Attention, "stacked"),
+        (lambda: replaced(torch.nn.ReLU(inplace=True)), "stacked"),
+        (lambda: replaced(Squares(SquareForward)), "each"),
+        (lambda: replaced(Squares(Square)), ""),
+    ],
+    ids=[*MODELS, "attention", "in place", "one direction at a time", "no forward mode"],
+)
+@pytest.mark.parametrize("micro_batch", [None, 10])
+def test_curvatures_by_forward_mode_are_those_from_graphs(
+    comm: Communicator, model: Callable[[], torch.nn.Module], mode: str, micro_batch: int | None
+) -> None:
+    torch.manual_seed(0)
+    objective = sharded(comm, model=model().double(), micro_batch=micro_batch, weight_decay=0.1)
+    w, batch, d = objective.initial_vector(), objective.full_batch, directions(objective)
+    forward, graphs = objective.linearize(w, batch), objective.linearize(w, batch)
+    graphs.gauss_newton(w)
+    before = objective.work.values
+    for _ in range(2):
+        torch.testing.assert_close(forward.curvatures(d), graphs.curvatures(d), rtol=1e-10, atol=1e-12)
+        assert objective.forward_mode == mode
+    assert (forward._made is None) == bool(mode)
+    assert objective.work.values == before + (2 if mode else 1) + (not mode)
+    torch.testing.assert_close(forward.gauss_newton(d[0]), graphs.gauss_newton(d[0]))
+
+
+def test_all_directions_are_carried_by_one_forward_pass(comm: Communicator) -> None:
+    objective, calls = sharded(comm), []
+    objective.shard.module.register_forward_hook(lambda *_: calls.append(1))
+    objective.linearize(objective.initial_vector(), objective.full_batch).curvatures(directions(objective, 3))
+    assert calls == [1]
 
 
 def test_attention_can_be_linearised(comm: Communicator) -> None:
@@ -204,9 +285,10 @@ def test_normalisation_by_statistics_that_stay_can_be_linearised(comm: Communica
     torch.testing.assert_close(linear.gauss_newton(d[0]), repeated.gauss_newton(d[0]), rtol=1e-10, atol=1e-12)
 
 
-def test_the_model_is_not_evaluated_again_for_a_product(comm: Communicator) -> None:
+def test_the_model_is_not_evaluated_again_for_another_product(comm: Communicator) -> None:
     objective = sharded(comm)
     linear, calls = objective.linearize(objective.initial_vector(), objective.full_batch), []
+    linear.gauss_newton(directions(objective)[0])
     objective.shard.module.register_forward_hook(lambda *_: calls.append(1))
     linear.gauss_newton(directions(objective)[0])
     linear.curvatures(directions(objective))
@@ -218,7 +300,7 @@ def test_no_more_graphs_are_kept_than_there_is_memory_for(comm: Communicator) ->
     w, batch = objective.initial_vector(), objective.full_batch
     each = ImplicitLinearization(objective, w, batch)._bytes_a_sample(objective.shard.inputs)
     linear = ImplicitLinearization(objective, w, batch, graph_bytes=int(25 * each))
-    assert [type(piece) for piece in linear._pieces] == [KeptPiece, KeptPiece, RepeatedPiece, RepeatedPiece]
+    assert [type(piece) for piece, _ in linear._pieces] == [KeptPiece, KeptPiece, RepeatedPiece, RepeatedPiece]
     # Inputs and outputs of the first layer, of the activation and of the last one, in both graphs, in float64.
     assert 2 * 8 * (5 + 7 + CLASSES) <= each <= 2 * 8 * 2 * (5 + 7 + 7 + CLASSES)
 
@@ -240,8 +322,8 @@ def test_graphs_go_with_the_linearisation_and_do_not_wait_for_the_collector(comm
     gc.disable()
     try:
         linear = ImplicitLinearization(objective, w, batch, graph_bytes=int(kept * each))
-        gone = [weakref.ref(piece) for piece in linear._pieces]
         linear.gauss_newton(directions(objective)[0])
+        gone = [weakref.ref(piece) for piece, _ in linear._pieces]
         del linear
         assert [piece() for piece in gone] == [None] * 4
     finally:
