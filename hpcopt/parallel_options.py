@@ -21,7 +21,8 @@ class ParallelOptions:
     """With layout = "variables" and a method other than APTS: rows and columns of the grid. None: the squarest that
     fits the network."""
     data: int = 1
-    """With layout = "variables" and APTS: number of shards, each of ranks / data ranks."""
+    """With layout = "variables": number of shards of the samples. With APTS the variables are divided among the ranks /
+    data ranks of each; with other methods each has a replica of the network, cut over so many ranks."""
     quorum: float | None = None
     """The phase in which ranks work on their own, the local phase of APTS or the blocks of Newton, ends when this part
     of the ranks has finished it; the others contribute what they have. Off by default."""

@@ -124,6 +124,7 @@ class CheckpointStore:
         """
         started = perf_counter()
         own, about = own or {}, about or {}
+        replicated = {k: v.to_write() if isinstance(v, Partitioned) else v for k, v in replicated.items()}
         plan = self._plan(step, replicated, own)
         unfinished = self._reserve(step)
         try:

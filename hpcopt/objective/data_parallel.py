@@ -15,7 +15,7 @@ from hpcopt.comm.communicator import Communicator
 from hpcopt.errors import UsageError
 from hpcopt.objective import exact_sum, reductions, vectors
 from hpcopt.objective.buckets import BucketedGradient
-from hpcopt.objective.figures import sums
+from hpcopt.objective.figures import squares_from_mean, sums
 from hpcopt.objective.fit import check_fit, on
 from hpcopt.objective.linearization import FORWARD_MODES, ImplicitLinearization
 from hpcopt.objective.local import LocalObjective
@@ -260,11 +260,8 @@ class DataParallelObjective:
 
     def moments(self, targets: torch.Tensor) -> tuple[float, float]:
         """Number of a set's samples, and the sum of squared distances of targets from their mean. *Collective*."""
-        values = targets.to(torch.float64)
-        count, *total = self.comm.reduce_scalars([len(values), *values.sum(0).flatten().tolist()], label="evaluation")
-        mean = torch.tensor(total, dtype=torch.float64) / max(count, 1)
-        centred = values - mean.to(values).reshape(values.shape[1:])
-        return count, self.comm.reduce_scalars([float(centred.square().sum())], label="evaluation")[0]
+        count, own = squares_from_mean(targets, self.comm)
+        return count, self.comm.reduce_scalars([own], label="evaluation")[0]
 
     @property
     def _own_part(self) -> Part:

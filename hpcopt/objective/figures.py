@@ -1,9 +1,10 @@
-"""Figures of a module on this rank's samples of a whole set, in chunks that keep activations small."""
+"""Figures of a whole set: those of a module on this rank's samples, in chunks that keep activations small."""
 
 from __future__ import annotations
 
 import torch
 
+from hpcopt.comm.communicator import Communicator
 from hpcopt.objective.losses import Loss, predictions_correct
 from hpcopt.objective.problem import Samples, Sums
 
@@ -34,3 +35,16 @@ def figures(outputs: torch.Tensor, targets: torch.Tensor, loss: Loss) -> Sums:
     if not targets.is_floating_point():
         return Sums(value, predictions_correct(outputs, targets), 0.0)
     return Sums(value, 0.0, float((outputs - targets.reshape(outputs.shape)).square().sum(dtype=torch.float64)))
+
+
+def squares_from_mean(targets: torch.Tensor, comm: Communicator) -> tuple[float, float]:
+    """Number of all ranks' samples, and the sum of squared distances of this rank's from the mean of all. *Collective*.
+
+    Args:
+        targets: of this rank's samples, (b,) or (b, C).
+        comm: the ranks.
+    """
+    values = targets.to(torch.float64)
+    count, *total = comm.reduce_scalars([len(values), *values.sum(0).flatten().tolist()], label="evaluation")
+    mean = torch.tensor(total, dtype=torch.float64) / max(count, 1)
+    return count, float((values - mean.to(values).reshape(values.shape[1:])).square().sum())

@@ -92,10 +92,10 @@ class BlockFactors:
 class Block(Protocol):
     """G_pp, the diagonal block of G for the variables of this rank, and the phase in which ranks work on it alone.
 
-    In each phase every rank calls ``begin`` and ``end`` once, with products in between, and ``share`` after it.
+    In each phase every rank calls ``begin`` and ``end`` once, with products in between; then ``share`` and ``mean``.
 
     Attributes:
-        samples: N in G.
+        samples: N in G; 0 where this rank's group has none, which then has nothing to solve.
         outputs: C.
         shapes: (u, v) of the rank's part of each layer, biases among the u.
         weight_decay: what it adds to the diagonal of G.
@@ -126,6 +126,13 @@ class Block(Protocol):
 
     def factors(self) -> BlockFactors:
         """This rank's columns of J. No communication."""
+        ...
+
+    def mean(self, direction: Vector) -> Vector:
+        """The mean of what the ranks found that hold the same variables, by their parts of the samples. *Collective*.
+
+        ``direction`` itself, without communication, where every block is one rank's.
+        """
         ...
 
     def share(self, iterations: int, products: float, finite: bool) -> tuple[tuple[int, ...], bool]:

@@ -5,7 +5,8 @@
 G_p is the diagonal block of the Gauss-Newton matrix G for the variables of rank p. Conjugate gradients start at 0 and
 end by the rank's own |g_p|, or where the phase ends for all because enough ranks have finished; wherever they end,
 g_p^T d_p < 0. A direct solution takes the Gram matrix of the factors of the Jacobian instead (Wang et al. 2018, Neural
-Computation 30(6), arXiv 1802.00130, whose letters are used). Shapes: n variables of this rank, N samples, C outputs.
+Computation 30(6), arXiv 1802.00130, whose letters are used). Where several ranks hold the same variables, each with its
+own part of the samples, d_p is the mean of what they find. Shapes: n variables of this rank, N samples, C outputs.
 """
 
 from __future__ import annotations
@@ -78,10 +79,10 @@ class BlockSolver:
         own = self._solve(block, gradient, norm, damping, expected)
         block.end()
         iterations, finite = block.share(own.iterations, own.products, own.finite)
-        return BlockSolve(own.direction, iterations, finite)
+        return BlockSolve(block.mean(own.direction) if finite else own.direction, iterations, finite)
 
     def _solve(self, block: Block, gradient: Vector, norm: float, damping: float, expected: float) -> _Own:
-        if vectors.dot(gradient, gradient) <= (SKIPPED * norm) ** 2:
+        if not block.samples or vectors.dot(gradient, gradient) <= (SKIPPED * norm) ** 2:
             return _Own(torch.zeros_like(gradient))
         if self.solver == "gram" or (self.solver == "auto" and self._direct_pays(block, expected)):
             return self._by_gram(block, gradient, damping)

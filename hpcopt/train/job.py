@@ -16,6 +16,7 @@ from hpcopt.data.dataset import DataSet
 from hpcopt.data.load import load
 from hpcopt.errors import UsageError
 from hpcopt.objective.network.objective import NetworkObjective
+from hpcopt.objective.network.replicas import NetworkReplicas
 from hpcopt.solvers.registry import make_solver
 from hpcopt.solvers.solver import Solver
 from hpcopt.train.minimize import first_iterations, horizon_epochs, make_criteria, plan_batches, run_facts, train
@@ -121,7 +122,7 @@ class PreparedJob:
         job, data = self.job, self.data
         names = {"name": job.run.name, "solver": job.solver.name, "model": job.model.name, "data": data.name}
         extra = {"task": data.task, "data_facts": data.facts, "loss": loss_name(job, data)}
-        if isinstance(self.objective, NetworkObjective) and hasattr(self.solver, "direction"):
+        if isinstance(self.objective, (NetworkObjective, NetworkReplicas)) and hasattr(self.solver, "direction"):
             extra["jacobian"] = self.objective.jacobian
         return {**names, **extra, "epoch_steps": self.sampler.per_epoch, **run_facts(self.objective, self.solver)}
 

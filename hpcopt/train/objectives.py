@@ -18,6 +18,7 @@ from hpcopt.objective.data_parallel import DataParallelObjective
 from hpcopt.objective.local import Pace
 from hpcopt.objective.network.data import make_layout
 from hpcopt.objective.network.objective import NetworkObjective
+from hpcopt.objective.network.replicas import NetworkReplicas
 from hpcopt.objective.problem import Problem, Samples
 from hpcopt.objective.variable_blocks import VariableBlockObjective
 from hpcopt.parallel_options import ParallelOptions
@@ -47,10 +48,12 @@ def shard_grid(job: Job, ranks: int) -> ProcessGrid | None:
                 "parallel.data says how many shards the samples have."
             )
         return variable_grid(ranks, parallel.data)
-    if parallel.data != 1:
+    replicas = variable_grid(ranks, parallel.data)
+    if parallel.grid is not None and parallel.grid[0] * parallel.grid[1] != replicas.columns:
         raise UsageError(
-            f'parallel.data = {parallel.data} is for solver.name = "apts"; with "{job.solver.name}" all ranks form one '
-            "grid, parallel.grid, over which the network is cut. Remove parallel.data."
+            f"parallel.grid = {parallel.grid} does not fit {ranks} ranks with parallel.data = {parallel.data}: every "
+            f"replica of the network is cut over ranks / parallel.data = {replicas.columns} of them, rows times "
+            "columns. Leave parallel.grid out for the squarest that fits the network."
         )
     _check_network(job)
     return None
@@ -119,22 +122,30 @@ def loss_name(job: Job, data: DataSet) -> str:
 def _network(
     job: Job, data: DataSet, comm: Communicator, device: torch.device, pace: Pace | None
 ) -> tuple[Problem, Samples | None]:
+    """A network on a grid of all ranks, or replicas of it, each of which has the samples that its ranks loaded."""
     precision, options = getattr(torch, job.run.precision), make_options("mlp", job.model.options)
     sizes = [int(np.prod(data.input_shape)), *options.widths, data.outputs]
-    with comm.together("laying out the network"):
-        layout: NetworkLayout = make_layout(sizes, job.parallel.grid, comm.size)
-    train = _on(by_columns(data.train, layout, comm), precision, device)
-    test = _on(by_columns(data.test, layout, comm), precision, device) if data.test else None
-    objective = NetworkObjective(
-        *(sizes, options.activation, loss_name(job, data), *train, comm, layout.grid),
-        weight_decay=job.loss.weight_decay,
-        seed=job.run.seed,
-        init=options.init,
-        micro_batch=job.loss.micro_batch,
-        jacobian="explicit" if job.solver.options.get("direction") == "block" else job.parallel.jacobian,
-    )
+    tests: list[Samples] = []
+
+    def make(ranks: Communicator) -> NetworkObjective:
+        with ranks.together("laying out the network"):
+            layout: NetworkLayout = make_layout(sizes, job.parallel.grid, ranks.size)
+        train = _on(by_columns(data.train, layout, ranks), precision, device)
+        if data.test:
+            tests.append(_on(by_columns(data.test, layout, ranks), precision, device))
+        return NetworkObjective(
+            *(sizes, options.activation, loss_name(job, data), *train, ranks, layout.grid),
+            weight_decay=job.loss.weight_decay,
+            seed=job.run.seed,
+            init=options.init,
+            micro_batch=job.loss.micro_batch,
+            jacobian="explicit" if job.solver.options.get("direction") == "block" else job.parallel.jacobian,
+        )
+
+    replicas = job.parallel.data
+    objective = make(comm) if replicas == 1 else NetworkReplicas(comm, replicas, make, "parallel.data")
     objective.pace = pace
-    return objective, test
+    return objective, tests[0] if tests else None
 
 
 def _check_network(job: Job) -> None:

@@ -60,6 +60,23 @@ def save(directory: Path, grid: Sequence[int]) -> Path:
     return on_ranks(grid[0] * grid[1], work)[0]
 
 
+def test_what_several_ranks_hold_is_written_by_one_and_read_by_all(tmp_path: Path) -> None:
+    """Two replicas of a grid of two ranks, of which the first saves."""
+
+    def work(comm: Any) -> None:
+        replica, place = divmod(comm.rank, 2)
+        held = block_of(WEIGHT, (1, 2), place)._replace(saved=replica == 0)
+        path = CheckpointStore(comm, tmp_path).save(3, {"model/weight": held}).path
+        with StoredCheckpoint(path) as stored:
+            (written,) = [item for name, item in stored.manifest.replicated.items() if name == "model/weight"]
+        assert [part.count for part in written.parts] == [(7, 6), (7, 5), (0, 6), (0, 5)]
+        into = Partitioned(torch.zeros_like(held.data), held.shape, held.start, held.saved)
+        restore(comm, path, {"model/weight": into})
+        assert torch.equal(into.data, held.data)
+
+    on_ranks(4, work)
+
+
 @pytest.mark.parametrize("after", GRIDS)
 @pytest.mark.parametrize("before", GRIDS)
 def test_any_grid_goes_on_with_what_another_grid_saved(tmp_path: Path, before: tuple, after: tuple) -> None:

@@ -12,34 +12,12 @@ from mpi4py import MPI
 from hpcopt.analysis.export import export
 from hpcopt.analysis.history import open_run
 from hpcopt.comm.communicator import Communicator
-from hpcopt.config import parse_job
 from hpcopt.errors import HpcoptError, UsageError
 from hpcopt.models.registry import build
 from hpcopt.objective.network.objective import NetworkObjective
-from hpcopt.train.job import PreparedJob
+from tests.support.network_jobs import prepared
 
 pytestmark = pytest.mark.mpi
-
-JOB = """
-[run]
-iterations = 5
-evaluate_every = 5
-precision = "float64"
-device = "cpu"
-[data]
-source = "digits"
-limit = 200
-test = 0.2
-batch = "full"
-[model]
-widths = [12, 11, 13]
-init = "he"
-activation = "tanh"
-[loss]
-weight_decay = 1e-3
-[parallel]
-layout = "variables"
-"""
 
 SOLVERS = {
     "newton": ["solver.cg_iterations=12"],
@@ -48,10 +26,6 @@ SOLVERS = {
     "lbfgs": [],
     "trust_region": [],
 }
-
-
-def prepared(comm: Communicator, *settings: str) -> PreparedJob:
-    return PreparedJob(parse_job(JOB, list(settings)), comm)
 
 
 def settings_of(solver: str) -> list[str]:
@@ -139,8 +113,8 @@ def test_what_is_saved_is_what_torch_loads(comm: Communicator, shared_path: Path
         (["model.init=torch"], 'model.init = "torch" is not possible'),
         (["model.activation=gelu"], "Set it to one of relu, tanh, sigmoid"),
         (["model.dropout=0.5"], "remove model.dropout"),
-        (["parallel.data=2"], 'parallel.data = 2 is for solver.name = "apts"'),
-        (["parallel.grid=[7, 7]"], r"grid = [7, 7] does not fit"),
+        (["parallel.data=7"], "parallel.data = 7 does not fit"),
+        (["parallel.grid=[7, 7]"], "parallel.grid = [7, 7] does not fit"),
         (["parallel.grid=[0, 1]"], "must be [rows, columns]"),
         (["parallel.layout=data", "parallel.grid=[1, 1]"], 'needs parallel.layout = "variables"'),
         (["solver.name=apts", "parallel.grid=[1, 1]"], "varies whole layers on each rank"),

@@ -11,48 +11,18 @@ import torch
 
 from hpcopt.analysis.history import open_run
 from hpcopt.comm.communicator import Communicator
-from hpcopt.config import parse_job
 from hpcopt.errors import UsageError
-from hpcopt.train.job import PreparedJob
 from hpcopt.train.protocol import Result
+from tests.support.network_jobs import BLOCKS, prepared
 
 pytestmark = pytest.mark.mpi
 
-JOB = """
-[run]
-iterations = 6
-evaluate_every = 6
-precision = "float64"
-device = "cpu"
-[data]
-source = "digits"
-limit = 200
-test = 0.2
-batch = "full"
-[model]
-widths = [12, 11, 13]
-init = "he"
-activation = "tanh"
-[loss]
-weight_decay = 1e-3
-[solver]
-name = "newton"
-direction = "block"
-block_solver = "cg"
-subset = 0.5
-subset_least = 1
-cg_tolerance = 1e-2
-damping = 1e-2
-cg_iterations = 200
-[parallel]
-layout = "variables"
-"""
+SIX = ("run.iterations=6", "run.evaluate_every=6")
 
 
 def train(comm: Communicator, path: Path | None, *settings: str) -> tuple[Result, torch.Tensor]:
     """The result, and this rank's numbers of w at the end."""
-    prepared = PreparedJob(parse_job(JOB, list(settings)), comm)
-    result = prepared.run(path)
+    result = prepared(comm, *SIX, *settings, more=BLOCKS).run(path)
     comm.barrier()
     return result, result.parameters
 
@@ -163,5 +133,5 @@ FULL = ["solver.direction=full", "solver.block_solver=auto"]
 )
 def test_what_cannot_be_is_refused_in_one_paragraph(comm: Communicator, settings: list[str], words: str) -> None:
     with pytest.raises(UsageError, match=words) as refused:
-        PreparedJob(parse_job(JOB, settings), comm)
+        prepared(comm, *settings, more=BLOCKS)
     assert "\n" not in str(refused.value)

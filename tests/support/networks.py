@@ -11,9 +11,11 @@ import numpy as np
 import torch
 
 from hpcopt.kernels.reference import NumpyKernels
+from hpcopt.layout.block import block
 from hpcopt.layout.grid import ProcessGrid
 from hpcopt.layout.network import NetworkLayout
 from hpcopt.objective.network.objective import NetworkObjective
+from hpcopt.objective.network.replicas import NetworkReplicas
 
 FOUR, THREE, ONE = (5, 7, 6, 5, 3), (5, 6, 7, 4), (6, 4)
 """Sizes: of four layers, whose outputs are cut over the rows, of three, over the columns, and of one."""
@@ -42,15 +44,26 @@ def on_grid(
     loss: str = "cross_entropy",
     activation: str = "tanh",
     dtype: torch.dtype = torch.float64,
+    rows: slice = slice(None),
     **options: Any,
 ) -> NetworkObjective:
-    """The problem with its features and targets cut as the grid wants them. *Collective*."""
-    inputs, targets = data(sizes, loss)
+    """The problem, or some instances of it, with features and targets cut as the grid wants them. *Collective*."""
+    inputs, targets = (each[rows] for each in data(sizes, loss))
     layout = NetworkLayout(sizes, ProcessGrid(*grid))
     own = inputs[:, layout.features(comm.rank).slice].to(dtype)
     if targets.is_floating_point():
         targets = targets[:, layout.outputs(comm.rank).slice].to(dtype)
     return NetworkObjective(sizes, activation, loss, own, targets, comm, grid, **options)
+
+
+def replicated(comm: Any, replicas: int, grid: tuple[int, int], *given: Any, **options: Any) -> NetworkReplicas:
+    """The problem of ``on_grid`` on replicas of which each has its block of the instances. *Collective*."""
+
+    def make(ranks: Any) -> NetworkObjective:
+        rows = block(SAMPLES, replicas, comm.rank // ranks.size).slice
+        return on_grid(ranks, grid, *given, rows=rows, **options)
+
+    return NetworkReplicas(comm, replicas, make)
 
 
 def positions(layout: NetworkLayout, rank: int) -> torch.Tensor:

@@ -53,6 +53,10 @@ class SimulatedCommunicator:
         self.ledger.add(label, 8 * len(values), 0.0)
         return list(self._exchange(list(values))[root])
 
+    def broadcast_object(self, obj: Any = None, root: int = 0, label: str = "objects") -> Any:
+        """The object of one rank."""
+        return self._exchange(obj)[root]
+
     def allgather_objects(self, obj: Any, label: str = "objects") -> list[Any]:
         """The objects of all ranks."""
         return self._exchange(obj)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from hpcopt.comm.communicator import Communicator
 from hpcopt.objective.protocol import Batch, BlockFactors, LayerBlock, Vector
 
 if TYPE_CHECKING:
@@ -72,9 +73,18 @@ class NetworkBlock:
         curvatures = [piece.curvature for piece in pieces if piece.curvature is not None]
         return BlockFactors(layers, _joined(curvatures) if curvatures else None)
 
+    def mean(self, direction: Vector) -> Vector:
+        """The direction itself: no other rank holds these variables."""
+        return direction
+
     def share(self, iterations: int, products: float, finite: bool) -> tuple[tuple[int, ...], bool]:
         """What all ranks came to; their mean work is counted. *Collective*, one reduction of 3 numbers a rank."""
-        comm = self._objective.comm
+        return self.share_over(self._objective.comm, iterations, products, finite)
+
+    def share_over(
+        self, comm: Communicator, iterations: int, products: float, finite: bool
+    ) -> tuple[tuple[int, ...], bool]:
+        """As ``share``, over the ranks of ``comm``, which may be more than those of the grid. *Collective*."""
         told = [0.0] * (3 * comm.size)
         told[3 * comm.rank : 3 * comm.rank + 3] = [float(iterations), products, float(finite)]
         told = comm.reduce_scalars(told, label="block")

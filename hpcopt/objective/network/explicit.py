@@ -108,10 +108,10 @@ class ExplicitLinearization:
             pushed = [self._push(group, move) for move in moves]
             size = sum(part.numel() for part in pushed)
             buffer = reductions.new_buffer(size, len(decays), directions)
-            torch.cat(pushed, out=buffer[:size].view(-1, objective.outputs))
+            torch.cat(pushed, out=buffer[:size].view(size // objective.outputs, objective.outputs))
             sums = reductions.sum_with_scalars(objective.comm, buffer, size, decays, "curvatures")
             total += objective.weight_decay * torch.tensor(sums, dtype=torch.float64).view(count, count)
-            tangents = buffer[:size].view(count, -1, objective.outputs)
+            tangents = buffer[:size].view(count, size // (count * objective.outputs), objective.outputs)
             bent = torch.stack([torch.cat(self._bent(group, each.clone())) for each in tangents]) if group else tangents
             total += vectors.inner(tangents.reshape(count, -1), bent.reshape(count, -1))
             decays = [0.0] * len(decays)

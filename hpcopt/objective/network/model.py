@@ -24,9 +24,13 @@ class PartitionedModel:
         partition: who holds which block of every layer.
         rank: this rank.
         w: where the network is, (n,).
+
+    Attributes:
+        saves: whether this rank writes its blocks to checkpoints; not where another one does.
     """
 
     name = "mlp"
+    saves = True
 
     def __init__(self, partition: NetworkLayout, rank: int, w: Vector) -> None:
         self._partition, self._rank, self._w = partition, rank, w
@@ -86,8 +90,9 @@ class PartitionedModel:
             shape = [self._partition.sizes[held.number], self._partition.sizes[held.number - 1]]
             weights = tensor[..., held.weights].unflatten(-1, (rows.count, columns.count)).transpose(-1, -2)
             name, zeros = f"{2 * held.number - 1}", (0,) * len(before)
-            found[f"{name}.weight"] = Partitioned(weights, (*before, *shape), (*zeros, columns.start, rows.start))
+            start = (*zeros, columns.start, rows.start)
+            found[f"{name}.weight"] = Partitioned(weights, (*before, *shape), start, self.saves)
             # Where another rank holds the biases the block is empty.
             biases = tensor[..., held.biases]
-            found[f"{name}.bias"] = Partitioned(biases, (*before, shape[0]), (*zeros, columns.start))
+            found[f"{name}.bias"] = Partitioned(biases, (*before, shape[0]), (*zeros, columns.start), self.saves)
         return found

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 
 from hpcopt.comm.communicator import Communicator
-from hpcopt.errors import UsageError
 from hpcopt.kernels.torch_kernels import TorchKernels
 from hpcopt.objective import vectors
 from hpcopt.objective.local import Pace
@@ -38,6 +37,7 @@ from hpcopt.objective.network.losses import SPLIT_LOSSES
 from hpcopt.objective.network.memory import KEPT_BYTES
 from hpcopt.objective.network.model import PartitionedModel
 from hpcopt.objective.network.passes import GridNetwork
+from hpcopt.objective.network.variables import CutVariables
 from hpcopt.objective.problem import Samples, Sums
 from hpcopt.objective.protocol import Batch, Vector, Work
 from hpcopt.objective.subsets import Subsets
@@ -46,7 +46,7 @@ PIECE_BYTES = 64 * 2**20
 """Size to which one array of a sweep may grow before the instances go in several pieces."""
 
 
-class NetworkObjective:
+class NetworkObjective(CutVariables):
     """The mean loss of a fully connected network with linear outputs, plus weight decay. *Collective*.
 
     All ranks see the same instances; each holds its block of every layer, its feature columns and its target columns.
@@ -74,6 +74,8 @@ class NetworkObjective:
         network: the sweeps; also for the linearisations.
         split_loss: the loss on split outputs.
         jacobian: which of the two it is.
+        options: what must be the same on all ranks.
+        subsets: draws the instances of linearisations.
         pace: when a rank must end its part of a phase on its own block; None lets it finish.
         inputs, targets: this rank's (N, u_1) and (N, v_L).
 
@@ -109,9 +111,9 @@ class NetworkObjective:
             self.targets = own_targets(targets, self.partition, comm.rank, self.inputs)
         same: dict[str, object] = {"sizes": list(self.partition.sizes), "grid": list(self.partition.grid), "loss": loss}
         same |= {"activation": activation, "weight_decay": float(weight_decay), "seed": seed, "init": init}
-        self.classification = is_labels(targets)
-        same["targets"] = kind_of(targets)
-        check_same(comm, same | {"micro_batch": micro_batch, "jacobian": jacobian, "memory_limit": memory_limit})
+        same |= {"micro_batch": micro_batch, "jacobian": jacobian, "memory_limit": memory_limit}
+        self.classification, self.options = is_labels(targets), same
+        check_same(comm, same | {"targets": kind_of(targets)})
         self.size, self.samples = self.partition.size(comm.rank), len(self.inputs)
         self.outputs = self.partition.sizes[-1]
         self.network = GridNetwork(self.partition, activation, comm, TorchKernels())
@@ -121,10 +123,9 @@ class NetworkObjective:
         widest = max(self.partition.most(layer) for layer in range(len(self.partition.sizes)))
         self.micro_batch = micro_batch or max(1, PIECE_BYTES // (widest * self.inputs.element_size()))
         self._seed, self._init, self._limit = seed, init, memory_limit
-        self._subsets, self.work = Subsets(seed, self.inputs.device), Work()
+        self.subsets, self.work = Subsets(seed, self.inputs.device), Work()
         self._chosen_here = jacobian == "auto"
-        self.jacobian = faster(measure(self, memory_limit)) if self._chosen_here else jacobian
-        self.work = Work(curvature_cost=self._product_cost())
+        self.use_jacobian(faster(measure(self, memory_limit)) if self._chosen_here else jacobian)
         self.flag, self.flags_seen = 0.0, 0.0
         self.pace: Pace | None = None
         self.model = PartitionedModel(self.partition, comm.rank, self.initial_vector())
@@ -149,11 +150,6 @@ class NetworkObjective:
     def blocks(self) -> Sequence[int]:
         """Every rank holds variables of its own."""
         return range(self.comm.size)
-
-    @property
-    def deterministic(self) -> bool:
-        """Nothing is drawn."""
-        return True
 
     def initial_vector(self) -> Vector:
         """This rank's numbers (n,) of the network as it starts; the whole is the same on any grid."""
@@ -218,26 +214,9 @@ class NetworkObjective:
             centred = float((values - values.mean(0)).square().sum())
         return float(len(targets)), self.comm.reduce_scalars([centred], label="evaluation")[0]
 
-    def release(self, gradient: Vector) -> None:
-        """Nothing: gradients are a rank's own numbers only and their memory is not kept."""
-
-    def dot(self, x: Vector, y: Vector) -> float:
-        """x^T y over all ranks, accumulated in float64. *Collective*, one reduction."""
-        return self.comm.reduce_scalars([vectors.dot(x, y)], label="dot")[0]
-
-    def inner(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """X Y^T over all ranks for (k, n) and (l, n), float64 on the CPU. *Collective*, one reduction."""
-        products = vectors.inner(x, y)
-        sums = self.comm.reduce_scalars(products.flatten().tolist(), label="dot")
-        return torch.tensor(sums, dtype=torch.float64).view(products.shape)
-
-    def agree(self, *values: float) -> tuple[float, ...]:
-        """Rank 0's numbers on all ranks. *Collective*."""
-        return values if self.comm.size == 1 else tuple(self.comm.broadcast_scalars(values))
-
     def subset(self, batch: Batch, size: int, number: int) -> Batch:
         """The ``number``-th subset of about ``size`` samples of the batch, the same on all ranks."""
-        return self._subsets.take(batch, size, number, 0)
+        return self.subsets.take(batch, size, number, 0)
 
     def linearize(self, w: Vector, batch: Batch) -> ExplicitLinearization | ImplicitLinearization:
         """The network linearised at w on the batch. *Collective*, as are its products."""
@@ -245,6 +224,11 @@ class NetworkObjective:
         if self._chosen_here and needed > self._limit:
             kind = "implicit"  # factors that are made anew in every product cost more than sweeps
         return KINDS[kind](self, w, batch, self._limit)
+
+    def use_jacobian(self, kind: str) -> None:
+        """Make products in one of the two ways, the same on all ranks; the count of work begins anew."""
+        self.jacobian = kind
+        self.work = Work(curvature_cost=self._product_cost())
 
     def count_products(self, batch: Batch, products: float = 1.0) -> None:
         """Count curvature products on ``batch``."""
@@ -264,27 +248,6 @@ class NetworkObjective:
         """Give back the communicators of row and column. *Collective*."""
         self.network.free()
 
-    @property
-    def local(self) -> NoReturn:
-        """Not offered: a rank's function of its own block needs all other ranks."""
-        self._refuse("a method whose ranks iterate on their own, such as apts")
-
-    def value_and_gradients(self, w: Vector, batch: Batch) -> NoReturn:
-        """Not offered, as ``local``."""
-        self._refuse("a method whose ranks iterate on their own, such as apts")
-
-    def share(self, batch: Batch) -> float:
-        """All instances are every rank's."""
-        return 1.0
-
-    def combine(self, vector: Vector, scalars: Sequence[float], own: Sequence[float] = ()) -> NoReturn:
-        """Not offered, as ``local``."""
-        self._refuse("a method whose ranks iterate on their own, such as apts")
-
-    def parameter_tensors(self) -> NoReturn:
-        """Not offered: no rank holds a whole tensor."""
-        self._refuse("a rule for whole layers, such as lars,")
-
     def _product_cost(self) -> float:
         """Operations of a Gauss-Newton product over those of a gradient, both for one instance of the whole network."""
         sizes, weights = self.partition.sizes, sum(a * b for a, b in pairwise(self.partition.sizes))
@@ -292,13 +255,6 @@ class NetworkObjective:
         if self.jacobian == "explicit":
             return 4 * (weights + self.outputs * sum(sizes[1:-1])) / gradient
         return (8 * weights - 4 * first) / gradient
-
-    def _refuse(self, what: str) -> NoReturn:
-        raise UsageError(
-            f"{what} cannot work on a network that is cut over a grid of ranks: every rank holds blocks of all layers "
-            "and no layer whole. Use layout = 'data', or another method.",
-            collective=True,
-        )
 
     def _columns(self, samples: Samples) -> torch.Tensor:
         return own_targets(samples[1], self.partition, self.comm.rank, samples[0])
@@ -320,7 +276,7 @@ class NetworkObjective:
 
     def _total(self, loss: float, w: Vector, batch: Batch) -> float:
         """Mean loss and weight decay of all ranks, from this rank's part of the sum. *Collective*, one reduction."""
-        own = loss / batch.total if self.network.is_first else 0.0
+        own = loss / max(batch.total, 1) if self.network.is_first else 0.0
         if self.weight_decay:
             own += 0.5 * self.weight_decay * vectors.dot(w, w)
         total, flags = self.comm.reduce_scalars([own, self.flag], label="value")

@@ -1,0 +1,149 @@
+"""Replicas of a network, each cut over its own part of the job's ranks: the objective, and jobs with parallel.data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from mpi4py import MPI
+
+from hpcopt.analysis.history import open_run
+from hpcopt.comm.communicator import Communicator
+from hpcopt.errors import UsageError
+from hpcopt.layout.network import network_grid
+from hpcopt.objective.network.replicas import NetworkReplicas
+from hpcopt.train.job import PreparedJob
+from tests.support.network_jobs import BLOCKS, prepared
+from tests.support.networks import THREE, on_grid, positions, replicated, start
+
+pytestmark = pytest.mark.mpi
+
+NEWTON = ("solver.name=newton", "solver.subset=1.0", "solver.cg_iterations=12")
+FIGURES = ("train_loss", "test_loss", "train_accuracy", "test_accuracy")
+
+
+@pytest.fixture
+def alone() -> Communicator:
+    return Communicator(MPI.COMM_SELF)
+
+
+@pytest.fixture(params=[2, 3, 4])
+def replicas(request: pytest.FixtureRequest, comm: Communicator) -> int:
+    """Every number of replicas that the job's ranks can hold."""
+    if comm.size % request.param:
+        pytest.skip(f"{comm.size} ranks are not {request.param} replicas")
+    return int(request.param)
+
+
+def test_value_gradient_and_product_are_those_of_one_rank(
+    comm: Communicator, alone: Communicator, replicas: int
+) -> None:
+    grid, found = network_grid(THREE, comm.size // replicas), []
+    for objective in (
+        replicated(comm, replicas, grid, THREE, weight_decay=0.01),
+        on_grid(alone, (1, 1), THREE, weight_decay=0.01),
+    ):
+        w = start(THREE)
+        if isinstance(objective, NetworkReplicas):
+            mine = positions(objective.replica.partition, objective.replica.comm.rank)
+            w = w[mine]
+        value, gradient = objective.value_and_gradient(w, objective.full_batch)
+        linear = objective.linearize(w, objective.full_batch)
+        found.append((value, gradient, linear.gauss_newton(gradient), linear.curvatures(w[None])))
+        objective.free()
+    (value, *vectors, curvature), (expected, *wanted, bend) = found
+    assert value == pytest.approx(expected, rel=1e-13)
+    assert comm.allgather_objects(value) == [value] * comm.size
+    for vector, whole in zip(vectors, wanted, strict=True):
+        torch.testing.assert_close(vector, whole[mine], rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(curvature, bend, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [NEWTON, ("solver.name=sgd", "solver.learning_rate=0.1", "data.batch=37"), (*NEWTON, "data.source=peaks")],
+    ids=["newton", "sgd", "values"],
+)
+def test_a_run_is_that_of_one_rank(comm: Communicator, alone: Communicator, replicas: int, settings: Any) -> None:
+    job = prepared(comm, *settings, f"parallel.data={replicas}", "debug.check_agreement=true")
+    found, wanted = job.run(None), prepared(alone, *settings).run(None)
+    assert isinstance(job.objective, NetworkReplicas)
+    for name in (*FIGURES, "test_explained_variance"):
+        expected = [row[name] for row in wanted.history]
+        np.testing.assert_allclose([row[name] for row in found.history], expected, rtol=1e-8)
+
+
+def test_a_rank_holds_its_features_of_the_instances_of_its_replica_only(comm: Communicator, replicas: int) -> None:
+    objective = prepared(comm, "solver.name=sgd", f"parallel.data={replicas}").objective
+    assert isinstance(objective, NetworkReplicas)
+    assert objective.samples == 200
+    replica, start = objective.replica, objective.shards()[0]
+    assert len(replica.inputs) in (200 // replicas, -(-200 // replicas))
+    assert replica.inputs.shape[1] <= -(-64 // replica.partition.grid.rows)
+    starts = comm.allgather_objects((objective.number, start, len(replica.inputs)))
+    ends = [first + count for _, first, count in sorted(set(starts))]
+    assert [first for _, first, _ in sorted(set(starts))] == [0, *ends[:-1]]
+    assert ends[-1] == 200
+
+
+def test_blocks_of_replicas_train_and_every_rank_is_in_the_record(
+    comm: Communicator, shared_path: Path, replicas: int
+) -> None:
+    job = prepared(comm, f"parallel.data={replicas}", "debug.check_agreement=true", more=BLOCKS)
+    result = job.run(shared_path / "run")
+    run = open_run(shared_path / "run")
+    assert result.final.train_loss < 0.5 * result.initial.train_loss
+    assert run.local_iterations.shape == (5, comm.size)
+    assert (run.local_iterations[0] > 3).all()
+    assert run.facts["replicas"] == replicas
+    assert run.facts["grid"][0] * run.facts["grid"][1] == comm.size // replicas
+
+
+@pytest.mark.mpi(min_size=2)
+def test_a_quorum_is_one_of_all_ranks_of_all_replicas_and_is_repeated(comm: Communicator, shared_path: Path) -> None:
+    of_all = f"parallel.data={comm.size}"
+    slow = ["parallel.quorum=0.5", "debug.slow_rank=1", "debug.slow_seconds=0.02"]
+    one = prepared(comm, of_all, *slow, more=BLOCKS).run(shared_path / "run")
+    comm.barrier()
+    counts = open_run(shared_path / "run").local_iterations
+    assert counts[:, 1].sum() < np.delete(counts, 1, axis=1).max(axis=1).sum()
+    replay = f"parallel.replay={shared_path / 'run'}"
+    other = prepared(comm, of_all, replay, more=BLOCKS).run(shared_path / "again")
+    assert torch.equal(one.parameters, other.parameters)
+    comm.barrier()
+
+
+def layouts(ranks: int) -> list[tuple[int, int]]:
+    """Numbers of ranks and of replicas, from the most replicas to none and back."""
+    middle = (ranks, ranks // 2) if ranks % 2 == 0 else (ranks - 1, 1)
+    return [(ranks, ranks), (1, 1), middle, (ranks, 1), (ranks, ranks)]
+
+
+@pytest.mark.mpi(min_size=2)
+def test_a_run_goes_on_with_other_replicas_on_other_grids(comm: Communicator, shared_path: Path) -> None:
+    """One iteration on each layout, to the curve of a run in one go; only one replica writes its blocks."""
+    whole = prepared(comm, *NEWTON).run(None)
+    for iterations, (ranks, replicas) in enumerate(layouts(comm.size), 1):
+        part = comm.split(int(comm.rank >= ranks))
+        if comm.rank < ranks:
+            job: PreparedJob = prepared(part, *NEWTON, f"run.iterations={iterations}", f"parallel.data={replicas}")
+            result = job.run(shared_path / "run")
+            assert result.resumed_from == (iterations - 1 or None)
+        part.free()
+        comm.barrier()
+    for name in FIGURES:
+        assert getattr(result.final, name) == pytest.approx(getattr(whole.final, name), rel=1e-9)
+
+
+def test_replicas_that_do_not_fit_are_refused_on_all_ranks(comm: Communicator) -> None:
+    grid = f"parallel.grid=[{comm.size}, 1]"
+    with pytest.raises(UsageError, match=f"parallel.data = {comm.size + 1} does not fit {comm.size} rank"):
+        prepared(comm, "solver.name=sgd", f"parallel.data={comm.size + 1}")
+    if comm.size > 1:
+        with pytest.raises(UsageError, match=r"every replica of the network is cut over ranks / parallel.data = 1"):
+            prepared(comm, "solver.name=sgd", f"parallel.data={comm.size}", grid)
+        with pytest.raises(UsageError, match="each rank must own at least one"):
+            prepared(comm, "solver.name=sgd", f"parallel.data={comm.size}", f"data.limit={comm.size - 1}")
