@@ -6,7 +6,7 @@ The public names, each imported when it is first asked for:
     objective = hpcopt.DataParallelObjective(model, "cross_entropy", inputs, targets, comm)     # this rank's shard
     result = hpcopt.minimize(objective, hpcopt.solvers.TrustRegion(), epochs=20, run_dir="runs/a")
     optimizer = hpcopt.optim.APTS(model.parameters(), comm=comm);  loss = optimizer.step(closure)
-    optimizer = hpcopt.optim.Newton(model, loss_fn, comm=comm);  loss = optimizer.step(inputs, targets)
+    optimizer = hpcopt.optim.NLCG(model, loss_fn, comm=comm);  loss = optimizer.step(inputs, targets)     # or Newton
     run = hpcopt.open_run("runs/a");  run.history;  run.checkpoint("best").parameters           # no MPI, no torch
 """
 

@@ -179,7 +179,7 @@ class ImplicitLinearization:
         while objective.forward_mode:
             try:
                 return self._bilinear(directions, self._by_forward_mode(directions, objective.forward_mode))
-            except (RuntimeError, ValueError, UserWarning):
+            except (RuntimeError, UserWarning):
                 objective.forward_mode = FORWARD_MODES[FORWARD_MODES.index(objective.forward_mode) + 1]
         return self._bilinear(directions, self._by_graphs(directions))
 

@@ -2,5 +2,6 @@
 
 from hpcopt.optim.apts import APTS
 from hpcopt.optim.newton import Newton
+from hpcopt.optim.nlcg import NLCG
 
-__all__ = ["APTS", "Newton"]
+__all__ = ["APTS", "NLCG", "Newton"]

@@ -39,8 +39,8 @@ class NLCG:
     preconditioned gradient and the previous step."""
     preconditioner: str = "identity"
     """P: "identity"."""
-    damping: float = 1.0
-    """First lambda, which damps the preconditioner and, to a hundredth, the model in the plane."""
+    damping: float = 0.01
+    """First lambda, which is added to the curvature in the preconditioner and in the plane."""
     damping_increase: float = 1.5
     """Factor of lambda where the next batch gains too little; squared where the batch itself does."""
     damping_decrease: float = 2 / 3

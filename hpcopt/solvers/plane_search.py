@@ -1,11 +1,11 @@
 """Conjugate directions whose step and beta are one: the best point of a plane by the damped Gauss-Newton model.
 
-    z = -P g;    d = c1 z + c2 dbar,    c = argmin g^T V c + 1/2 c^T V^T (G + lambda/100 I) V c,    V = (z, dbar)
+    z = -P g;    d = c1 z + c2 dbar;    c = argmin g^T V c + 1/2 c^T V^T (G + lambda I) V c,    V = (z, dbar)
 
 dbar is the previous step. Where f is a quadratic and G its Hessian, c1 is the exact step and c2 / c1 the beta of
-preconditioned conjugate gradients, whichever formula it is taken from. G is never multiplied: the curvature in the
-plane takes one forward pass with two tangents (Martens and Grosse 2015, arXiv 1503.05671, section 7, whose momentum
-this is). Shapes: n parameters, k directions, 1 or 2.
+preconditioned conjugate gradients, whichever formula it is taken from. P is damped by the same lambda. The curvature
+in the plane takes one forward pass with two tangents (Martens and Grosse 2015, arXiv 1503.05671, section 7, whose
+momentum this is). Shapes: n parameters, k directions, 1 or 2.
 """
 
 from __future__ import annotations
@@ -28,9 +28,6 @@ from hpcopt.solvers.trials import Trials
 
 if TYPE_CHECKING:
     from hpcopt.solvers.nlcg import NLCG
-
-IN_PLANE = 0.01
-"""The part of lambda that is added to G in the plane: there G is exact, and only its reach must be bounded."""
 
 TRIALS = 3
 """Points tried in a step, each with REJECTED times the lambda of the last; the last one without dbar."""
@@ -155,7 +152,7 @@ class PlaneSearch:
         trials = Trials(objective, state, batch, with_gradient=pairs)
         for number in range(TRIALS):
             count = 1 if number == TRIALS - 1 else len(plane.slopes)
-            best, *foretold = plane.best(IN_PLANE * float(state["damping"]), count)
+            best, *foretold = plane.best(float(state["damping"]), count)
             best, (promised, norm) = agreed_coefficients(objective, best, *foretold)
             direction = best.to(plane.directions) @ plane.directions
             point = parameters + direction

@@ -1,0 +1,198 @@
+"""Methods that need the model's curvature as optimisers of torch: ``step`` takes samples, on all ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, cast
+
+import torch
+
+from hpcopt.checks import is_whole
+from hpcopt.comm.communicator import Communicator
+from hpcopt.errors import UsageError
+from hpcopt.objective.losses import Loss
+from hpcopt.objective.protocol import Batch, Vector
+from hpcopt.optim.checks import check_alike, check_constants
+from hpcopt.optim.model_objective import ModelObjective, modes_kept
+from hpcopt.optim.saved_state import pack, restore
+from hpcopt.solvers.registry import make_solver
+from hpcopt.solvers.solver import StepReport
+
+
+class ModelOptimizer(torch.optim.Optimizer):
+    """What the methods share that take a model, its loss and samples instead of a closure. *Collective*.
+
+    Subclasses name their method; the arguments are as they document them.
+    """
+
+    METHOD: ClassVar[str]
+    """As in a job file."""
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        loss_fn: str | Loss | Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+        *,
+        comm: Any = None,
+        preset: str = "default",
+        weight_decay: float = 0.0,
+        full_batch: bool = False,
+        micro_batch: int | None = None,
+        seed: int = 0,
+        **options: Any,
+    ) -> None:
+        self.comm = comm if isinstance(comm, Communicator) else Communicator(comm)
+        self.report: StepReport | None = None
+        self._complete = False
+        with self.comm.together("setting up the optimiser"):
+            self._check_model(model)
+            super().__init__(model.parameters(), {})
+            self._complete = True
+            check_constants(self._name, weight_decay, full_batch)
+            if micro_batch is not None and not is_whole(micro_batch, 1):
+                raise UsageError(
+                    f"{self._name}: micro_batch = {micro_batch!r} must be a whole number of at least 1, or None"
+                )
+            self._solver = make_solver(self.METHOD, {**options, "preset": preset})
+        sizes = [tuple(p.shape) for p in model.parameters() if p.requires_grad]
+        dtypes = sorted({str(p.dtype) for p in model.parameters()})
+        check_alike(self.comm, (sizes, dtypes, self._solver, weight_decay, full_batch, micro_batch, seed))
+        self._full_batch, self._steps, self._samples, self._changed = full_batch, 0, -1, False
+        with torch.no_grad():
+            self._objective = ModelObjective(model, loss_fn, self.comm, weight_decay, micro_batch, seed)
+        self._state = self._solver.init(self._objective)
+
+    @torch.no_grad()
+    def step(self, inputs: torch.Tensor, targets: torch.Tensor) -> float:  # type: ignore[override]
+        """One iteration on a batch. *Collective*: a gradient, curvatures, and a value or two.
+
+        Dropout draws the same masks throughout the step, seeded by the seed, the step and the rank; torch's own random
+        numbers are not touched. Running statistics of batch normalisation move once a step. NaN or infinity on any rank
+        is a rejected step on all. An exception of the model on any rank is raised on all ranks; the parameters are then
+        those of the last step.
+
+        Args:
+            inputs: this rank's samples of the batch, (samples, ...); none is allowed where other ranks have some.
+            targets: their labels (samples,) or values (samples, C).
+
+        Returns:
+            The mean loss over all ranks' samples at the start of the step, without weight decay; NaN if it was not
+            finite there. No ``grad`` of the parameters is touched.
+
+        Raises:
+            UsageError: on all ranks; the samples do not fit, or the ranks are not at the same step.
+        """
+        batch = self._begin(inputs, targets)
+        objective, model = self._objective, self._objective.shard.module
+        decay = 0.5 * objective.weight_decay * objective.dot(self._parameters, self._parameters)
+        self._changed = True  # what is known is not to be relied on if the step does not end
+        try:
+            with modes_kept(model):
+                self._state, self.report = self._solver.step(objective, self._state, batch)
+            if not self.report.finite:
+                objective.check_failures()
+        finally:
+            objective.shard.parameters.bind(self._parameters)
+        self._steps, self._changed = self._steps + 1, False
+        return self.report.loss - decay
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next step needs besides the model: tensors and numbers, the same on all ranks.
+
+        As in torch the tensors are the optimiser's own: save or copy them before the next step.
+        """
+        packed = super().state_dict()
+        draws = self._objective.shard.stochastic.draws
+        numbers = {"steps": self._steps, "samples": self._samples, "draws": draws}
+        packed["state"] = {0: pack(self._state, numbers, self.comm)}
+        return packed
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Continue from what ``state_dict`` gave on any rank; the model's own state is loaded as ever. Local.
+
+        On as many ranks, with the same samples on each, the next steps are the same to the last bit.
+
+        Raises:
+            UsageError: it is not the state of this optimiser with this model and these options.
+        """
+        with torch.no_grad():
+            self._state, numbers, is_own = restore(state_dict, self._state, self.comm, self._name)
+        self._steps, self._samples = int(numbers["steps"]), int(numbers["samples"]) if is_own else -1
+        self._objective.shard.stochastic.draws = bool(numbers["draws"])
+        self._changed = False
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Not possible after construction.
+
+        Raises:
+            UsageError: there is a group already.
+        """
+        if self._complete:
+            raise UsageError(
+                f"{self._name} treats all parameters of its model as one vector, so no group can be added to it. Make "
+                "a new optimiser for a model with all parameters that are to be trained"
+            )
+        super().add_param_group(param_group)
+
+    @property
+    def _parameters(self) -> Vector:
+        return cast(Vector, self._state["parameters"])
+
+    def _begin(self, inputs: torch.Tensor, targets: torch.Tensor) -> Batch:
+        """Check the samples, see what changed since the last step, and agree on it. *Collective*, five scalars."""
+        objective = self._objective
+        with self.comm.together("checking the samples of the step"):
+            _check_samples(inputs, targets)
+            objective.begin(inputs, targets)
+        count, stochastic = len(objective.shard.inputs), objective.shard.stochastic
+        now = objective.shard.parameters.copy()
+        changed = self._changed or not torch.equal(now, self._parameters)
+        changed |= self._full_batch and count != self._samples
+        numbers = (count, changed, stochastic.draws, self._steps, self._steps**2)
+        total, changes, draws, steps, squares = map(int, self.comm.reduce_scalars(numbers, label="batch"))
+        self._check_ranks(total, steps, squares)
+        self._samples, objective.samples, objective.flags_seen = count, total, 0.0
+        stochastic.draws = bool(draws)
+        if changes:
+            self._parameters.copy_(self.comm.bcast(now, label="parameters"))
+            self._forget()
+        indices = None if self._full_batch else torch.arange(count, device=now.device)
+        return Batch(indices, count, total, (0, self._steps))
+
+    def _check_ranks(self, total: int, steps: int, squares: int) -> None:
+        """Refuse, on all ranks, what would make them wait for each other or divide by 0."""
+        if self.comm.size * squares != steps**2:
+            problem = "the ranks are not at the same step; load the state of the same step on every rank"
+        elif total == 0:
+            problem = "no rank has a sample in this batch; the mean loss of nothing is not defined. Skip the step"
+        else:
+            return
+        raise UsageError(problem, collective=True)
+
+    def _forget(self) -> None:
+        """The parameters are others than the last step left: of what it found nothing holds that is of a point."""
+        self._state["known"] = False
+
+    @property
+    def _name(self) -> str:
+        return type(self).__name__
+
+    def _check_model(self, model: object) -> None:
+        if not isinstance(model, torch.nn.Module):
+            raise UsageError(
+                f"{self._name} was given {type(model).__name__}; it needs the model itself, a torch.nn.Module, since "
+                f"it differentiates through its outputs: hpcopt.optim.{self._name}(model, loss_fn)"
+            )
+        if not any(p.requires_grad for p in model.parameters()):
+            raise UsageError(
+                f"{self._name} was given a model without trainable parameters; there must be something to train"
+            )
+
+
+def _check_samples(inputs: object, targets: object) -> None:
+    for name, given in (("inputs", inputs), ("targets", targets)):
+        if not isinstance(given, torch.Tensor) or given.ndim == 0:
+            raise UsageError(
+                f"step needs the inputs and the targets of this rank's samples, two tensors with one row a sample; "
+                f"{name} was {type(given).__name__}. (A closure is what hpcopt.optim.APTS takes.)"
+            )
