@@ -6,6 +6,7 @@ Shapes: n parameters, N training samples of all ranks, B samples in a batch, C o
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from hpcopt.objective import exact_sum, reductions, vectors
 from hpcopt.objective.buckets import BucketedGradient
 from hpcopt.objective.figures import squares_from_mean, sums
 from hpcopt.objective.fit import check_fit, on
+from hpcopt.objective.kronecker import KroneckerCurvature
 from hpcopt.objective.linearization import FORWARD_MODES, ImplicitLinearization
 from hpcopt.objective.local import LocalObjective
 from hpcopt.objective.losses import Loss, make_loss
@@ -91,7 +93,7 @@ class DataParallelObjective:
         self._lent: Vector | None = None
         self._spare: Vector | None = None
         self._buckets = BucketedGradient(shard, comm, bucket_bytes)
-        self._subsets = Subsets(seed, parameters.device)
+        self._seed, self._subsets = seed, Subsets(seed, parameters.device)
         parameters.bind(comm.bcast(parameters.copy(), label="parameters"))
         for buffer in shard.module.buffers():
             if buffer.is_floating_point() and buffer.numel():
@@ -189,14 +191,22 @@ class DataParallelObjective:
 
     def subset(self, batch: Batch, size: int, number: int) -> Batch:
         """The ``number``-th subset of about ``size`` samples of the batch. *Collective*, one number a rank."""
+        return self._subsets.take(batch, size, number, self.samples_before(batch))
+
+    def samples_before(self, batch: Batch) -> int:
+        """How many of the batch's samples the ranks before this one hold. *Collective*, one number a rank."""
         counts = [0.0] * self.comm.size
         counts[self.comm.rank] = float(batch.count)
-        counts = self.comm.reduce_scalars(counts, label="subset")
-        return self._subsets.take(batch, size, number, self._samples_before(counts))
+        return self._samples_before(self.comm.reduce_scalars(counts, label="subset"))
 
     def linearize(self, w: Vector, batch: Batch) -> ImplicitLinearization:
         """The model linearised at w on the batch, by forward and backward mode. *Collective* in its products."""
         return ImplicitLinearization(self, w, batch)
+
+    @cached_property
+    def kronecker(self) -> KroneckerCurvature:
+        """The curvature in Kronecker factors. The first call is *collective*."""
+        return KroneckerCurvature(self, self._seed)
 
     def dot(self, x: Vector, y: Vector) -> float:
         """x^T y, accumulated in float64; local, since w is replicated."""

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
+
+if TYPE_CHECKING:
+    from hpcopt.objective.kronecker import KroneckerCurvature
 
 Vector = torch.Tensor
 """One contiguous float32 or float64 buffer of n numbers on the objective's device."""
@@ -279,6 +282,15 @@ class Objective(Protocol):
 
     def linearize(self, w: Vector, batch: Batch) -> Linearization:
         """The linearisation at w. *Collective* in its products."""
+        ...
+
+    @property
+    def kronecker(self) -> KroneckerCurvature:
+        """The curvature in Kronecker factors, layer by layer. The first call is *collective*.
+
+        Raises:
+            UsageError: on all ranks, when the ranks do not hold the layers of a model whole.
+        """
         ...
 
     def dot(self, x: Vector, y: Vector) -> float:

@@ -5,8 +5,8 @@ Shapes: n parameters, b samples of this rank in a batch, C outputs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, TypeVar
 
 import torch
 
@@ -16,6 +16,8 @@ from hpcopt.objective.parameters import FlatParameters
 from hpcopt.objective.protocol import Batch, Vector
 from hpcopt.objective.stochastic import StochasticState
 
+T = TypeVar("T")
+
 
 class Part(NamedTuple):
     """One of ``of`` contiguous parts of a batch, with the random numbers of the rank that evaluates it for all."""
@@ -23,6 +25,24 @@ class Part(NamedTuple):
     number: int
     of: int
     rank: int
+
+
+class Piece(NamedTuple):
+    """The samples of one forward pass.
+
+    Attributes:
+        rank: whose random numbers they get.
+        number: of the piece within that rank's part.
+        first: position of its first sample among those that this rank holds of the batch.
+        inputs: (b, ...).
+        targets: (b, ...).
+    """
+
+    rank: int
+    number: int
+    first: int
+    inputs: torch.Tensor
+    targets: torch.Tensor
 
 
 class Shard:
@@ -71,13 +91,13 @@ class Shard:
 
     def chunks(self, batch: Batch) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Inputs and targets of what is evaluated of ``batch``, at most ``micro_batch`` samples at a time."""
-        return ((inputs, targets) for _, _, inputs, targets in self._pieces(batch))
+        return ((piece.inputs, piece.targets) for piece in self.pieces(batch))
 
     def loss_sum(self, w: Vector, batch: Batch) -> float:
         """Sum of the losses at w over what is evaluated of ``batch``."""
-        self._prepare(w)
+        self.prepare(w)
         total = 0.0
-        for rank, number, inputs, targets in self._pieces(batch):
+        for rank, number, _, inputs, targets in self.pieces(batch):
             with torch.no_grad(), self.stochastic.frozen(batch.key, number, w.device, may_update=False, rank=rank):
                 total += float(self.loss.sum(self.module(inputs), targets))
         return total
@@ -95,10 +115,10 @@ class Shard:
             tensors: of the module's parameters, those whose gradient is wanted; the backward pass does no more work
                 than these need. None for all.
         """
-        self._prepare(w)
+        self.prepare(w)
         wanted = self.parameters.tensors if tensors is None else tensors
         total, first = 0.0, True
-        for rank, number, inputs, targets in self._pieces(batch):
+        for rank, number, _, inputs, targets in self.pieces(batch):
             with self.stochastic.frozen(batch.key, number, w.device, may_update=True, rank=rank):
                 loss = self.loss.sum(self.module(inputs), targets)
                 gradients = torch.autograd.grad(loss * scale, wanted, materialize_grads=True)
@@ -116,7 +136,7 @@ class Shard:
 
         The batch must fit in one pass (no ``micro_batch`` below it).
         """
-        self._prepare(w)
+        self.prepare(w)
         for inputs, targets in self.chunks(batch):
             with self.stochastic.frozen(batch.key, 0, w.device, may_update=True):
                 loss = self.loss.sum(self.module(inputs), targets)
@@ -124,8 +144,12 @@ class Shard:
             return float(loss.detach())
         return 0.0
 
-    def _pieces(self, batch: Batch) -> Iterator[tuple[int, int, torch.Tensor, torch.Tensor]]:
-        """Rank, number within that rank's part, inputs and targets of every forward pass."""
+    def guarded(self, evaluate: Callable[[], T], otherwise: Callable[[], T]) -> T:
+        """``evaluate()``; where a model may fail on one rank alone, ``otherwise()`` after that."""
+        return evaluate()
+
+    def pieces(self, batch: Batch) -> Iterator[Piece]:
+        """The forward passes over what is evaluated of ``batch``."""
         step = self.micro_batch or max(batch.count, 1)
         for part in self.parts:
             start, count = block(batch.count, part.of, part.number)
@@ -133,9 +157,10 @@ class Shard:
                 chosen: slice | torch.Tensor = slice(first, min(first + step, start + count))
                 if batch.indices is not None:
                     chosen = batch.indices[chosen]
-                yield part.rank, number, self.inputs[chosen], self.targets[chosen]
+                yield Piece(part.rank, number, first, self.inputs[chosen], self.targets[chosen])
 
-    def _prepare(self, w: Vector) -> None:
+    def prepare(self, w: Vector) -> None:
+        """The module is at w (n,), in training mode."""
         self.parameters.bind(w)
         if not self.module.training:
             self.module.train()

@@ -22,12 +22,13 @@ class StochasticState:
 
     Attributes:
         rank: this rank, whose masks are drawn unless another one's are asked for.
+        mixes: whether samples of a piece act on each other's outputs, by batch normalisation.
         draws: whether the model draws random numbers in training; the owner finds out with ``drew`` and says so.
     """
 
     def __init__(self, module: torch.nn.Module, seed: int, rank: int) -> None:
         self._norms = [m for m in module.modules() if isinstance(m, _NORMS) and m.track_running_stats]
-        self._mixes = any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in module.modules())
+        self.mixes = any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in module.modules())
         self._seed, self.rank = seed, rank
         self._last_updated: tuple[int, int] | None = None
         self.draws = True
@@ -35,7 +36,7 @@ class StochasticState:
     @property
     def by_piece(self) -> bool:
         """Whether a sample's outputs depend on the piece of the batch that it is evaluated in."""
-        return self.draws or self._mixes
+        return self.draws or self.mixes
 
     @contextmanager
     def frozen(

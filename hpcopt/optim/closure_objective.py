@@ -6,6 +6,7 @@ Shapes: n parameters, R ranks.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NoReturn
 
 import torch
 
@@ -165,6 +166,11 @@ class ClosureObjective:
         Raises:
             UsageError: always, on all ranks.
         """
+        raise _no_model()
+
+    @property
+    def kronecker(self) -> NoReturn:
+        """Not possible, as ``linearize``."""
         raise _no_model()
 
     def dot(self, x: Vector, y: Vector) -> float:

@@ -19,6 +19,7 @@ from hpcopt.solvers.solver import Solver, State, StepReport
 
 PRECONDITIONERS: dict[str, str] = {
     "identity": "hpcopt.solvers.preconditioner:Identity",
+    "kronecker": "hpcopt.solvers.kronecker:KroneckerFactors",
 }
 """Value of ``preconditioner`` -> "module:Class". The class gets those options whose names are its own."""
 
@@ -37,8 +38,17 @@ class NLCG:
     step_rule: str = "plane"
     """How step and beta are found. "plane": together, the minimiser of the Gauss-Newton model in the plane of the
     preconditioned gradient and the previous step."""
-    preconditioner: str = "identity"
-    """P: "identity"."""
+    preconditioner: str = "kronecker"
+    """P: "kronecker", from Kronecker factors of the curvature of each layer, or "identity"."""
+    fisher: str = "true"
+    """With "kronecker", the curvature: "true" for the Gauss-Newton matrix, by targets drawn from the model, or
+    "empirical", the second moments of the samples' gradients."""
+    factor_samples: int = 2000
+    """With "kronecker", samples of the batch for the factors; others each time."""
+    factor_every: int = 5
+    """With "kronecker", iterations from one refresh of the factors to the next; the first so many have one each."""
+    factor_memory: float = 0.9
+    """With "kronecker", most weight of the past in the moving average of the factors."""
     damping: float = 0.01
     """First lambda, which is added to the curvature in the preconditioner and in the plane."""
     damping_increase: float = 1.5

@@ -19,7 +19,10 @@ State: TypeAlias = dict[str, torch.Tensor | float | int | bool]
 ``state["average"]``, it is the point that is evaluated and delivered instead of w."""
 
 
-SMALL_TENSORS = ("gram", "window")
+OTHER_TENSORS = (
+    *("gram", "window"),
+    *("factors", "factor_inverses", "factor_boosts", "factor_layers", "factor_others"),
+)
 """Keys of those tensors in states that are no vectors (..., n) of the n variables, whatever their shape."""
 
 

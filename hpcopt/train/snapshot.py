@@ -12,7 +12,7 @@ import torch
 from hpcopt.checkpoint.names import BEST, LOOP, MODEL, SOLVER, tensor_path
 from hpcopt.objective.problem import Model, Problem
 from hpcopt.objective.protocol import Vector
-from hpcopt.solvers.solver import SMALL_TENSORS, Solver, State
+from hpcopt.solvers.solver import OTHER_TENSORS, Solver, State
 from hpcopt.train.sampler import Sampler
 from hpcopt.train.standing import Standing
 
@@ -121,7 +121,7 @@ def is_own(solver: Solver, key: str) -> bool:
 def spread(model: Model, key: str, value: Any) -> dict[str, Any]:
     """An entry of the method's state by its names in a checkpoint: in blocks where the variables are partitioned."""
     path = f"{SOLVER}/{key}"
-    blocks = model.blocks(value) if isinstance(value, torch.Tensor) and key not in SMALL_TENSORS else None
+    blocks = model.blocks(value) if isinstance(value, torch.Tensor) and key not in OTHER_TENSORS else None
     return {path: value} if blocks is None else in_group_of(path, blocks)
 
 

@@ -71,9 +71,14 @@ class CutVariables:
         """Not offered: no rank holds a whole tensor."""
         self._refuse("a rule for whole layers, such as lars,")
 
-    def _refuse(self, what: str) -> NoReturn:
+    @property
+    def kronecker(self) -> NoReturn:
+        """Not offered, as ``parameter_tensors``."""
+        self._refuse('preconditioner = "kronecker"', 'preconditioner = "identity"')
+
+    def _refuse(self, what: str, instead: str = "another method") -> NoReturn:
         raise UsageError(
             f"{what} cannot work on a network that is cut over a grid of ranks: every rank holds blocks of all layers "
-            "and no layer whole. Use layout = 'data', or another method.",
+            f"and no layer whole. Use layout = 'data', or {instead}.",
             collective=True,
         )

@@ -1,0 +1,122 @@
+"""Kronecker factors on any number of ranks: the numbers of one rank, and inverses that are the same on all."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+from mpi4py import MPI
+
+from hpcopt.comm.communicator import Communicator
+from hpcopt.layout.block import block
+from hpcopt.objective.data_parallel import DataParallelObjective
+from hpcopt.objective.variable_blocks import VariableBlockObjective
+from hpcopt.solvers.kronecker import KroneckerFactors
+from hpcopt.solvers.solver import State
+from tests.support.problems import sharded, small_network
+
+pytestmark = pytest.mark.mpi
+
+
+def after(objective: DataParallelObjective, steps: int = 3, **options: object) -> tuple[State, torch.Tensor]:
+    """The state after some refreshes at one point, and P times ones."""
+    solver = KroneckerFactors(**options)  # type: ignore[arg-type]
+    w = objective.initial_vector()
+    state: State = {"parameters": w} | solver.init(objective, w)
+    for _ in range(steps):
+        solver.end(objective, state, solver.begin(objective, state, objective.full_batch), 0.04)
+    return state, solver.apply(state, torch.ones_like(w))
+
+
+def assert_same(one: tuple[State, torch.Tensor], other: tuple[State, torch.Tensor]) -> None:
+    for key in ("factors", "factor_inverses"):
+        torch.testing.assert_close(one[0][key], other[0][key], rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(one[1], other[1], rtol=1e-9, atol=1e-11)
+
+
+def alone() -> Communicator:
+    return Communicator(MPI.COMM_SELF)
+
+
+@pytest.mark.parametrize(
+    ("loss", "fisher", "samples"),
+    [("cross_entropy", "true", 12), ("squared", "true", 2000), ("squared", "empirical", 12)],
+)
+def test_the_numbers_are_those_of_one_rank(comm: Communicator, loss: str, fisher: str, samples: int) -> None:
+    options = {"fisher": fisher, "factor_samples": samples}
+    ours = after(sharded(comm, loss, weight_decay=0.1), **options)
+    assert_same(ours, after(sharded(alone(), loss, weight_decay=0.1), **options))
+
+
+def test_ranks_without_samples_take_part(comm: Communicator) -> None:
+    assert_same(after(sharded(comm, count=2)), after(sharded(alone(), count=2)))
+
+
+def test_ranks_that_share_samples_share_the_sums(comm: Communicator) -> None:
+    inputs, targets = sharded(alone()).shard.inputs, sharded(alone()).shard.targets
+    found = VariableBlockObjective(deep(), "cross_entropy", inputs, targets, comm, shards=1)
+    assert_same(after(found), after(sharded(alone(), model=deep())))
+
+
+def deep() -> torch.nn.Module:
+    torch.manual_seed(3)
+    sizes = [5, 6, 5, 4, 3]
+    layers = [torch.nn.Linear(a, b) for a, b in pairwise(sizes)]
+    return torch.nn.Sequential(*(part for layer in layers for part in (layer, torch.nn.Tanh()))).double()
+
+
+def test_every_rank_has_the_same_inverses_to_the_last_bit(comm: Communicator) -> None:
+    state, result = after(sharded(comm))
+    told = comm.allgather_objects([state["factor_inverses"].tolist(), result.tolist()])  # type: ignore[union-attr]
+    assert told == [told[0]] * comm.size
+
+
+def test_a_refresh_is_two_small_sums_one_reduction_and_one_gathering(comm: Communicator) -> None:
+    objective = sharded(comm)
+    after(objective, 1)
+    calls = {row.label: row.calls for row in objective.comm.ledger.rows()}
+    assert (calls["factors"], calls["inverses"]) == (1, 1)
+
+
+def test_numbers_that_are_not_finite_on_one_rank_are_refused_on_all(comm: Communicator) -> None:
+    objective, solver = sharded(comm), KroneckerFactors(factor_every=1)
+    w = objective.initial_vector()
+    state: State = {"parameters": w} | solver.init(objective, w)
+    if comm.rank == comm.size - 1:
+        objective.shard.inputs[0, 0] = torch.inf
+    solver.end(objective, state, solver.begin(objective, state, objective.full_batch), 0.04)
+    assert state["factor_failures"] == 1
+    assert torch.equal(solver.apply(state, w), w)
+
+
+def test_convolutions_with_batch_normalisation_of_equal_shards(comm: Communicator) -> None:
+    count = 12
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(count, 2, 5, 5, generator=generator, dtype=torch.float64)
+    y = torch.randint(3, (count,), generator=generator)
+    start, length = block(count, comm.size, comm.rank)[:2]
+
+    def objective(comm: Communicator, own: slice, norm: torch.nn.Module) -> DataParallelObjective:
+        torch.manual_seed(1)
+        layers = [torch.nn.Conv2d(2, 3, 3), norm, torch.nn.ReLU(True), torch.nn.Flatten(), torch.nn.Linear(27, 3)]
+        return DataParallelObjective(
+            torch.nn.Sequential(*layers).double(), "cross_entropy", x[own], y[own], comm, weight_decay=0.01
+        )
+
+    own = slice(start, start + length)
+    # a norm over the channels of a sample does not mix samples, so that any number of ranks gives the same numbers
+    ours = objective(comm, own, torch.nn.GroupNorm(1, 3))
+    assert_same(after(ours), after(objective(alone(), slice(None), torch.nn.GroupNorm(1, 3))))
+    mixed = after(objective(comm, own, torch.nn.BatchNorm2d(3)))
+    assert bool(mixed[1].isfinite().all())
+
+
+def test_a_failure_of_one_layer_is_known_everywhere(comm: Communicator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "hpcopt.solvers.kronecker.damped_inverses",
+        lambda a, g, damping: None if len(a) == 6 else (torch.eye(len(a)).to(a), torch.eye(len(g)).to(g)),
+    )
+    state, _ = after(sharded(comm, model=small_network()), 1)
+    assert state["factor_failures"] == 1
+    assert state["factor_boosts"].tolist() == [10.0, 1.0]  # type: ignore[union-attr]
