@@ -27,6 +27,7 @@ from hpcopt.objective.parameters import FlatParameters
 from hpcopt.objective.problem import Samples, Sums
 from hpcopt.objective.protocol import Batch, Vector, Work
 from hpcopt.objective.shard import Part, Shard
+from hpcopt.objective.signs import signs
 from hpcopt.objective.stochastic import StochasticState
 from hpcopt.objective.subsets import Subsets
 
@@ -221,6 +222,11 @@ class DataParallelObjective:
         if self.comm.size == 1:
             return values
         return tuple(self.comm.broadcast_scalars(values))
+
+    def signs(self, number: int) -> Vector:
+        """The ``number``-th vector (n,) of random signs, the same on all ranks."""
+        like = torch.empty(0, dtype=self.shard.parameters.dtype, device=self.shard.parameters.device)
+        return signs(self._seed, number, torch.arange(self.size), like)
 
     def reduce(self, vector: Vector) -> Vector:
         """Sum of ``vector`` over the ranks, in place. *Collective*."""

@@ -305,6 +305,10 @@ class Objective(Protocol):
         """The same numbers on all ranks, so that a branch taken on them is the same everywhere. *Collective*."""
         ...
 
+    def signs(self, number: int) -> Vector:
+        """The ``number``-th random vector (n,) of +1 and -1: the same whole vector however the variables are spread."""
+        ...
+
     def parameter_tensors(self) -> list[tuple[slice, torch.Size]]:
         """Where in w each parameter tensor of the model lies on this rank, and its shape, for layer-wise rules."""
         ...

@@ -14,6 +14,7 @@ from hpcopt.comm.communicator import Communicator
 from hpcopt.errors import UsageError
 from hpcopt.objective import reductions, vectors
 from hpcopt.objective.protocol import Batch, Linearization, Vector, Work
+from hpcopt.objective.signs import signs
 from hpcopt.optim.closure import ClosureEvaluation
 
 
@@ -159,6 +160,10 @@ class ClosureObjective:
     def subset(self, batch: Batch, size: int, number: int) -> Batch:
         """Not possible, as ``linearize``."""
         raise _no_model()
+
+    def signs(self, number: int) -> Vector:
+        """The ``number``-th vector (n,) of random signs, the same on all ranks."""
+        return signs(0, number, torch.arange(self.size), self.initial_vector())
 
     def linearize(self, w: Vector, batch: Batch) -> Linearization:
         """Not possible: a closure gives gradients only.

@@ -62,25 +62,45 @@ class LARS(ScheduledRate):
         gradient, report = evaluate(objective, state, batch, rate)
         if not report.finite:
             return state, report
-        self._scale(objective, parameters, gradient)
+        scale_layers(objective, parameters, gradient, self.trust, self.weight_decay, add_decay=True)
         parameters.sub_(velocity.mul_(self.momentum).add_(gradient, alpha=rate))
         objective.release(gradient)
         return state, report
 
-    def _scale(self, objective: Objective, parameters: torch.Tensor, gradient: torch.Tensor) -> None:
-        """Turn g into ratio_l (g_l + decay w_l), layer by layer, in place and without a wait for the device."""
-        slices = layers(objective)
-        if not slices:
-            return
-        weights = [parameters[part] for part in slices]
-        gradients = [gradient[part] for part in slices]
-        norms = torch.stack([*torch._foreach_norm(weights), *torch._foreach_norm(gradients)])
-        size, slope = torch.tensor(objective.agree(*norms.tolist()), dtype=norms.dtype).chunk(2)
-        if self.weight_decay:
-            torch._foreach_add_(gradients, weights, alpha=self.weight_decay)
-        ratio = self.trust * size / (slope + self.weight_decay * size)
-        ratio = torch.where((size > 0) & (slope > 0), ratio, torch.ones_like(ratio))
-        torch._foreach_mul_(gradients, list(ratio.unbind()))
+
+def scale_layers(
+    objective: Objective,
+    parameters: torch.Tensor,
+    gradient: torch.Tensor,
+    trust: float,
+    decay: float,
+    *,
+    epsilon: float = 0.0,
+    add_decay: bool = False,
+) -> None:
+    """Turn g into ratio_l g_l, layer by layer, in place and without a wait for the device. *Collective*.
+
+    Args:
+        objective: knows the layers.
+        parameters: w (n,).
+        gradient: g (n,).
+        trust: trust coefficient.
+        decay: what is added to |g_l| for each |w_l|.
+        epsilon: what is added to |g_l| besides.
+        add_decay: whether it is ratio_l (g_l + decay w_l) that is wanted.
+    """
+    slices = layers(objective)
+    if not slices:
+        return
+    weights = [parameters[part] for part in slices]
+    gradients = [gradient[part] for part in slices]
+    norms = torch.stack([*torch._foreach_norm(weights), *torch._foreach_norm(gradients)])
+    size, slope = torch.tensor(objective.agree(*norms.tolist()), dtype=norms.dtype).chunk(2)
+    if add_decay and decay:
+        torch._foreach_add_(gradients, weights, alpha=decay)
+    ratio = trust * size / (slope + epsilon + decay * size)
+    ratio = torch.where((size > 0) & (slope > 0), ratio, torch.ones_like(ratio))
+    torch._foreach_mul_(gradients, list(ratio.unbind()))
 
 
 def layers(objective: Objective) -> list[slice]:

@@ -16,6 +16,7 @@ from hpcopt.linalg.pairs import PairMemory
 from hpcopt.objective.protocol import Batch, Objective, Vector
 from hpcopt.solvers.agreement import agreed_coefficients, agreed_dot, agreed_inner, memory_in, memory_to
 from hpcopt.solvers.checks import check_count, check_number, fail
+from hpcopt.solvers.ray import Place, ray
 from hpcopt.solvers.solver import State, StepReport, StopReason
 from hpcopt.solvers.start import empty_start, evaluate_start, first_length, is_stationary, move
 
@@ -24,9 +25,6 @@ DESCENT = 1e-8
 
 RETRY_SHORTER = 0.01
 """After a failed line search the next one along -g begins with a step shorter by this factor."""
-
-Ray = tuple[Vector, Vector]
-"""A point on the line (n,) and the gradient there (n,)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,18 +103,11 @@ class LBFGS:
 
     def _search(
         self, objective: Objective, state: State, batch: Batch, direction: Vector, slope: float, first: float
-    ) -> Search[Ray]:
-        parameters: Vector = state["parameters"]  # type: ignore[assignment]
-
-        def evaluate(step: float) -> Point[Ray]:
-            point = parameters.add(direction, alpha=step)
-            loss, gradient = objective.value_and_gradient(point, batch)
-            return Point(step, loss, agreed_dot(objective, gradient, direction), (point, gradient))
-
-        start: Point[Ray] = Point(0.0, float(state["loss"]), slope, (parameters, state["gradient"]))  # type: ignore[arg-type]
+    ) -> Search[Place]:
+        evaluate, start = ray(objective, state, batch, direction, slope)
         return StrongWolfe(evaluate, start, self.armijo, self.curvature, self.evaluations).run(first)
 
-    def _accept(self, objective: Objective, state: State, batch: Batch, direction: Vector, end: Point[Ray]) -> None:
+    def _accept(self, objective: Objective, state: State, batch: Batch, direction: Vector, end: Point[Place]) -> None:
         """Move, and keep the pair where its curvature is positive enough."""
         point, gradient = end.payload
         memory = memory_in(state)

@@ -13,33 +13,42 @@ from typing import Any, ClassVar, cast
 
 from hpcopt.objective.protocol import Batch, Objective
 from hpcopt.solvers.checks import check_choice, check_number, fail
+from hpcopt.solvers.conjugate_options import PAPER, ConjugateOptions
 from hpcopt.solvers.damping import DAMPING_MAX, DAMPING_MIN
 from hpcopt.solvers.preconditioner import Preconditioner
 from hpcopt.solvers.solver import Solver, State, StepReport
 
 PRECONDITIONERS: dict[str, str] = {
+    "diagonal_bfgs": "hpcopt.solvers.diagonal_bfgs:DiagonalBFGS",
+    "gauss_newton_diagonal": "hpcopt.solvers.gauss_newton_diagonal:GaussNewtonDiagonal",
     "identity": "hpcopt.solvers.preconditioner:Identity",
     "kronecker": "hpcopt.solvers.kronecker:KroneckerFactors",
+    "released_diagonal_bfgs": "hpcopt.solvers.diagonal_bfgs:ReleasedDiagonalBFGS",
 }
 """Value of ``preconditioner`` -> "module:Class". The class gets those options whose names are its own."""
 
 STEP_RULES: dict[str, str] = {
+    "control": "hpcopt.solvers.controlled_directions:ControlledDirections",
+    "hager_zhang": "hpcopt.solvers.conjugate_directions:ConjugateDirections",
     "plane": "hpcopt.solvers.plane_search:PlaneSearch",
+    "strong_wolfe": "hpcopt.solvers.conjugate_directions:ConjugateDirections",
 }
 """Value of ``step_rule`` -> "module:Class", made from the options and the preconditioner; ``init`` and ``step``."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class NLCG:
+class NLCG(ConjugateOptions):
     """Conjugate gradients in the metric of a preconditioner; by default nothing is to be chosen."""
 
-    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {}
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"paper": PAPER}
 
     step_rule: str = "plane"
     """How step and beta are found. "plane": together, the minimiser of the Gauss-Newton model in the plane of the
-    preconditioned gradient and the previous step."""
+    preconditioned gradient and the previous step. "strong_wolfe", "hager_zhang": beta by ``beta``, and a line search.
+    "control": beta by ``beta``, and a scheduled step length that follows the loss."""
     preconditioner: str = "kronecker"
-    """P: "kronecker", from Kronecker factors of the curvature of each layer, or "identity"."""
+    """P: "kronecker", from Kronecker factors of the curvature of each layer, "diagonal_bfgs", "gauss_newton_diagonal"
+    or "identity"; with "control" also "released_diagonal_bfgs"."""
     fisher: str = "true"
     """With "kronecker", the curvature: "true" for the Gauss-Newton matrix, by targets drawn from the model, or
     "empirical", the second moments of the samples' gradients."""
@@ -72,8 +81,12 @@ class NLCG:
         Raises:
             UsageError: an option breaks its rule.
         """
+        super().__post_init__()
         check_choice(self, "step_rule", tuple(STEP_RULES))
+        self._check_effect(self.step_rule)
         check_choice(self, "preconditioner", tuple(PRECONDITIONERS))
+        if self.preconditioner == "released_diagonal_bfgs" and self.step_rule != "control":
+            fail(self, "preconditioner", 'needs step_rule = "control"', 'Use "diagonal_bfgs", or the preset "paper".')
         check_number(self, "damping", DAMPING_MIN, DAMPING_MAX)
         check_number(self, "damping_increase", 1.0)
         check_number(self, "damping_decrease", 0.0, 1.0, open_low=True)

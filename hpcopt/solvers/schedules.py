@@ -1,8 +1,9 @@
 """Learning-rate schedules as a pure function of the epochs done, so that a resumed run needs no counter for them.
 
-The rate is piecewise: a linear warm-up (Goyal et al. 2017, arXiv 1706.02677, section 2.2), then constant, cosine
-(Loshchilov and Hutter 2017, arXiv 1608.03983, eq. 5 without restarts), a straight line or a parabola to zero (the
-polynomial policy of powers 1 and 2), or steps.
+The rate is piecewise: a warm-up, linear (Goyal et al. 2017, arXiv 1706.02677, section 2.2) or slow at first and steep
+at its end (the code released with arXiv 1812.02886), then constant, cosine (Loshchilov and Hutter 2017, arXiv
+1608.03983, eq. 5 without restarts), a straight line or a parabola to zero (the polynomial policy of powers 1 and 2), or
+steps.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from hpcopt.errors import UsageError
 from hpcopt.solvers.checks import check_choice, check_number, fail
 
 SCHEDULES = ("constant", "cosine", "linear", "quadratic", "step")
+
+WARMUPS = ("linear", "sqrt")
 
 WARMUP_START = 0.1
 """The warm-up begins at this fraction of the learning rate: from 0 the first full-batch step would be no step."""
@@ -31,7 +34,12 @@ class ScheduledRate:
     schedule: str = "constant"
     """How it changes: "constant", "cosine", "linear", "quadratic" or "step" (all at once at some epochs)."""
     warmup_epochs: float = 0.0
-    """Epochs of linear growth from a tenth of the rate to the rate."""
+    """Epochs in which the rate grows to ``learning_rate``."""
+    warmup: str = "linear"
+    """How it grows: "linear", or "sqrt": learning_rate less what is missing at the start times the root of what is left
+    of the warm-up."""
+    warmup_start: float | None = None
+    """Rate at which the warm-up begins. Default: a tenth of ``learning_rate``."""
     decay_epochs: float | tuple[float, ...] | None = None
     """step: the epochs at which it drops, or one number for a drop every so many epochs (default: at half and three
     quarters of the run).
@@ -50,6 +58,9 @@ class ScheduledRate:
         check_number(self, "learning_rate", 0.0, open_low=True)
         check_choice(self, "schedule", SCHEDULES)
         check_number(self, "warmup_epochs", 0.0)
+        check_choice(self, "warmup", WARMUPS)
+        if self.warmup_start is not None:
+            check_number(self, "warmup_start", 0.0, open_low=True)
         check_number(self, "decay_factor", 0.0, 1.0, open_low=True)
         if self.horizon_epochs is not None:
             check_number(self, "horizon_epochs", 0.0, open_low=True)
@@ -75,7 +86,7 @@ class ScheduledRate:
             UsageError: the schedule needs the length of the run and neither it nor ``decay_epochs`` is known.
         """
         if position < self.warmup_epochs:
-            return self.learning_rate * (WARMUP_START + (1 - WARMUP_START) * position / self.warmup_epochs)
+            return self._warming(1 - position / self.warmup_epochs)
         if self.schedule == "constant":
             return self.learning_rate
         if self.schedule == "step":
@@ -86,6 +97,12 @@ class ScheduledRate:
         if self.schedule == "cosine":
             return self.learning_rate * (1 - math.cos(math.pi * left)) / 2
         return self.learning_rate * (left if self.schedule == "linear" else left * left)
+
+    def _warming(self, left: float) -> float:
+        """The rate with a part ``left`` of the warm-up still to come; one that starts above the end stays there."""
+        start = self.learning_rate * WARMUP_START if self.warmup_start is None else self.warmup_start
+        missing = max(self.learning_rate - start, 0.0)
+        return self.learning_rate - missing * (math.sqrt(left) if self.warmup == "sqrt" else left)
 
     def _drops(self, position: float) -> int:
         if isinstance(self.decay_epochs, tuple):

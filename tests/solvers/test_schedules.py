@@ -32,6 +32,13 @@ def test_warmup_grows_from_a_tenth_and_is_never_zero():
     assert [rate(p, warmup_epochs=4) for p in (0, 2, 4)] == pytest.approx([0.2, 1.1, 2.0])
 
 
+def test_the_warmup_of_the_root_is_slow_at_first_and_begins_where_it_is_told():
+    options = {"warmup_epochs": 25, "warmup": "sqrt", "warmup_start": 0.1}
+    assert [rate(p, **options) for p in (0, 24, 25)] == pytest.approx([0.1, 2 - 1.9 * 0.2, 2.0])
+    assert rate(0, warmup_epochs=4, warmup="sqrt") == pytest.approx(0.2)
+    assert rate(1, warmup_epochs=4, warmup_start=5.0) == 2.0
+
+
 def test_step_drops_at_half_and_three_quarters_of_the_run():
     options = {"schedule": "step", "horizon_epochs": 100}
     assert [rate(p, **options) for p in (0, 49.9, 50, 75, 99)] == pytest.approx([2.0, 2.0, 0.2, 0.02, 0.02])
@@ -56,6 +63,8 @@ def test_a_schedule_without_an_end_is_refused():
         ({"learning_rate": float("nan")}, "learning_rate = nan"),
         ({"learning_rate": True}, "learning_rate = True"),
         ({"schedule": "cosin"}, "did you mean 'cosine'"),
+        ({"warmup": "root"}, "warmup = 'root' must be one of 'linear', 'sqrt'"),
+        ({"warmup_start": 0.0}, "warmup_start = 0.0 must be a number above 0"),
         ({"warmup_epochs": -1}, "warmup_epochs = -1 must be a number of at least 0"),
         ({"decay_factor": 2}, "above 0 and at most 1"),
         ({"schedule": "step", "decay_epochs": [4, 3]}, "ascending"),

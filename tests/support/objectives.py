@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from hpcopt.objective.protocol import Batch, Linearization, Work
+from hpcopt.objective.signs import signs
 from hpcopt.objective.subsets import Subsets
 
 FULL = Batch(indices=None, count=1, total=1)
@@ -86,6 +87,10 @@ class SerialObjective:
     def subset(self, batch: Batch, size: int, number: int) -> Batch:
         """Of a batch with indices; the whole set named by ``FULL`` is its own subset."""
         return Subsets(0, torch.device("cpu")).take(batch, size, number, 0)
+
+    def signs(self, number: int) -> torch.Tensor:
+        """Random signs by counters."""
+        return signs(0, number, torch.arange(self.size), self.start)
 
     def linearize(self, w: torch.Tensor, batch: Batch) -> Linearization:
         """The Hessian of f at w in place of the Gauss-Newton matrix; on convex quadratics they are the same."""

@@ -8,6 +8,7 @@ Shapes: n numbers of w on this rank.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -60,6 +61,18 @@ class PartitionedModel:
     def blocks(self, tensor: torch.Tensor) -> dict[str, Partitioned]:
         """Views of a tensor (..., n) as this rank's blocks of arrays (..., outputs, inputs) and (..., outputs)."""
         return self._blocks(tensor)
+
+    def places(self) -> torch.Tensor:
+        """The number of each of this rank's variables in the whole, int64 (n,): arrays one after the other, by rows."""
+        found, first = torch.empty(len(self._w), dtype=torch.int64), 0
+        for block in self._blocks(found).values():
+            place = torch.full(block.data.shape, first)
+            for axis, (start, length) in enumerate(zip(block.start, block.data.shape, strict=True)):
+                index = (torch.arange(length) + start) * math.prod(block.shape[axis + 1 :])
+                place += index.view(-1, *[1] * (block.data.dim() - axis - 1))
+            block.data.copy_(place)
+            first += math.prod(block.shape)
+        return found
 
     def load(self, tensors: Mapping[str, torch.Tensor]) -> Vector:
         """Be where the blocks in ``tensors`` say; returns a fresh copy of w."""

@@ -40,6 +40,7 @@ from hpcopt.objective.network.passes import GridNetwork
 from hpcopt.objective.network.variables import CutVariables
 from hpcopt.objective.problem import Samples, Sums
 from hpcopt.objective.protocol import Batch, Vector, Work
+from hpcopt.objective.signs import signs
 from hpcopt.objective.subsets import Subsets
 
 PIECE_BYTES = 64 * 2**20
@@ -217,6 +218,10 @@ class NetworkObjective(CutVariables):
     def subset(self, batch: Batch, size: int, number: int) -> Batch:
         """The ``number``-th subset of about ``size`` samples of the batch, the same on all ranks."""
         return self.subsets.take(batch, size, number, 0)
+
+    def signs(self, number: int) -> Vector:
+        """This rank's numbers (n,) of the ``number``-th vector of random signs."""
+        return signs(self._seed, number, self.model.places(), self.inputs)
 
     def linearize(self, w: Vector, batch: Batch) -> ExplicitLinearization | ImplicitLinearization:
         """The network linearised at w on the batch. *Collective*, as are its products."""

@@ -194,6 +194,10 @@ class NetworkReplicas(CutVariables):
         before = sum(self._told(batch.count)[: self.number])
         return self.replica.subsets.take(batch, size, number, before)
 
+    def signs(self, number: int) -> Vector:
+        """This rank's numbers (n,) of the ``number``-th vector of random signs."""
+        return self.replica.signs(number)
+
     def linearize(self, w: Vector, batch: Batch) -> ReplicaLinearization:
         """The network linearised at w on the batch. *Collective*, as are its products."""
         return ReplicaLinearization(self, self.replica.linearize(w, own_part(batch)), batch)

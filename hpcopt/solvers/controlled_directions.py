@@ -1,0 +1,202 @@
+"""Conjugate directions with a scheduled step length that follows the loss: one gradient a step and no search.
+
+    d <- -P g + beta d;   w <- w + rate base d
+
+After the code released with Adya, Palakkode and Tuzel 2018, arXiv 1812.02886 (apple/ml-ncg, commit 563b5e5), of which
+the preset "paper" is the algorithm by formulas: gradients of successive batches make the pairs of a diagonal BFGS
+preconditioner, s is the scheduled step in the unedited direction, epsilon stands in numerators too, and nothing asks
+whether d is descent. Other preconditioners and ``safeguards`` make it robust.
+
+Numbers read or written beyond gradient and reduction, in sweeps over pieces that stay in the cache (the released form
+with fr): 4 n for the products that the update of h and the test for finite numbers need (g, g_prev, d, h), 7 n for h
+and z = P g (the same; h, g_prev and, in g's memory, z are written), 5 n for d and w (z, d, w; d and w are written). The
+scalars in between are two small reductions where variables are partitioned, and two broadcasts where w is replicated.
+Shapes: n parameters of this rank.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+
+from hpcopt.linalg.conjugacy import Pack, conjugacy
+from hpcopt.objective.protocol import Batch, Objective, Vector
+from hpcopt.solvers.diagonal_bfgs import EPSILON, ReleasedDiagonalBFGS
+from hpcopt.solvers.lars import scale_layers
+from hpcopt.solvers.preconditioner import Preconditioner
+from hpcopt.solvers.products import pieces, totals
+from hpcopt.solvers.solver import State, StepReport
+from hpcopt.solvers.step_control import StepControl
+
+if TYPE_CHECKING:
+    from hpcopt.solvers.nlcg import NLCG
+
+DESCENT = 0.01
+"""A direction counts as descent when -g^T d is above this part of g^T P g (scipy's ``fmin_cg``, there with P = I)."""
+
+LAYER_DECAY = 0.1
+"""Of the released layer-wise scaling: what is added to |g| for each ``layer_trust`` |w|."""
+
+PAIR_PERIOD = 5
+"""A preconditioner that wants pairs of the same batch gets one in every so many steps, for a second gradient each."""
+
+RATE_DROP = 0.5
+"""A rate below this part of the last one is a drop, after which the previous direction is of another scale."""
+
+
+class ControlledDirections:
+    """The step rule "control".
+
+    Args:
+        options: of the method.
+        preconditioner: P.
+    """
+
+    def __init__(self, options: NLCG, preconditioner: Preconditioner) -> None:
+        self._options, self._preconditioner = options, preconditioner
+        self._control = StepControl(options.control, options.control_tolerance)
+        self._released = isinstance(preconditioner, ReleasedDiagonalBFGS)
+        self._keeps_z = self._released and options.beta in ("pr", "hs", "hz")
+
+    def init(self, objective: Objective) -> State:
+        """Parameters, the previous direction and gradient, what the control of the step length keeps, and P's own."""
+        parameters = objective.initial_vector()
+        state: State = {
+            "parameters": parameters,
+            "direction": torch.zeros_like(parameters),
+            "previous_gradient": torch.zeros_like(parameters),
+            "gradient_square": 0.0,
+            "previous_product": 0.0,
+            "previous_rate": 0.0,
+            "steps": 0,
+            "restart": True,
+        }
+        if self._keeps_z:
+            state["previous_preconditioned"] = torch.zeros_like(parameters)
+        if self._options.weight_average:
+            state["average"] = parameters.clone()
+        return state | self._control.init() | self._preconditioner.init(objective, parameters)
+
+    def step(self, objective: Objective, state: State, batch: Batch) -> tuple[State, StepReport]:
+        """One update. *Collective*, one reduction of n numbers. What is not finite leaves w untouched."""
+        parameters: Vector = state["parameters"]  # type: ignore[assignment]
+        rate = self._options.rate(batch.position)
+        pending = self._preconditioner.begin(objective, state, batch)
+        loss, gradient = objective.value_and_gradient(parameters, batch)
+        self._preconditioner.end(objective, state, pending, self._options.damping)
+        pair = self._preconditioner.wants_pairs and int(state["steps"]) % PAIR_PERIOD == 0
+        before = (parameters.clone(), gradient.clone()) if pair else None
+        if self._options.layer_trust:
+            trust = self._options.layer_trust
+            scale_layers(objective, parameters, gradient, trust, LAYER_DECAY * trust, epsilon=EPSILON)
+        gg, gd, dy, dd, dhd = self._measure(objective, state, gradient)
+        finite = math.isfinite(loss) and math.isfinite(gg)
+        report = StepReport(loss, gradient_norm=math.sqrt(gg) if finite else math.nan, step_norm=math.nan)
+        if not finite:
+            state["restart"] = bool(state["restart"]) or self._options.safeguards
+            report.step_norm, report.accepted, report.finite = 0.0, False, False
+            return state, report
+        z, (gz, zy, yz) = self._precondition(objective, state, gradient, rate * float(state["base"]), dy, dhd)
+        beta = self._beta(
+            state, Pack(gz, float(state["previous_product"]), zy, dy, gd, yz, dd, float(state["gradient_square"])), rate
+        )
+        state |= {"gradient_square": gg, "previous_product": gz, "previous_rate": rate}
+        report.step_size = self._move(state, loss, rate, beta, z)
+        objective.release(gradient)
+        if before is not None:
+            self._observe(objective, state, batch, *before)
+        return state, report
+
+    def _measure(self, objective: Objective, state: State, gradient: Vector) -> list[float]:
+        """Products of g, of the previous direction d and of y: g^T g, g^T d, d^T y, d^T d, d^T diag(h) d."""
+        vectors = [gradient, state["previous_gradient"], state["direction"]]
+        vectors += [state["hessian"]] if self._released else []
+        parts = []
+        for g, previous, d, *h in pieces(*vectors):  # type: ignore[arg-type]
+            bent = torch.dot(d, d * h[0]) if h else d.new_zeros(())
+            parts.append([torch.dot(g, g), torch.dot(g, d), torch.dot(d, g - previous), torch.dot(d, d), bent])
+        return totals(objective, parts)
+
+    def _precondition(
+        self, objective: Objective, state: State, gradient: Vector, scale: float, dy: float, dhd: float
+    ) -> tuple[Vector, list[float]]:
+        """Preconditioned gradient z = P g (n,), and g^T z, z^T y and y^T P y; g becomes the previous gradient."""
+        if self._released:
+            return gradient, self._precondition_released(objective, state, gradient, scale, dy, dhd)
+        previous: Vector = state["previous_gradient"]  # type: ignore[assignment]
+        z = self._preconditioner.apply(state, gradient)
+        bent = z
+        if self._options.beta == "hz":
+            bent = self._preconditioner.apply(state, gradient - previous)
+        parts = []
+        for g, old, each, curved in pieces(gradient, previous, z, bent):
+            y = g - old
+            parts.append([torch.dot(g, each), torch.dot(each, y), torch.dot(y, curved)])
+            old.copy_(g)
+        return z, totals(objective, parts)
+
+    def _precondition_released(
+        self, objective: Objective, state: State, gradient: Vector, scale: float, dy: float, dhd: float
+    ) -> list[float]:
+        """The same in one sweep with the update of h, and z in the memory of g.
+
+        What the code takes for z^T y is g^T z - g^T z_prev, with the z of the previous P.
+        """
+        metric, first = ReleasedDiagonalBFGS, int(state["steps"]) == 0
+        ys, shs = scale * dy, scale * scale * dhd
+        learns, epsilon = not first and metric.usable(ys, shs), 0.0 if first else EPSILON
+        vectors = [gradient, state["previous_gradient"], state["hessian"], state["direction"]]
+        vectors += [state["previous_preconditioned"]] if self._keeps_z else []
+        parts = []
+        for g, previous, h, d, *kept in pieces(*vectors):  # type: ignore[arg-type]
+            y = g - previous
+            if learns:
+                metric.update(h, d, y, scale, ys, shs)
+            previous.copy_(g)
+            z, zero = g.div_(h + epsilon), g.new_zeros(())
+            gz = torch.dot(previous, z)
+            if kept:
+                parts.append([gz, gz - torch.dot(previous, kept[0]), torch.dot(y, y / (h + epsilon))])
+                kept[0].copy_(z)
+            else:
+                parts.append([gz, zero, zero])
+        return totals(objective, parts)
+
+    def _beta(self, state: State, pack: Pack, rate: float) -> float:
+        options = self._options
+        restart, state["restart"] = bool(state["restart"]), False
+        if restart or (options.safeguards and rate < RATE_DROP * float(state["previous_rate"])):
+            return 0.0
+        most = 1.0 if options.beta_max is None else options.beta_max
+        beta = conjugacy(options.beta, pack, most, EPSILON if self._released else 0.0)
+        descends = beta * pack.gd - pack.gz <= -DESCENT * pack.gz
+        return beta if descends or not options.safeguards else 0.0
+
+    def _move(self, state: State, loss: float, rate: float, beta: float, z: Vector) -> float:
+        """New direction and point, after a part of the last step is taken back; returns the step length."""
+        old, steps = rate * float(state["base"]), int(state["steps"])
+        undo = self._control.update(state, loss, steps)
+        new = rate * float(state["base"])
+        undo = undo if new > EPSILON else 0.0
+        state["restart"] = self._options.safeguards and undo > 0
+        state["steps"] = steps + 1
+        # The average of the released code counts steps: (1 + k) / (10 + k), as in TensorFlow.
+        leaves = 1 - min(self._options.weight_average, (2 + steps) / (11 + steps))
+        vectors = [z, state["direction"], state["parameters"]]
+        vectors += [state["average"]] if self._options.weight_average else []
+        for each, d, w, *average in pieces(*vectors):  # type: ignore[arg-type]
+            if undo:
+                w.add_(d, alpha=-undo * old)
+            w.add_(d.mul_(beta).sub_(each), alpha=(1 - undo) * new)
+            for mean in average:
+                mean.lerp_(w, leaves)
+        return new
+
+    def _observe(self, objective: Objective, state: State, batch: Batch, start: Vector, gradient: Vector) -> None:
+        """Show P a pair of this batch: one more gradient, where the step ended. *Collective*."""
+        parameters: Vector = state["parameters"]  # type: ignore[assignment]
+        _, after = objective.value_and_gradient(parameters, batch)
+        self._preconditioner.observe(objective, state, parameters - start, after - gradient)
+        objective.release(after)

@@ -1,0 +1,85 @@
+"""The line search of Hager and Zhang on functions of one variable."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+
+from hpcopt.linalg.hager_zhang import DELTA, EPSILON, SIGMA, HagerZhang
+from hpcopt.linalg.line_search import Point, Search
+from tests.linalg.test_line_search import FUNCTIONS
+
+Function = Callable[[float], float]
+
+
+def search(value: Function, slope: Function, first: float, evaluations: int = 40) -> Search[float]:
+    start = Point(0.0, value(0.0), slope(0.0), 0.0)
+    return HagerZhang(lambda t: Point(t, value(t), slope(t), t), start, evaluations).run(first)
+
+
+@pytest.mark.parametrize("first", [1e-3, 0.1, 1.0, 10.0, 1e3])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_the_wolfe_conditions_or_their_approximate_form_hold_at_the_end(name: str, first: float) -> None:
+    value, slope = FUNCTIONS[name]
+    end = search(value, slope, first)
+    assert end.finite
+    assert end.point is not None
+    t, fall = end.point.step, slope(0.0)
+    assert end.point.payload == t > 0
+    assert slope(t) >= SIGMA * fall
+    decreases = value(t) - value(0.0) <= DELTA * t * fall
+    flat = value(t) <= value(0.0) + EPSILON * abs(value(0.0)) and slope(t) <= (2 * DELTA - 1) * fall
+    assert decreases or flat
+
+
+def test_a_good_first_step_costs_one_evaluation() -> None:
+    assert search(*FUNCTIONS["quadratic"], 1.0).evaluations == 1
+
+
+def test_it_ends_where_values_differ_by_rounding_only() -> None:
+    """On 1 + (t - 1)^2 1e-18, constant to float64, the slope still tells where the minimum is."""
+    end = search(lambda t: 1 + 1e-18 * (t - 1) ** 2, lambda t: 2e-18 * (t - 1), 64.0)
+    assert end.point is not None
+    assert SIGMA * -2e-18 <= end.point.slope <= 2e-18 * (1 - 2 * DELTA)
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 7])
+def test_the_evaluations_are_capped_and_the_end_is_never_above_the_start(most: int) -> None:
+    value, slope = (lambda t: math.cos(t) + 0.01 * t * t - 0.3 * t), (lambda t: -math.sin(t) + 0.02 * t - 0.3)
+    for first in (1e-6, 1e-3, 1.0, 7.0, 1e3, 1e6):
+        end = search(value, slope, first, most)
+        assert end.evaluations <= most
+        assert end.point is None or end.point.value < value(0.0) + EPSILON
+
+
+def test_a_function_that_only_rises_gives_no_point() -> None:
+    end = search(lambda t: t, lambda t: -1.0, 1.0, 8)
+    assert end.point is None
+    assert end.evaluations == 8
+
+
+def test_a_function_without_a_minimum_ends_at_the_cap() -> None:
+    end = search(lambda t: -t, lambda t: -1.0, 1.0, 5)
+    assert end.evaluations == 5
+    assert end.point is not None
+    assert end.point.step == 5.0**4
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("first", [1.0, 2.0, 100.0])
+def test_a_trial_that_is_not_finite_counts_as_too_long(bad: float, first: float) -> None:
+    value, slope = FUNCTIONS["quadratic"]
+    end = search(lambda t: value(t) if t < 0.9 else bad, slope, first)
+    assert not end.finite
+    assert end.point is not None
+    assert 0 < end.point.step < 0.9
+
+
+def test_a_bracket_that_rounding_closes_ends_the_search() -> None:
+    """A step of the slope at 1 that no trial satisfies: the bracket shrinks to two neighbouring numbers."""
+    end = search(lambda t: -t if t < 1 else 10 + t, lambda t: -1.0 if t < 1 else 1.0, 3.0, 100_000)
+    assert end.evaluations < 2_000
+    assert end.point is not None
+    assert end.point.step < 1
