@@ -36,6 +36,7 @@ FULL: dict[str, list[dict[str, Any]]] = {
     "lars": [{"learning_rate": 0.5, "momentum": 0.9}],
     "lbfgs": [{"memory": 2}],
     "newton": [{"subset": 0.3, "subset_least": 1}],
+    "nlcg": [{"factor_every": 2, "factor_samples": 20}],
     "trust_region": [{"model": "lsr1", "memory": 2}, {"model": "lbfgs"}, {"model": "first_order"}],
 }
 MINI = FULL | {
