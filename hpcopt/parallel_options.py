@@ -20,6 +20,14 @@ class ParallelOptions:
     grid: list[int] | None = None
     """With layout = "variables" and a method other than APTS: rows and columns of the grid. None: the squarest that
     fits the network."""
+    mapping: Literal["grid", "paper"] = "grid"
+    """With layout = "variables" and a method other than APTS: every rank holds a block of every layer (grid), or every
+    layer is on ranks of its own (paper)."""
+    split: list[int] | None = None
+    """With mapping = "paper": the numbers of groups that the features and the neurons of each layer are cut in. None:
+    the split of the ranks that has the smallest blocks."""
+    pipeline: int | None = None
+    """With mapping = "paper": blocks in which the samples of a sweep go through the layers. None: 4 a layer."""
     data: int = 1
     """With layout = "variables": number of shards of the samples. With APTS the variables are divided among the ranks /
     data ranks of each; with other methods each has a replica of the network, cut over so many ranks."""
@@ -52,6 +60,7 @@ class ParallelOptions:
         check_number("parallel.data", self.data, "at least 1", lambda x: x >= 1)
         if self.grid is not None and (len(self.grid) != 2 or min(self.grid) < 1):
             raise UsageError(f"parallel.grid = {self.grid} must be [rows, columns], two whole numbers of at least 1.")
+        self._check_mapping()
         if self.layout == "data" and self.grid is not None:
             raise UsageError(
                 f'parallel.grid = {self.grid} needs parallel.layout = "variables", which cuts the network over a '
@@ -62,3 +71,28 @@ class ParallelOptions:
                 f'parallel.data = {self.data} needs parallel.layout = "variables"; with layout = "data" every rank has '
                 "a shard of its own. Remove parallel.data or change the layout."
             )
+
+    def _check_mapping(self) -> None:
+        """Refuse keys of a mapping that break their rule, or are for another one than is asked for.
+
+        Raises:
+            UsageError: see above.
+        """
+        check_number("parallel.pipeline", self.pipeline, "at least 1", lambda x: x >= 1)
+        if self.split is not None and (len(self.split) < 2 or min(self.split) < 1):
+            raise UsageError(
+                f"parallel.split = {self.split} must be the numbers of groups of the features and of the neurons of "
+                "each layer, whole numbers of at least 1."
+            )
+        if self.layout == "data" and self.mapping != "grid":
+            raise UsageError(
+                f'parallel.mapping = "{self.mapping}" needs parallel.layout = "variables", which cuts the network over '
+                "the ranks. Remove parallel.mapping or change the layout."
+            )
+        others = ("grid",) if self.mapping == "paper" else ("split", "pipeline")
+        for key in others:
+            if getattr(self, key) is not None:
+                raise UsageError(
+                    f'parallel.{key} = {getattr(self, key)} has no effect with parallel.mapping = "{self.mapping}". '
+                    f"Remove parallel.{key}, or change the mapping."
+                )

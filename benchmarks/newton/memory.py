@@ -25,7 +25,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks._report import table, write_report
 from hpcopt.comm.communicator import Communicator
-from hpcopt.layout.network import NetworkLayout, network_grid
+from hpcopt.layout.network import GridLayout, network_grid
 from hpcopt.objective.network.objective import NetworkObjective
 
 STEPS = ("objective", "value and gradient", "linearisation", "product")
@@ -81,7 +81,7 @@ def resident(kind: str) -> float:
 def objective(sizes: Sequence[int], samples: int, comm: Communicator) -> NetworkObjective:
     """A network on the squarest grid, with this rank's columns of random samples. *Collective*."""
     grid = network_grid(sizes, comm.size)
-    features = NetworkLayout(sizes, grid).features(comm.rank)
+    features = GridLayout(sizes, grid).features(comm.rank)
     inputs = torch.rand(samples, features.count, generator=torch.Generator().manual_seed(comm.rank))
     labels = torch.randint(sizes[-1], (samples,), generator=torch.Generator().manual_seed(0))
     return NetworkObjective(sizes, "tanh", "cross_entropy", inputs, labels, comm, [grid.rows, grid.columns])
@@ -109,7 +109,7 @@ def measure(chosen: argparse.Namespace) -> None:
         peaks([64, 64, 64, 10], 32, 16, comm)
     before, found = peaks(chosen.sizes, chosen.samples[0], chosen.subset[0], comm)
     grid = network_grid(chosen.sizes, comm.size)
-    own = NetworkLayout(chosen.sizes, grid).size(comm.rank)
+    own = GridLayout(chosen.sizes, grid).size(comm.rank)
     most = comm.reduce_scalars([own, before.before, resident("RssShmem"), *found], op="max")
     if comm.rank == 0:
         print(json.dumps([comm.size, list(grid), int(most[0]), most[1], most[3:], most[2]]))

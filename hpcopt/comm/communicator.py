@@ -34,12 +34,12 @@ _IN_PLACE = MPI.IN_PLACE
 
 
 class Request:
-    """A reduction in flight. The buffer must not be touched before ``wait`` returned or ``test`` said True."""
+    """A collective in flight. The buffer must not be touched before ``wait`` returned or ``test`` said True."""
 
     __slots__ = ("_buffer", "_label", "_ledger", "_requests", "_staged")
 
     def __init__(self, buffer: Any, staged: Staged, requests: list[MPI.Request], ledger: Ledger, label: str) -> None:
-        """Hold the buffer and its memory alive until the reduction is complete."""
+        """Hold the buffer and its memory alive until the call is complete."""
         self._buffer = buffer
         self._staged: Staged | None = staged
         self._requests = requests
@@ -47,7 +47,7 @@ class Request:
         self._label = label
 
     def wait(self) -> Any:
-        """Wait for the reduction and return the buffer it was given, which now holds the result."""
+        """Wait until it is complete and return the buffer it was given, which now holds the result."""
         if self._staged is not None:
             start = perf_counter()
             MPI.Request.Waitall(self._requests)
@@ -55,7 +55,7 @@ class Request:
         return self._buffer
 
     def test(self) -> bool:
-        """Whether the reduction is complete; if so the buffer holds the result. Also lets MPI make progress."""
+        """Whether it is complete; if so the buffer holds the result. Also lets MPI make progress."""
         if self._staged is not None:
             start = perf_counter()
             if not MPI.Request.Testall(self._requests):
@@ -153,6 +153,21 @@ class Communicator:
         requests = [
             self.mpi.Iallreduce(_IN_PLACE, part, mpi_op) for part in _chunks(staged, 0, staged.count, self.chunk)
         ]
+        self.ledger.add(label, staged.nbytes, perf_counter() - start)
+        return Request(buffer, staged, requests, self.ledger, label)
+
+    def ibcast(self, buffer: Buffer, root: int = 0, label: str = "ibcast") -> Request:
+        """Start to copy ``buffer`` of rank ``root`` over the buffer of every rank. *Collective*.
+
+        Several may be in flight, reductions among them; all ranks must start them in the same order.
+
+        Raises:
+            UsageError: the buffer or the root cannot be used; nothing was sent.
+        """
+        start = perf_counter()
+        self._check_root(root)
+        staged = stage(buffer, self._pool, self.gpu_aware, load=self.rank == root)
+        requests = [self.mpi.Ibcast(part, root) for part in _chunks(staged, 0, staged.count, self.chunk)]
         self.ledger.add(label, staged.nbytes, perf_counter() - start)
         return Request(buffer, staged, requests, self.ledger, label)
 

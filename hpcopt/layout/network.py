@@ -1,21 +1,23 @@
-"""A fully connected network cut over a grid of ranks: every rank holds one block of every layer; pure arithmetic.
+"""A fully connected network whose layers are cut in blocks, and which rank of a grid holds which; pure arithmetic.
 
 Layers are numbered 1 to L, n_0 is the number of features. Layer m has weights W^m of shape (n_{m-1}, n_m), rows for
-inputs, and biases b^m of shape (n_m,). In odd layers the inputs are cut over the rows of the grid and the outputs over
-its columns, in even layers the reverse, so that the sum over the groups of inputs leaves every result on the ranks that
-need it as the input of the next layer.
+inputs, and biases b^m of shape (n_m,). Its neurons are cut in P_m groups T_m^b, so that it has P_{m-1} P_m blocks.
+``hpcopt.layout.disjoint`` has the other table of blocks and ranks, in which every layer is on ranks of its own.
 Shapes: R rows and Q columns; on one rank a block has u inputs and v outputs.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from hpcopt.errors import UsageError
 from hpcopt.layout.block import Block, block, blocks
 from hpcopt.layout.grid import ProcessGrid
+
+NOTHING = Block(0, 0)
 
 
 class LayerBlock(NamedTuple):
@@ -64,69 +66,93 @@ class ArrayPart(NamedTuple):
     place: slice
 
 
-class NetworkLayout:
-    """Sizes n_0 ... n_L on a grid.
+class Node(NamedTuple):
+    """A block of a layer by its place in the cut: W^m[T_{m-1}^a, T_m^b].
+
+    Attributes:
+        layer: m, from 1.
+        inputs: a, the group of the neurons of layer m - 1.
+        outputs: b, the group of the neurons of layer m.
+    """
+
+    layer: int
+    inputs: int
+    outputs: int
+
+
+class NetworkLayout(ABC):
+    """Who holds which block of every layer of a network with sizes n_0 ... n_L: the table from blocks to ranks.
 
     Args:
         sizes: n_0 ... n_L.
-        grid: R rows and Q columns.
+
+    Attributes:
+        sizes: as given.
+        ranks: number of them.
 
     Raises:
-        UsageError: there are fewer than two sizes, one is not positive, or a layer has fewer neurons than groups.
+        UsageError: there are fewer than two sizes, or one is not positive.
     """
 
-    def __init__(self, sizes: Sequence[int], grid: ProcessGrid) -> None:
-        self.sizes, self.grid = tuple(sizes), grid
+    ranks: int
+
+    def __init__(self, sizes: Sequence[int]) -> None:
+        self.sizes = tuple(sizes)
         if len(self.sizes) < 2 or min(self.sizes) < 1:
             raise UsageError(
                 f"sizes = {list(sizes)} is no network: it must hold the numbers of features, of the neurons of each "
                 "hidden layer and of outputs, all at least 1."
             )
-        self._check_grid()
+
+    @abstractmethod
+    def groups(self, layer: int) -> int:
+        """Number of groups P_m that the neurons of layer m = 0 ... L are cut in."""
+
+    @abstractmethod
+    def nodes(self, rank: int) -> list[Node]:
+        """The blocks of a rank, at most one of a layer, in the order of the layers."""
+
+    @property
+    @abstractmethod
+    def described(self) -> dict[str, Any]:
+        """What tells this layout from others of the same network, for the record."""
 
     @property
     def layers(self) -> int:
         """L."""
         return len(self.sizes) - 1
 
-    def groups(self, layer: int) -> int:
-        """Number of groups P_m that the neurons of layer m = 0 ... L are cut in."""
-        return self.grid.columns if layer % 2 else self.grid.rows
-
-    def group(self, layer: int, rank: int) -> int:
-        """The group of the neurons of layer m = 0 ... L that a rank works on."""
-        row, column = self.grid.coordinates(rank)
-        return column if layer % 2 else row
-
     def parts_of(self, layer: int) -> list[Block]:
         """The P_m groups of the neurons of layer m = 0 ... L."""
         return blocks(self.sizes[layer], self.groups(layer))
 
-    def neurons(self, layer: int, rank: int) -> Block:
-        """The neurons of layer m = 0 ... L that a rank works on."""
-        return block(self.sizes[layer], self.groups(layer), self.group(layer, rank))
-
     def features(self, rank: int) -> Block:
-        """The columns T_0^a of the inputs that a rank must be given."""
-        return self.neurons(0, rank)
+        """The columns T_0^a of the inputs that a rank must be given; empty where it holds nothing of layer 1."""
+        first = self.nodes(rank)[0]
+        return self._neurons(0, first.inputs) if first.layer == 1 else NOTHING
 
     def outputs(self, rank: int) -> Block:
-        """The columns T_L^b of the outputs, and of the targets, that a rank works on."""
-        return self.neurons(self.layers, rank)
+        """The columns T_L^b of the outputs, and of the targets, that a rank works on; empty where it has none."""
+        last = self.nodes(rank)[-1]
+        return self._neurons(self.layers, last.outputs) if last.layer == self.layers else NOTHING
 
     def blocks(self, rank: int) -> list[LayerBlock]:
-        """What a rank holds of the layers 1 ... L, in the order of its flat vector."""
+        """What a rank holds, in the order of the layers and of its flat vector."""
         found, start = [], 0
-        for number in range(1, self.layers + 1):
-            inputs, outputs = self.neurons(number - 1, rank), self.neurons(number, rank)
-            found.append(LayerBlock(number, inputs, outputs, self.group(number - 1, rank) == 0, start))
+        for layer, a, b in self.nodes(rank):
+            inputs, outputs = self._neurons(layer - 1, a), self._neurons(layer, b)
+            found.append(LayerBlock(layer, inputs, outputs, a == 0, start))
             start = found[-1].biases.stop
         return found
 
+    def all_blocks(self, rank: int) -> list[LayerBlock]:
+        """As ``blocks``, with an empty one for every layer of which the rank holds nothing."""
+        held = {block.number: block for block in self.blocks(rank)}
+        return [held.get(m, LayerBlock(m, NOTHING, NOTHING, False, 0)) for m in range(1, self.layers + 1)]
+
     def size(self, rank: int) -> int:
         """Length of a rank's flat vector."""
-        last = self.blocks(rank)[-1]
-        return last.start + (last.inputs.count + last.biased) * last.outputs.count
+        return sum((held.inputs.count + held.biased) * held.outputs.count for held in self.blocks(rank))
 
     @property
     def parameters(self) -> int:
@@ -135,7 +161,7 @@ class NetworkLayout:
 
     def most(self, layer: int) -> int:
         """Neurons of layer m = 0 ... L on the rank that has most of them."""
-        return block(self.sizes[layer], self.groups(layer), 0).count
+        return self._neurons(layer, 0).count
 
     def parts(self, rank: int) -> list[ArrayPart]:
         """Where everything that a rank holds lies in the whole arrays ``W1``, ``b1``, ``W2``, ...
@@ -151,6 +177,44 @@ class NetworkLayout:
                 outputs = held.outputs
                 found.append(ArrayPart(f"b{held.number}", shape[1:], (outputs.start,), (outputs.count,), held.biases))
         return found
+
+    def _neurons(self, layer: int, group: int) -> Block:
+        return block(self.sizes[layer], self.groups(layer), group)
+
+
+class GridLayout(NetworkLayout):
+    """Every rank of a grid holds a block of every layer.
+
+    In odd layers the inputs are cut over the rows of the grid and the outputs over its columns, in even layers the
+    reverse, so that the sum over the groups of inputs leaves every result on the ranks that need it as the input of the
+    next layer.
+
+    Args:
+        sizes: n_0 ... n_L.
+        grid: R rows and Q columns.
+
+    Raises:
+        UsageError: there are fewer than two sizes, one is not positive, or a layer has fewer neurons than groups.
+    """
+
+    def __init__(self, sizes: Sequence[int], grid: ProcessGrid) -> None:
+        super().__init__(sizes)
+        self.grid, self.ranks = grid, grid.size
+        self._check_grid()
+
+    def groups(self, layer: int) -> int:
+        """Rows for even layers, columns for odd ones."""
+        return self.grid.columns if layer % 2 else self.grid.rows
+
+    def nodes(self, rank: int) -> list[Node]:
+        """One block of every layer."""
+        row, column = self.grid.coordinates(rank)
+        return [Node(m, *((row, column) if m % 2 else (column, row))) for m in range(1, self.layers + 1)]
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """Rows and columns."""
+        return {"grid": list(self.grid)}
 
     def _check_grid(self) -> None:
         """Refuse a grid with more groups than a layer has neurons."""

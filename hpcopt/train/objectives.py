@@ -12,7 +12,6 @@ from hpcopt.data.dataset import DataSet, Part
 from hpcopt.errors import UsageError
 from hpcopt.layout.blocks import variable_grid
 from hpcopt.layout.grid import ProcessGrid
-from hpcopt.layout.network import NetworkLayout
 from hpcopt.models.registry import build, make_options
 from hpcopt.objective.data_parallel import DataParallelObjective
 from hpcopt.objective.local import Pace
@@ -41,10 +40,11 @@ def shard_grid(job: Job, ranks: int) -> ProcessGrid | None:
     if parallel.layout != "variables":
         return None
     if has_local_phase(job):
-        if parallel.grid is not None:
+        key = "grid" if parallel.grid is not None else "mapping"
+        if parallel.grid is not None or parallel.mapping != "grid":
             raise UsageError(
-                f"parallel.grid = {parallel.grid} is for networks that are cut over a grid of ranks, but "
-                f'solver.name = "{job.solver.name}" varies whole layers on each rank. Remove parallel.grid; '
+                f"parallel.{key} = {getattr(parallel, key)!r} is for networks whose layers are cut over the ranks, but "
+                f'solver.name = "{job.solver.name}" varies whole layers on each rank. Remove parallel.{key}; '
                 "parallel.data says how many shards the samples have."
             )
         return variable_grid(ranks, parallel.data)
@@ -122,27 +122,31 @@ def loss_name(job: Job, data: DataSet) -> str:
 def _network(
     job: Job, data: DataSet, comm: Communicator, device: torch.device, pace: Pace | None
 ) -> tuple[Problem, Samples | None]:
-    """A network on a grid of all ranks, or replicas of it, each of which has the samples that its ranks loaded."""
-    precision, options = getattr(torch, job.run.precision), make_options("mlp", job.model.options)
+    """A cut network on all ranks, or replicas of it, each of which has the samples that its ranks loaded."""
+    parallel, precision = job.parallel, getattr(torch, job.run.precision)
+    options = make_options("mlp", job.model.options)
     sizes = [int(np.prod(data.input_shape)), *options.widths, data.outputs]
     tests: list[Samples] = []
 
     def make(ranks: Communicator) -> NetworkObjective:
         with ranks.together("laying out the network"):
-            layout: NetworkLayout = make_layout(sizes, job.parallel.grid, ranks.size)
+            layout = make_layout(sizes, parallel.grid, ranks.size, parallel.mapping, parallel.split)
         train = _on(by_columns(data.train, layout, ranks), precision, device)
         if data.test:
             tests.append(_on(by_columns(data.test, layout, ranks), precision, device))
         return NetworkObjective(
-            *(sizes, options.activation, loss_name(job, data), *train, ranks, layout.grid),
+            *(sizes, options.activation, loss_name(job, data), *train, ranks, parallel.grid),
+            mapping=parallel.mapping,
+            split=parallel.split,
+            pipeline=parallel.pipeline,
             weight_decay=job.loss.weight_decay,
             seed=job.run.seed,
             init=options.init,
             micro_batch=job.loss.micro_batch,
-            jacobian="explicit" if job.solver.options.get("direction") == "block" else job.parallel.jacobian,
+            jacobian="explicit" if job.solver.options.get("direction") == "block" else parallel.jacobian,
         )
 
-    replicas = job.parallel.data
+    replicas = parallel.data
     objective = make(comm) if replicas == 1 else NetworkReplicas(comm, replicas, make, "parallel.data")
     objective.pace = pace
     return objective, tests[0] if tests else None

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from hpcopt.errors import UsageError
 from hpcopt.layout.grid import ProcessGrid
-from hpcopt.layout.network import NetworkLayout, network_grid
+from hpcopt.layout.network import GridLayout, network_grid
 
 
 @st.composite
@@ -17,7 +17,7 @@ def layouts(draw):
     grid = ProcessGrid(draw(st.integers(1, 4)), draw(st.integers(1, 4)))
     layers = draw(st.integers(1, 5))
     sizes = [draw(st.integers(grid.columns if m % 2 else grid.rows, 11)) for m in range(layers + 1)]
-    return NetworkLayout(sizes, grid)
+    return GridLayout(sizes, grid)
 
 
 @given(layouts())
@@ -58,8 +58,8 @@ def test_inputs_of_odd_layers_lie_along_rows_and_outputs_along_columns_and_in_ev
         row, column = layout.grid.coordinates(rank)
         for held in layout.blocks(rank):
             odd = held.number % 2 == 1
-            assert layout.group(held.number - 1, rank) == (row if odd else column)
-            assert layout.group(held.number, rank) == (column if odd else row)
+            assert held.inputs == layout.parts_of(held.number - 1)[row if odd else column]
+            assert held.outputs == layout.parts_of(held.number)[column if odd else row]
 
 
 @given(layouts())
@@ -71,7 +71,7 @@ def test_biases_are_of_the_first_group_of_inputs_and_no_rank_holds_more_than_the
 
 
 def test_an_example_with_uneven_blocks():
-    layout = NetworkLayout([5, 7, 3], ProcessGrid(2, 3))
+    layout = GridLayout([5, 7, 3], ProcessGrid(2, 3))
     parts = layout.parts(layout.grid.rank(1, 2))
     assert [(part.name, part.shape, part.start, part.count) for part in parts] == [
         ("W1", (5, 7), (3, 5), (2, 2)),
@@ -91,13 +91,13 @@ def test_an_example_with_uneven_blocks():
 )
 def test_more_groups_than_neurons_are_refused_with_the_grids_that_fit(sizes, grid, text):
     with pytest.raises(UsageError, match=text):
-        NetworkLayout(sizes, ProcessGrid(*grid))
+        GridLayout(sizes, ProcessGrid(*grid))
 
 
 @pytest.mark.parametrize("sizes", [[], [3], [3, 0, 2]])
 def test_what_is_no_network_is_refused(sizes):
     with pytest.raises(UsageError, match="is no network"):
-        NetworkLayout(sizes, ProcessGrid(1, 1))
+        GridLayout(sizes, ProcessGrid(1, 1))
 
 
 @given(st.lists(st.integers(1, 9), min_size=2, max_size=5), st.integers(1, 12))
@@ -108,7 +108,7 @@ def test_the_default_grid_fits_whenever_one_does(sizes, ranks):
         for rows in range(1, ranks + 1):
             if ranks % rows == 0:
                 with pytest.raises(UsageError):
-                    NetworkLayout(sizes, ProcessGrid(rows, ranks // rows))
+                    GridLayout(sizes, ProcessGrid(rows, ranks // rows))
     else:
         assert grid.size == ranks
-        NetworkLayout(sizes, grid)
+        GridLayout(sizes, grid)

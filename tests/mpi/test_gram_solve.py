@@ -7,7 +7,7 @@ import torch
 
 from hpcopt.comm.communicator import Communicator
 from hpcopt.layout.grid import ProcessGrid
-from hpcopt.layout.network import NetworkLayout
+from hpcopt.layout.network import GridLayout
 from hpcopt.linalg.gram_solve import LayerFactors, output_factors, solve_by_gram
 from hpcopt.objective.network.explicit import ExplicitLinearization
 from hpcopt.objective.network.objective import NetworkObjective
@@ -24,7 +24,7 @@ def objective_on(comm: Communicator, loss: str) -> NetworkObjective:
     inputs = torch.randn(SAMPLES, SIZES[0], generator=generator, dtype=torch.float64)
     labels = torch.randint(SIZES[-1], (SAMPLES,), generator=generator)
     grid = GRIDS[comm.size]
-    columns = NetworkLayout(SIZES, ProcessGrid(*grid)).blocks(comm.rank)[0].inputs.slice
+    columns = GridLayout(SIZES, ProcessGrid(*grid)).blocks(comm.rank)[0].inputs.slice
     return NetworkObjective(SIZES, "tanh", loss, inputs[:, columns].contiguous(), labels, comm, grid)
 
 

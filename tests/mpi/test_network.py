@@ -12,6 +12,7 @@ from hpcopt.comm.communicator import Communicator
 from hpcopt.errors import UsageError
 from hpcopt.layout.network import network_grid
 from hpcopt.objective.network.objective import NetworkObjective
+from hpcopt.objective.network.passes import Kept
 from hpcopt.objective.protocol import Batch
 from hpcopt.solvers.registry import make_solver
 from tests.support.networks import assemble, on_grid, positions, reference_value, start
@@ -59,11 +60,11 @@ def test_value_and_gradient_are_those_of_torch(comm: Communicator, grid: Any, si
 def test_what_is_replicated_has_the_same_bits_on_all_ranks(comm: Communicator, grid: Any, dtype: torch.dtype) -> None:
     """Values that the ranks of a row or column compute twice must not drift apart."""
     objective = on_grid(comm, grid, SIZES[0], dtype=dtype)
-    kept: list[torch.Tensor] = []
+    kept: Kept = {}
     inputs = objective.inputs
     objective.network.forward(objective.network.views(objective.initial_vector()), inputs, kept)
-    for layer in range(1, len(kept)):
-        held = comm.allgather_objects((objective.partition.group(layer, comm.rank), kept[layer]))
+    for block in objective.partition.blocks(comm.rank)[1:]:
+        held = comm.allgather_objects((block.inputs, kept[block.number]))
         first = {group: values for group, values in reversed(held)}
         assert all(torch.equal(values, first[group]) for group, values in held)
     objective.free()

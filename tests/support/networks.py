@@ -12,8 +12,9 @@ import torch
 
 from hpcopt.kernels.reference import NumpyKernels
 from hpcopt.layout.block import block
+from hpcopt.layout.disjoint import DisjointLayout
 from hpcopt.layout.grid import ProcessGrid
-from hpcopt.layout.network import NetworkLayout
+from hpcopt.layout.network import GridLayout, NetworkLayout
 from hpcopt.objective.network.objective import NetworkObjective
 from hpcopt.objective.network.replicas import NetworkReplicas
 
@@ -23,9 +24,9 @@ FOUR, THREE, ONE = (5, 7, 6, 5, 3), (5, 6, 7, 4), (6, 4)
 SAMPLES, STEP = 11, 1e-30
 
 
-def whole_layout(sizes: tuple[int, ...]) -> NetworkLayout:
+def whole_layout(sizes: tuple[int, ...]) -> GridLayout:
     """Everything on one rank."""
-    return NetworkLayout(sizes, ProcessGrid(1, 1))
+    return GridLayout(sizes, ProcessGrid(1, 1))
 
 
 def data(sizes: tuple[int, ...], loss: str, samples: int = SAMPLES) -> tuple[torch.Tensor, torch.Tensor]:
@@ -48,12 +49,32 @@ def on_grid(
     **options: Any,
 ) -> NetworkObjective:
     """The problem, or some instances of it, with features and targets cut as the grid wants them. *Collective*."""
-    inputs, targets = (each[rows] for each in data(sizes, loss))
-    layout = NetworkLayout(sizes, ProcessGrid(*grid))
-    own = inputs[:, layout.features(comm.rank).slice].to(dtype)
+    own = columns(GridLayout(sizes, ProcessGrid(*grid)), comm.rank, loss, dtype, rows)
+    return NetworkObjective(sizes, activation, loss, *own, comm, grid, **options)
+
+
+def on_own_ranks(
+    comm: Any,
+    split: tuple[int, ...],
+    sizes: tuple[int, ...] = FOUR,
+    loss: str = "cross_entropy",
+    activation: str = "tanh",
+    dtype: torch.dtype = torch.float64,
+    **options: Any,
+) -> NetworkObjective:
+    """The problem with every layer on ranks of its own, each given what it holds. *Collective*."""
+    own = columns(DisjointLayout(sizes, split), comm.rank, loss, dtype)
+    return NetworkObjective(sizes, activation, loss, *own, comm, mapping="paper", split=split, **options)
+
+
+def columns(
+    layout: NetworkLayout, rank: int, loss: str, dtype: torch.dtype, rows: slice = slice(None)
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The features and the targets that a rank holds of some instances."""
+    inputs, targets = (each[rows] for each in data(layout.sizes, loss))
     if targets.is_floating_point():
-        targets = targets[:, layout.outputs(comm.rank).slice].to(dtype)
-    return NetworkObjective(sizes, activation, loss, own, targets, comm, grid, **options)
+        targets = targets[:, layout.outputs(rank).slice].to(dtype)
+    return inputs[:, layout.features(rank).slice].to(dtype), targets
 
 
 def replicated(comm: Any, replicas: int, grid: tuple[int, int], *given: Any, **options: Any) -> NetworkReplicas:

@@ -24,8 +24,33 @@ class _Group:
     def __init__(self, size: int, everything: list[_Group]) -> None:
         self.size, self.slots = size, [None] * size
         self.barrier = threading.Barrier(size, timeout=PATIENCE)
+        self.posted: list[list[Any]] = []
+        self.arrival = threading.Condition()
         self.everything = everything
         everything.append(self)
+
+
+class _Posted:
+    """A non-blocking call: what all ranks have given is put together when it is waited for."""
+
+    def __init__(
+        self,
+        group: _Group,
+        number: int,
+        buffer: torch.Tensor,
+        combine: Callable[[list[torch.Tensor]], torch.Tensor],
+    ) -> None:
+        self._group, self._number, self._buffer, self._combine = group, number, buffer, combine
+
+    def wait(self) -> torch.Tensor:
+        """The buffer with the result."""
+        group, parts = self._group, self._group.posted[self._number]
+        with group.arrival:
+            if not group.arrival.wait_for(lambda: all(p is not None for p in parts) or group.barrier.broken, PATIENCE):
+                raise threading.BrokenBarrierError
+        if group.barrier.broken:
+            raise threading.BrokenBarrierError
+        return self._buffer.copy_(self._combine(parts))
 
 
 class SimulatedCommunicator:
@@ -34,6 +59,7 @@ class SimulatedCommunicator:
     def __init__(self, group: _Group, rank: int, ledger: Ledger | None = None) -> None:
         self._group, self.rank, self.size = group, rank, group.size
         self.ledger = Ledger() if ledger is None else ledger
+        self._begun = 0
 
     def allreduce(self, buffer: torch.Tensor, op: str = "sum", label: str = "allreduce") -> torch.Tensor:
         """Reduce in place, with the same bits on all ranks."""
@@ -41,6 +67,14 @@ class SimulatedCommunicator:
         buffer.copy_(self._reduced(torch.stack(self._exchange(buffer.clone())), op))
         self.ledger.add(label, buffer.numel() * buffer.element_size(), 0.0)
         return buffer
+
+    def iallreduce(self, buffer: torch.Tensor, op: str = "sum", label: str = "iallreduce") -> _Posted:
+        """As ``allreduce``, complete when all ranks have come to it."""
+        return self._post(buffer, lambda parts: self._reduced(torch.stack(parts), op), label)
+
+    def ibcast(self, buffer: torch.Tensor, root: int = 0, label: str = "ibcast") -> _Posted:
+        """The buffer of one rank on all of them."""
+        return self._post(buffer, lambda parts: parts[root], label)
 
     def reduce_scalars(self, values: Any, op: str = "sum", label: str = "scalars") -> list[float]:
         """Reduce float64 numbers."""
@@ -84,6 +118,19 @@ class SimulatedCommunicator:
         if errors:
             raise UsageError(errors[0], collective=True)
 
+    def _post(self, buffer: torch.Tensor, combine: Callable[[list[torch.Tensor]], torch.Tensor], label: str) -> _Posted:
+        """Give this rank's part of its next non-blocking call."""
+        assert buffer.is_contiguous()
+        group, number = self._group, self._begun
+        self._begun += 1
+        with group.arrival:
+            while len(group.posted) <= number:
+                group.posted.append([None] * group.size)
+            group.posted[number][self.rank] = buffer.clone()
+            group.arrival.notify_all()
+        self.ledger.add(label, buffer.numel() * buffer.element_size(), 0.0)
+        return _Posted(group, number, buffer, combine)
+
     def _reduced(self, stacked: torch.Tensor, op: str) -> torch.Tensor:
         return {"sum": stacked.sum(0), "max": stacked.amax(0), "min": stacked.amin(0)}[op]
 
@@ -110,6 +157,8 @@ def on_ranks(ranks: int, function: Callable[[SimulatedCommunicator], Result]) ->
             errors.append(error)
             for group in groups:
                 group.barrier.abort()
+                with group.arrival:
+                    group.arrival.notify_all()
 
     threads = [threading.Thread(target=run, args=(rank,)) for rank in range(ranks)]
     for thread in threads:

@@ -62,12 +62,12 @@ class NetworkBlock:
         pieces = self._linear.block_factors()
         layers = []
         for held in self._held:
-            inputs = _joined([piece.inputs[held.number - 1] for piece in pieces])
+            inputs = _joined([piece.inputs[held.number] for piece in pieces])
             if held.biased:
                 inputs = torch.cat([inputs, torch.ones_like(inputs[:, :1])], dim=1)
             units = None
-            if held.number < len(self._held):
-                units = _joined([piece.units[held.number - 1] for piece in pieces])
+            if held.number < self._objective.partition.layers:
+                units = _joined([piece.units[held.number] for piece in pieces])
             place = slice(held.start, held.start + inputs.shape[1] * held.outputs.count)
             layers.append(LayerBlock(inputs, units, held.outputs.slice, place))
         curvatures = [piece.curvature for piece in pieces if piece.curvature is not None]

@@ -15,8 +15,10 @@ from hpcopt.checks import is_number, is_whole
 from hpcopt.comm.communicator import Communicator
 from hpcopt.errors import UsageError, nearest
 from hpcopt.kernels.interface import ACTIVATIONS
+from hpcopt.layout.block import Block
+from hpcopt.layout.disjoint import DisjointLayout, disjoint_split
 from hpcopt.layout.grid import ProcessGrid
-from hpcopt.layout.network import NetworkLayout, network_grid
+from hpcopt.layout.network import GridLayout, NetworkLayout, network_grid
 from hpcopt.objective.network.first_weights import INITS
 from hpcopt.objective.network.losses import SPLIT_LOSSES
 
@@ -27,24 +29,58 @@ KNOWN: dict[str, tuple[str, ...]] = {
     "loss": tuple(SPLIT_LOSSES),
     "init": tuple(INITS),
     "jacobian": ("auto", "explicit", "implicit"),
+    "mapping": ("grid", "paper"),
 }
 """The names that each option can have."""
 
 
-def make_layout(sizes: Sequence[int], grid: Sequence[int] | None, ranks: int) -> NetworkLayout:
-    """The layout of a network on all ranks; without a grid, on the squarest that fits.
+def make_layout(
+    sizes: Sequence[int],
+    grid: Sequence[int] | None,
+    ranks: int,
+    mapping: str = "grid",
+    split: Sequence[int] | None = None,
+) -> NetworkLayout:
+    """The layout of a network on all ranks.
+
+    Args:
+        sizes: n_0 ... n_L.
+        grid: rows and columns with mapping = "grid"; None for the squarest grid that fits.
+        ranks: number of them.
+        mapping: one of ``KNOWN``.
+        split: P_0 ... P_L with mapping = "paper"; None for the split whose largest block is smallest.
 
     Raises:
-        UsageError: the grid does not have so many ranks, or does not fit the network.
+        UsageError: grid or split do not have so many ranks, do not fit the network, or are for the other mapping.
     """
+    check_names(mapping=mapping)
+    key, given, other = ("grid", grid, "grid") if mapping == "paper" else ("split", split, "paper")
+    if given is not None:
+        raise UsageError(
+            f'{key} = {list(given)} is for mapping = "{other}", but mapping = "{mapping}". Remove {key}, or change the '
+            "mapping."
+        )
+    if mapping == "paper":
+        return _on_own_ranks(sizes, split, ranks)
     if grid is None:
-        return NetworkLayout(sizes, network_grid(sizes, ranks))
+        return GridLayout(sizes, network_grid(sizes, ranks))
     if len(grid) != 2 or min(grid) < 1 or grid[0] * grid[1] != ranks:
         raise UsageError(
             f"grid = {list(grid)} does not fit {ranks} rank{'s' if ranks > 1 else ''}: it must be [rows, columns] with "
             "rows times columns equal to the number of ranks. Leave it out for the squarest grid that fits the network."
         )
-    return NetworkLayout(sizes, ProcessGrid(*grid))
+    return GridLayout(sizes, ProcessGrid(*grid))
+
+
+def _on_own_ranks(sizes: Sequence[int], split: Sequence[int] | None, ranks: int) -> DisjointLayout:
+    layout = DisjointLayout(sizes, disjoint_split(sizes, ranks) if split is None else split)
+    if layout.ranks != ranks:
+        raise UsageError(
+            f"split = {list(layout.split)} does not fit {ranks} rank{'s' if ranks > 1 else ''}: the products of "
+            f"neighbours add up to {layout.ranks}, one rank for each block of a layer. Start {layout.ranks} ranks, or "
+            "leave it out for the split that has the smallest blocks."
+        )
+    return layout
 
 
 def check_count(**counts: int | None) -> None:
@@ -72,7 +108,7 @@ def check_names(**names: str) -> None:
     """Refuse names that are not known.
 
     Args:
-        names: activation, loss, init and jacobian.
+        names: activation, loss, init, jacobian and mapping.
 
     Raises:
         UsageError: see above.
@@ -112,14 +148,18 @@ def own_inputs(inputs: Array, layout: NetworkLayout, rank: int) -> torch.Tensor:
     held = layout.features(rank)
     if tensor.ndim != 2 or tensor.shape[1] != held.count:
         raise UsageError(
-            f"the inputs have shape {tuple(tensor.shape)}, but this rank holds features {held.start} to "
-            f"{held.stop - 1} of {layout.sizes[0]}: give it only these columns, shape (samples, {held.count}). "
-            "NetworkLayout.features(rank) says which they are."
+            f"the inputs have shape {tuple(tensor.shape)}, but this rank holds {_range('features', held)} of "
+            f"{layout.sizes[0]}: give it only these columns, shape (samples, {held.count}). "
+            "features(rank) of the layout says which they are."
         )
     tensor = tensor.to(torch.float64 if tensor.dtype == torch.float64 else torch.float32).contiguous()
     if not bool(tensor.isfinite().all()):
         raise UsageError("an input of this rank is not finite; every feature must be a finite number.")
     return tensor
+
+
+def _range(what: str, held: Block) -> str:
+    return f"{what} {held.start} to {held.stop - 1}" if held.count else f"no {what}"
 
 
 def is_labels(targets: Array) -> bool:
@@ -161,9 +201,9 @@ def own_targets(targets: Array, layout: NetworkLayout, rank: int, like: torch.Te
         tensor = tensor[:, None]
     if tensor.ndim != 2 or tensor.shape[1] != held.count:
         raise UsageError(
-            f"the targets have shape {tuple(tensor.shape)}, but this rank holds outputs {held.start} to "
-            f"{held.stop - 1} of {width}: give it integer labels (samples,), or these columns only, shape (samples, "
-            f"{held.count}). NetworkLayout.outputs(rank) says which they are."
+            f"the targets have shape {tuple(tensor.shape)}, but this rank holds {_range('outputs', held)} of {width}: "
+            f"give it integer labels (samples,), or these columns only, shape (samples, {held.count}). outputs(rank) "
+            "of the layout says which they are."
         )
     tensor = tensor.to(like).contiguous()
     if not bool(tensor.isfinite().all()):
@@ -200,7 +240,7 @@ def check_alike(
     total = targets.sum(dim=1)
     if groups.size > 1:
         groups.allreduce(total, label="samples")
-    wrong = bool(((total - 1).abs() > 1e-3).any() or (targets < 0).any())
+    wrong = bool(((total - 1).abs() > 1e-3).any() or (targets < 0).any()) and targets.shape[1] > 0
     if comm.reduce_scalars([float(wrong)], op="max", label="samples")[0]:
         raise UsageError(
             "cross_entropy needs targets that are one class a sample, or probabilities of the classes: over all ranks "

@@ -24,7 +24,7 @@ from hpcopt.objective import reductions, vectors
 from hpcopt.objective.network.block import NetworkBlock
 from hpcopt.objective.network.losses import whole_hessian_product
 from hpcopt.objective.network.memory import Streamed
-from hpcopt.objective.network.passes import LayerView
+from hpcopt.objective.network.passes import Kept, LayerView
 from hpcopt.objective.protocol import Batch, Vector
 
 if TYPE_CHECKING:
@@ -39,14 +39,14 @@ class Factors(NamedTuple):
 
     Attributes:
         rows: which instances.
-        inputs: Z^0 ... Z^{L-1}, each (b, u_m): what the layers 1 ... L were given.
-        units: M^1 ... M^{L-1}, each (b, C, v_m). M^L is the identity on this rank's outputs and not stored.
+        inputs: what each of the rank's layers was given, Z (b, u_m), by its number m.
+        units: M^m (b, C, v_m) of its hidden layers. M^L is the identity on this rank's outputs and not stored.
         curvature: probabilities (b, C) of all outputs; None where the Hessian of the loss is the identity.
     """
 
     rows: slice
-    inputs: list[torch.Tensor]
-    units: list[torch.Tensor]
+    inputs: Kept
+    units: Kept
     curvature: torch.Tensor | None
 
 
@@ -65,7 +65,7 @@ class ExplicitLinearization:
         self._objective, self._network, self._batch = objective, objective.network, batch
         self._layers, self._limit = self._network.views(w.detach().clone()), limit
         self._output_weights: torch.Tensor | None = None
-        if len(self._layers) > 1:
+        if objective.partition.layers > 1:
             self._output_weights = self._network.output_weights(self._layers)
         layout, itemsize = objective.partition, w.element_size()
         widest = max((layout.most(layer) for layer in range(1, layout.layers)), default=1)
@@ -172,11 +172,11 @@ class ExplicitLinearization:
     def _factors(self, rows: slice) -> Factors:
         """The factors on some instances of the batch. *Collective*."""
         objective, network = self._objective, self._network
-        kept: list[torch.Tensor] = []
+        kept: Kept = {}
         outputs = network.forward(self._layers, objective.rows(self._batch, rows)[0], kept)
         own = objective.split_loss.curvature(outputs)
         curvature = None if own is None else network.gather_outputs(own, "softmax")
-        units = [] if self._output_weights is None else network.factors(self._layers, kept, self._output_weights)
+        units = network.factors(self._layers, kept, self._output_weights)
         # A value, and as many sweeps through the weights as there are outputs.
         objective.work.values += (1 + objective.outputs) * (rows.stop - rows.start) / objective.samples
         return Factors(rows, kept, units, curvature)
@@ -189,9 +189,9 @@ class ExplicitLinearization:
         for piece in group:
             part = sums[piece.rows.start - first : piece.rows.stop - first]
             for move in moves:
-                tangents = network.kernels.affine(piece.inputs[move.number - 1], move.weights, move.biases)
-                if move.number < len(self._layers):
-                    network.kernels.add_outputs(piece.units[move.number - 1], tangents, part)
+                tangents = network.kernels.affine(piece.inputs[move.number], move.weights, move.biases)
+                if move.number in piece.units:
+                    network.kernels.add_outputs(piece.units[move.number], tangents, part)
                 else:
                     part[:, network.outputs.slice] += tangents
         return sums
@@ -201,11 +201,11 @@ class ExplicitLinearization:
         network = self._network
         for piece, outputs in zip(group, parts, strict=True):
             for block in into:
-                if block.number < len(self._layers):
-                    errors = network.kernels.units(piece.units[block.number - 1], outputs)
+                if block.number in piece.units:
+                    errors = network.kernels.units(piece.units[block.number], outputs)
                 else:
                     errors = outputs[:, network.outputs.slice]
-                network.kernels.add_gradient(piece.inputs[block.number - 1], errors, block.weights, block.biases)
+                network.kernels.add_gradient(piece.inputs[block.number], errors, block.weights, block.biases)
 
     def _bent(self, group: Sequence[Factors], tangents: torch.Tensor) -> list[torch.Tensor]:
         """(1/B) B t of every piece, for tangents (b, C) of the group, which are used up."""
@@ -225,5 +225,11 @@ class ExplicitLinearization:
 
 def bytes_each(layout: NetworkLayout, itemsize: int) -> int:
     """Memory that the factors of one instance take on the rank where they take most."""
-    given = [layout.most(layer) for layer in range(layout.layers)]
-    return itemsize * (sum(given) + layout.sizes[-1] * (sum(given[1:]) + 1))
+    outputs = layout.sizes[-1]
+
+    def numbers(rank: int) -> int:
+        held = layout.blocks(rank)
+        units = sum(block.outputs.count for block in held if block.number < layout.layers)
+        return sum(block.inputs.count for block in held) + outputs * (units + 1)
+
+    return itemsize * max(map(numbers, range(layout.ranks)))

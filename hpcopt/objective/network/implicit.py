@@ -14,6 +14,7 @@ import torch
 from hpcopt.errors import UsageError
 from hpcopt.objective import vectors
 from hpcopt.objective.network.memory import Streamed
+from hpcopt.objective.network.passes import Kept
 from hpcopt.objective.protocol import Batch, Vector
 
 if TYPE_CHECKING:
@@ -25,12 +26,12 @@ class Activations(NamedTuple):
 
     Attributes:
         rows: which instances.
-        inputs: z^0 ... z^{L-1}, each (b, u_m).
+        inputs: what each of the rank's layers was given, z (b, u_m), by its number m.
         curvature: probabilities (b, v_L) of this rank's outputs; None where the Hessian of the loss is the identity.
     """
 
     rows: slice
-    inputs: list[torch.Tensor]
+    inputs: Kept
     curvature: torch.Tensor | None
 
 
@@ -47,7 +48,11 @@ class ImplicitLinearization:
     def __init__(self, objective: NetworkObjective, w: Vector, batch: Batch, limit: int) -> None:
         self._objective, self._network, self._batch = objective, objective.network, batch
         self._layers = self._network.views(w.detach().clone())
-        numbers = sum(objective.partition.most(layer) for layer in range(objective.partition.layers + 1))
+        layout = objective.partition
+        numbers = max(
+            sum(held.inputs.count for held in layout.blocks(rank)) + layout.outputs(rank).count
+            for rank in range(layout.ranks)
+        )
         self._pieces = Streamed(
             batch.count, objective.micro_batch, numbers * w.element_size(), limit, self._activations
         )
@@ -105,7 +110,7 @@ class ImplicitLinearization:
 
     def _activations(self, rows: slice) -> Activations:
         """A forward sweep on some instances of the batch. *Collective*."""
-        kept: list[torch.Tensor] = []
+        kept: Kept = {}
         outputs = self._network.forward(self._layers, self._objective.rows(self._batch, rows)[0], kept)
         self._objective.work.values += (rows.stop - rows.start) / self._objective.samples
         return Activations(rows, kept, self._objective.split_loss.curvature(outputs))

@@ -100,7 +100,12 @@ class SplitCrossEntropy:
         return float((targets * (total.log() - shifted)).sum(dtype=torch.float64))
 
     def _shifted(self, outputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Differences z - max z (b, v) and the sum of its exponentials over all outputs (b, 1)."""
+        """Differences z - max z (b, v) and the sum of its exponentials over all outputs (b, 1).
+
+        Ranks without outputs are no group of them.
+        """
+        if outputs.shape[1] == 0:
+            return outputs.clone(), outputs.new_ones(len(outputs), 1)
         shifted = outputs - _over(self._groups, outputs.amax(dim=1, keepdim=True), "max")
         return shifted, _over(self._groups, shifted.exp().sum(dim=1, keepdim=True), "sum")
 

@@ -98,14 +98,14 @@ class PartitionedModel:
 
     def _blocks(self, tensor: torch.Tensor) -> dict[str, Partitioned]:
         found, before = {}, tensor.shape[:-1]
-        for held in self._partition.blocks(self._rank):
+        for held in self._partition.all_blocks(self._rank):
             rows, columns = held.inputs, held.outputs
             shape = [self._partition.sizes[held.number], self._partition.sizes[held.number - 1]]
             weights = tensor[..., held.weights].unflatten(-1, (rows.count, columns.count)).transpose(-1, -2)
             name, zeros = f"{2 * held.number - 1}", (0,) * len(before)
             start = (*zeros, columns.start, rows.start)
             found[f"{name}.weight"] = Partitioned(weights, (*before, *shape), start, self.saves)
-            # Where another rank holds the biases the block is empty.
+            # Where other ranks hold the biases, or all of the layer, the block is empty.
             biases = tensor[..., held.biases]
             found[f"{name}.bias"] = Partitioned(biases, (*before, shape[0]), (*zeros, columns.start), self.saves)
         return found

@@ -1,4 +1,4 @@
-"""f(w) of a fully connected network on a grid of ranks: w, features and outputs are cut, no rank holds all of any.
+"""f(w) of a fully connected network cut over the ranks: w, features and outputs are cut, no rank holds all of any.
 
 Letters are those of Wang et al. 2018 (arXiv:1802.00130). Shapes: n numbers of w on this rank, N instances, b of them in
 a batch (the same on all ranks), u_1 features and v_L outputs of this rank, C outputs of the network, R ranks.
@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from hpcopt.comm.communicator import Communicator
-from hpcopt.kernels.torch_kernels import TorchKernels
 from hpcopt.objective import vectors
 from hpcopt.objective.local import Pace
 from hpcopt.objective.network.data import (
@@ -36,7 +35,8 @@ from hpcopt.objective.network.jacobian import KINDS, faster, measure
 from hpcopt.objective.network.losses import SPLIT_LOSSES
 from hpcopt.objective.network.memory import KEPT_BYTES
 from hpcopt.objective.network.model import PartitionedModel
-from hpcopt.objective.network.passes import GridNetwork
+from hpcopt.objective.network.passes import Kept
+from hpcopt.objective.network.pipeline import make_network
 from hpcopt.objective.network.variables import CutVariables
 from hpcopt.objective.problem import Samples, Sums
 from hpcopt.objective.protocol import Batch, Vector, Work
@@ -50,17 +50,25 @@ PIECE_BYTES = 64 * 2**20
 class NetworkObjective(CutVariables):
     """The mean loss of a fully connected network with linear outputs, plus weight decay. *Collective*.
 
-    All ranks see the same instances; each holds its block of every layer, its feature columns and its target columns.
+    All ranks see the same instances. On a grid each holds its block of every layer, its feature columns and its target
+    columns; with the paper's mapping each holds a block of one layer, those of the first one the features and those of
+    the last one the targets.
 
     Args:
         sizes: n_0 ... n_L: features, neurons of each hidden layer, outputs.
         activation: of the hidden layers: "sigmoid", "tanh" or "relu".
         loss: "squared" (|z - y|^2 / 2) or "cross_entropy" (of the softmax over all outputs).
-        inputs: this rank's feature columns of all instances, (N, u_1); their precision is that of w.
-        targets: labels (N,), or this rank's target columns (N, v_L).
-        comm: all ranks of the grid, row by row.
-        grid: [rows, columns]; None for the squarest that fits. ``NetworkLayout(sizes, ProcessGrid(*grid))`` says which
+        inputs: this rank's feature columns of all instances, (N, u_1), (N, 0) where it has none; their precision is
+            that of w.
+        targets: labels (N,), or this rank's target columns (N, v_L), (N, 0) where it has none.
+        comm: all ranks; of a grid row by row.
+        grid: [rows, columns]; None for the squarest that fits. ``GridLayout(sizes, ProcessGrid(*grid))`` says which
             columns a rank must be given.
+        mapping: "grid", or "paper": every layer on ranks of its own (Wang et al. 2018).
+        split: with "paper", the number of groups of the features and of the neurons of every layer, [P_0 ... P_L], on
+            sum P_{m-1} P_m ranks; None for the one whose largest block is smallest. ``DisjointLayout(sizes, split)``
+            says which columns a rank must be given.
+        pipeline: with "paper", blocks in which the instances of a sweep go through the layers; 4 L by default.
         weight_decay: coefficient of |w|^2 / 2, biases included.
         seed: of the first weights; they do not depend on the grid.
         init: "he", "xavier" or "sparse" (15 incoming weights a unit).
@@ -95,6 +103,9 @@ class NetworkObjective(CutVariables):
         comm: Communicator,
         grid: Sequence[int] | None = None,
         *,
+        mapping: str = "grid",
+        split: Sequence[int] | None = None,
+        pipeline: int | None = None,
         weight_decay: float = 0.0,
         seed: int = 0,
         init: str = "he",
@@ -105,20 +116,20 @@ class NetworkObjective(CutVariables):
         self.comm, self.weight_decay = comm, weight_decay
         with comm.together("laying out the network"):
             check_names(activation=activation, loss=loss, init=init, jacobian=jacobian)
-            check_count(micro_batch=micro_batch, memory_limit=memory_limit)
+            check_count(micro_batch=micro_batch, memory_limit=memory_limit, pipeline=pipeline)
             check_decay(weight_decay)
-            self.partition = make_layout(sizes, grid, comm.size)
+            self.partition = make_layout(sizes, grid, comm.size, mapping, split)
             self.inputs = own_inputs(inputs, self.partition, comm.rank)
             self.targets = own_targets(targets, self.partition, comm.rank, self.inputs)
-        same: dict[str, object] = {"sizes": list(self.partition.sizes), "grid": list(self.partition.grid), "loss": loss}
+        same: dict[str, object] = {"sizes": list(self.partition.sizes), **self.partition.described, "loss": loss}
         same |= {"activation": activation, "weight_decay": float(weight_decay), "seed": seed, "init": init}
-        same |= {"micro_batch": micro_batch, "jacobian": jacobian, "memory_limit": memory_limit}
+        same |= {"micro_batch": micro_batch, "jacobian": jacobian, "memory_limit": memory_limit, "pipeline": pipeline}
         self.classification, self.options = is_labels(targets), same
         check_same(comm, same | {"targets": kind_of(targets)})
         self.size, self.samples = self.partition.size(comm.rank), len(self.inputs)
         self.outputs = self.partition.sizes[-1]
-        self.network = GridNetwork(self.partition, activation, comm, TorchKernels())
-        groups = self.network.across(self.partition.layers)
+        self.network = make_network(self.partition, activation, comm, pipeline)
+        groups = self.network.output_groups
         check_alike(comm, groups, loss, self.inputs, self.targets)
         self.split_loss = SPLIT_LOSSES[loss](groups)
         widest = max(self.partition.most(layer) for layer in range(len(self.partition.sizes)))
@@ -135,7 +146,7 @@ class NetworkObjective(CutVariables):
     def layout(self) -> dict[str, Any]:
         """How features and variables are spread over the ranks, for the record."""
         sizes = [self.partition.size(rank) for rank in range(self.comm.size)]
-        return {"layout": "variables", "grid": list(self.partition.grid), "block_sizes": sizes}
+        return {"layout": "variables", **self.partition.described, "block_sizes": sizes}
 
     @property
     def parameters(self) -> int:
@@ -167,12 +178,12 @@ class NetworkObjective(CutVariables):
     def value_and_gradient(self, w: Vector, batch: Batch) -> tuple[float, Vector]:
         """f(w) and this rank's numbers (n,) of its gradient, a new vector. *Collective*.
 
-        One reduction a layer and piece forward, one a layer but the first backward, and one of scalars.
+        On a grid one reduction a layer and piece forward, one a layer but the first backward, and one of scalars.
         """
         layers, loss, gradient = self.network.views(w), 0.0, torch.zeros_like(w)
         into = self.network.views(gradient)
         for inputs, targets in self.pieces(batch):
-            kept: list[torch.Tensor] = []
+            kept: Kept = {}
             outputs = self.network.forward(layers, inputs, kept)
             part, errors = self.split_loss.sum_and_errors(outputs, targets)
             loss += part
@@ -250,7 +261,7 @@ class NetworkObjective(CutVariables):
             yield self.rows(batch, slice(first, min(first + self.micro_batch, batch.count)))
 
     def free(self) -> None:
-        """Give back the communicators of row and column. *Collective*."""
+        """Give back the communicators of the sweeps. *Collective*."""
         self.network.free()
 
     def _product_cost(self) -> float:

@@ -13,14 +13,18 @@ inputs.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 import torch
 
 from hpcopt.comm.communicator import Communicator
 from hpcopt.kernels.interface import Kernels
-from hpcopt.layout.network import NetworkLayout
+from hpcopt.layout.network import GridLayout, NetworkLayout
 from hpcopt.objective.protocol import Vector
+
+Kept = dict[int, torch.Tensor]
+"""One array for each of a rank's layers, by its number m: what it was given, z^{m-1} (b, u_m), or M^m (b, C, v_m)."""
 
 
 class LayerView(NamedTuple):
@@ -37,27 +41,85 @@ class LayerView(NamedTuple):
     biases: torch.Tensor | None
 
 
-class GridNetwork:
-    """The network's sweeps on one rank. *Collective*: makes the communicators of row and column.
+class Network(ABC):
+    """The sweeps through a network on one rank, whichever blocks it holds.
 
     Args:
-        layout: sizes and grid.
+        layout: who holds which block of every layer.
         activation: of the hidden layers; the output layer is linear.
-        comm: all ranks of the grid, row by row.
+        comm: all ranks of the layout.
         kernels: the local products.
+
+    Attributes:
+        layout, activation, kernels: as given.
+        outputs: this rank's columns of the network's outputs, v_L of them, 0 where it has none.
+        width: outputs of the network, C.
+        output_groups: the ranks that hold the different groups of outputs, this one among them.
     """
+
+    output_groups: Communicator
 
     def __init__(
         self, layout: NetworkLayout, activation: str, comm: Communicator, kernels: Kernels[torch.Tensor]
     ) -> None:
         self.layout, self.activation, self.kernels = layout, activation, kernels
-        row, column = layout.grid.coordinates(comm.rank)
-        self._row, self._column = comm.split(row, column), comm.split(column, row)
         self._blocks = layout.blocks(comm.rank)
         self.outputs = layout.outputs(comm.rank)
         self.width = layout.sizes[-1]
         self.is_first = self._blocks[-1].biased
         """Of the ranks with the same outputs, this one counts for all of them."""
+
+    @abstractmethod
+    def free(self) -> None:
+        """Give back the communicators that the sweeps use. *Collective*."""
+
+    def views(self, vector: Vector) -> list[LayerView]:
+        """The blocks of all layers in a rank's flat vector, without a copy."""
+        found = []
+        for held in self._blocks:
+            weights = vector[held.weights].view(held.inputs.count, held.outputs.count)
+            found.append(LayerView(held.number, weights, vector[held.biases] if held.biased else None))
+        return found
+
+    @abstractmethod
+    def forward(self, layers: list[LayerView], inputs: torch.Tensor, kept: Kept | None = None) -> torch.Tensor:
+        """z^L, this rank's columns (b, v_L), for its columns of the inputs (b, u_1). *Collective*.
+
+        With ``kept``, what each of this rank's layers was given, z^{m-1}, is put into it.
+        """
+
+    @abstractmethod
+    def backward(self, layers: list[LayerView], kept: Kept, errors: torch.Tensor, gradient: list[LayerView]) -> None:
+        """Add J^T e to ``gradient`` for errors e (b, v_L) of this rank's outputs. *Collective*."""
+
+    @abstractmethod
+    def tangents(self, layers: list[LayerView], kept: Kept, moves: list[LayerView]) -> torch.Tensor:
+        """J v, this rank's columns (b, v_L), by a second forward sweep. *Collective*."""
+
+    @abstractmethod
+    def output_weights(self, layers: list[LayerView]) -> torch.Tensor | None:
+        """What ``factors`` needs of W^L on this rank. *Collective*."""
+
+    @abstractmethod
+    def factors(self, layers: list[LayerView], kept: Kept, output_weights: torch.Tensor | None) -> Kept:
+        """M^m (b, C, v_m) of this rank's hidden layers: M[i, c, j] = d z^L_c / d s_j of instance i. *Collective*.
+
+        M^L is the identity, since the output layer is linear, and is not stored.
+        """
+
+    @abstractmethod
+    def gather_outputs(self, own: torch.Tensor, label: str = "outputs") -> torch.Tensor:
+        """The columns of all outputs (b, C) on all ranks, from those of every group (b, v_L). *Collective*."""
+
+
+class GridNetwork(Network):
+    """The sweeps on a grid of ranks. *Collective*: makes the communicators of row and column."""
+
+    def __init__(self, layout: GridLayout, activation: str, comm: Communicator, kernels: Kernels[torch.Tensor]) -> None:
+        super().__init__(layout, activation, comm, kernels)
+        row, column = layout.grid.coordinates(comm.rank)
+        self._row, self._column = comm.split(row, column), comm.split(column, row)
+        self.output_groups = self.across(layout.layers)
 
     def free(self) -> None:
         """Give back the communicators of row and column. *Collective*."""
@@ -68,51 +130,36 @@ class GridNetwork:
         """The ranks that hold the different groups of neurons of layer m = 0 ... L, this one among them."""
         return self._row if layer % 2 else self._column
 
-    def views(self, vector: Vector) -> list[LayerView]:
-        """The blocks of all layers in a rank's flat vector, without a copy."""
-        found = []
-        for held in self._blocks:
-            weights = vector[held.weights].view(held.inputs.count, held.outputs.count)
-            found.append(LayerView(held.number, weights, vector[held.biases] if held.biased else None))
-        return found
-
-    def forward(
-        self, layers: list[LayerView], inputs: torch.Tensor, kept: list[torch.Tensor] | None = None
-    ) -> torch.Tensor:
-        """z^L, this rank's columns (b, v_L), for its columns of the inputs (b, u_1). *Collective*.
-
-        With ``kept``, what every layer was given, z^0 ... z^{L-1}, is appended to it.
-        """
+    def forward(self, layers: list[LayerView], inputs: torch.Tensor, kept: Kept | None = None) -> torch.Tensor:
+        """As ``Network.forward``, one reduction a layer."""
         values = inputs
         for layer in layers:
             if kept is not None:
-                kept.append(values)
+                kept[layer.number] = values
             sums = self.kernels.affine(values, layer.weights, layer.biases)
             self._sum(sums, layer.number - 1, "forward")
             values = self.kernels.activate(self.activation, sums) if layer.number < len(layers) else sums
         return values
 
-    def backward(
-        self, layers: list[LayerView], kept: list[torch.Tensor], errors: torch.Tensor, gradient: list[LayerView]
-    ) -> None:
-        """Add J^T e to ``gradient`` for errors e (b, v_L) of this rank's outputs. *Collective*."""
+    def backward(self, layers: list[LayerView], kept: Kept, errors: torch.Tensor, gradient: list[LayerView]) -> None:
+        """As ``Network.backward``, one reduction a layer but the first."""
         for layer, into in zip(reversed(layers), reversed(gradient), strict=True):
-            inputs = kept[layer.number - 1]
+            inputs = kept[layer.number]
             self.kernels.add_gradient(inputs, errors, into.weights, into.biases)
             if layer.number > 1:
                 errors = self._pulled(layer, inputs, errors, "backward")
 
-    def tangents(self, layers: list[LayerView], kept: list[torch.Tensor], moves: list[LayerView]) -> torch.Tensor:
-        """J v, this rank's columns (b, v_L), by a second forward sweep. *Collective*."""
+    def tangents(self, layers: list[LayerView], kept: Kept, moves: list[LayerView]) -> torch.Tensor:
+        """As ``Network.tangents``, with the reductions of a forward sweep."""
         tangent: torch.Tensor | None = None
         for layer, move in zip(layers, moves, strict=True):
-            inputs = kept[layer.number - 1]
+            inputs = kept[layer.number]
             sums = self.kernels.affine(inputs, move.weights, move.biases)
             if tangent is not None:
                 sums += self.kernels.affine(tangent, layer.weights, None)
             tangent = self._sum(sums, layer.number - 1, "forward")
             if layer.number < len(layers):
-                self.kernels.scale_by_slope(self.activation, kept[layer.number], tangent)
+                self.kernels.scale_by_slope(self.activation, kept[layer.number + 1], tangent)
         assert tangent is not None
         return tangent
 
@@ -120,25 +167,20 @@ class GridNetwork:
         """W^L for this rank's inputs and all outputs, (u_L, C): where the factors begin. *Collective*."""
         return self.gather_outputs(layers[-1].weights, "factors")
 
-    def factors(
-        self, layers: list[LayerView], kept: list[torch.Tensor], output_weights: torch.Tensor
-    ) -> list[torch.Tensor]:
-        """M^1 ... M^{L-1}, each (b, C, v_m): M[i, c, j] = d z^L_c / d s_j of instance i. *Collective*.
-
-        From the last to the first, each in the memory in which its sum over the groups arrived. M^L is the identity,
-        since the output layer is linear, and is not stored.
-        """
-        found: list[torch.Tensor] = []
+    def factors(self, layers: list[LayerView], kept: Kept, output_weights: torch.Tensor | None) -> Kept:
+        """As ``Network.factors``, from the last to the first, each in the memory in which its sum arrived."""
+        found: Kept = {}
         for layer in reversed(layers[1:]):
-            values = kept[layer.number - 1]
+            values = kept[layer.number]
             if layer.number == len(layers):
-                found.append(self.kernels.last_factors(output_weights, self.activation, values))
+                assert output_weights is not None
+                found[layer.number - 1] = self.kernels.last_factors(output_weights, self.activation, values)
             else:
-                found.append(self._pulled(layer, values, found[-1], "factors"))
-        return found[::-1]
+                found[layer.number - 1] = self._pulled(layer, values, found[layer.number], "factors")
+        return found
 
     def gather_outputs(self, own: torch.Tensor, label: str = "outputs") -> torch.Tensor:
-        """The columns of all outputs (b, C) from those of every group (b, v_L). *Collective*."""
+        """As ``Network.gather_outputs``, one reduction over the groups of outputs."""
         whole = own.new_zeros(own.shape[0], self.width)
         whole[:, self.outputs.slice] = own
         return self._sum(whole, self.layout.layers, label)

@@ -78,7 +78,7 @@ class CutVariables:
 
     def _refuse(self, what: str, instead: str = "another method") -> NoReturn:
         raise UsageError(
-            f"{what} cannot work on a network that is cut over a grid of ranks: every rank holds blocks of all layers "
-            f"and no layer whole. Use layout = 'data', or {instead}.",
+            f"{what} cannot work on a network that is cut over the ranks: they hold blocks of its layers and none of "
+            f"them whole. Use layout = 'data', or {instead}.",
             collective=True,
         )

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from hpcopt.layout.grid import ProcessGrid
-from hpcopt.layout.network import NetworkLayout
+from hpcopt.layout.network import GridLayout
 from hpcopt.objective.network import first_weights
 from hpcopt.objective.network.first_weights import initial_blocks
 
 SIZES = (400, 300, 200, 12)
-WHOLE = NetworkLayout(SIZES, ProcessGrid(1, 1))
+WHOLE = GridLayout(SIZES, ProcessGrid(1, 1))
 
 
 def arrays(init, seed=3, layout=WHOLE):
@@ -59,7 +59,7 @@ def test_sparse_has_15_standard_normal_weights_a_unit_anywhere_among_its_inputs(
 
 
 def test_sparse_takes_all_inputs_where_there_are_fewer():
-    given = arrays("sparse", layout=NetworkLayout((6, 4, 3), ProcessGrid(1, 1)))
+    given = arrays("sparse", layout=GridLayout((6, 4, 3), ProcessGrid(1, 1)))
     assert (given["W1"] != 0).all()
     assert (given["W2"] != 0).all()
 
@@ -79,7 +79,7 @@ def test_precision_is_that_of_the_data():
 @pytest.mark.parametrize("init", ["he", "xavier", "sparse"])
 def test_drawing_takes_little_memory_beside_the_block(init):
     """A rank with room for its block and not much more can draw it."""
-    layout = NetworkLayout((2000, 2000, 10), ProcessGrid(1, 1))
+    layout = GridLayout((2000, 2000, 10), ProcessGrid(1, 1))
     tracemalloc.start()
     initial_blocks(layout, 0, init, 3, torch.zeros(1, dtype=torch.float32))
     made = tracemalloc.get_traced_memory()[1]  # of NumPy; the block itself is torch's

@@ -83,7 +83,7 @@ def test_factors_are_the_derivatives_of_the_outputs_by_what_the_units_are_given(
     def check(objective, linear, mine):
         pieces = linear.block_factors()
         for held, layer in zip(objective.partition.blocks(objective.comm.rank)[:-1], whole, strict=False):
-            units = torch.cat([piece.units[held.number - 1] for piece in pieces])
+            units = torch.cat([piece.units[held.number] for piece in pieces])
             expected = jacobian[:, :, layer.biases][:, :, held.outputs.slice]
             torch.testing.assert_close(units, expected, **CLOSE)
         assert all(len(piece.units) == len(sizes) - 2 for piece in pieces)
@@ -230,7 +230,8 @@ def test_the_implicit_jacobian_sends_what_its_closed_forms_say(grid, problem):
 def test_what_is_kept_stays_under_the_limit(jacobian, limit):
     def check(objective, linear, mine):
         kept, *others = linear._pieces.groups()
-        fields = [tensor for piece in kept for tensor in (*piece.inputs, *getattr(piece, "units", []))]
+        arrays = [each for piece in kept for each in (piece.inputs, getattr(piece, "units", {}))]
+        fields = [tensor for each in arrays for tensor in each.values()]
         curvature = sum(piece.curvature.nbytes for piece in kept)
         assert curvature + sum(tensor.nbytes for tensor in fields) <= options["memory_limit"]
         assert (kept == []) == (limit == 1)

@@ -258,7 +258,7 @@ def test_ranks_with_different_samples_are_refused():
 )
 def test_what_needs_whole_layers_or_local_functions_is_refused(call):
     def run(comm):
-        with pytest.raises(UsageError, match="cut over a grid of ranks"):
+        with pytest.raises(UsageError, match="cut over the ranks"):
             call(on_grid(comm, (1, 1)))
         return True
 
