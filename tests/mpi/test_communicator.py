@@ -113,6 +113,23 @@ def test_several_reductions_may_be_in_flight(comm: Communicator, kind: str) -> N
         assert_same(request.wait(), everyone(comm, n, "float64").sum(axis=0))
 
 
+@kinds
+def test_broadcasts_may_be_in_flight_with_reductions(comm: Communicator, kind: str) -> None:
+    root, before = comm.size - 1, comm.ledger.snapshot()
+    requests = [
+        comm.ibcast(make(kind, numbers(comm.rank, 7, "float64")), root, label="flight"),
+        comm.iallreduce(make(kind, numbers(comm.rank, 3, "float64")), label="flight"),
+        comm.ibcast(make(kind, numbers(comm.rank, 0, "float64")), 0, label="flight"),
+    ]
+    found = [request.wait() for request in requests]
+    assert_same(found[0], numbers(root, 7, "float64"))
+    assert_same(found[1], everyone(comm, 3, "float64").sum(axis=0))
+    ((label, calls, nbytes, _),) = comm.ledger.rows(before)
+    assert (label, calls, nbytes) == ("flight", 3, 80)
+    with pytest.raises(UsageError, match=f"root = {comm.size} is not a rank"):
+        comm.ibcast(make(kind, numbers(0, 7, "float64")), comm.size)
+
+
 def test_a_request_can_be_tested_until_it_is_done_and_waited_for_again(comm: Communicator) -> None:
     buffer = torch.ones(1000)
     request = comm.iallreduce(buffer, "max")
