@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,11 +12,10 @@ from mpi4py import MPI
 
 from hpcopt.analysis.history import open_run
 from hpcopt.comm.communicator import Communicator
-from hpcopt.config import parse_job
 from hpcopt.errors import UsageError
 from hpcopt.objective.network.objective import NetworkObjective
-from hpcopt.train.job import PreparedJob
 from hpcopt.train.protocol import Result
+from tests.support.network_jobs import BLOCKS, prepared
 from tests.support.networks import FOUR, ONE, THREE, assemble, on_grid, on_own_ranks, positions, start
 
 pytestmark = pytest.mark.mpi
@@ -30,33 +28,9 @@ CUTS: dict[int, list[tuple[tuple[int, ...], tuple[int, ...]]]] = {
     4: [(THREE, (2, 1, 1, 1)), (TWO, (1, 2, 1)), (FOUR, (1, 1, 1, 1, 1))],
 }
 
-JOB = """
-[run]
-iterations = 4
-evaluate_every = 4
-precision = "float64"
-device = "cpu"
-[data]
-source = "digits"
-limit = 120
-test = 0.2
-batch = "full"
-[model]
-widths = [9]
-init = "he"
-activation = "tanh"
-[loss]
-weight_decay = 1e-3
-[solver]
-name = "newton"
-subset = 0.5
-subset_least = 1
-damping = 1e-2
-[parallel]
-layout = "variables"
-"""
+JOB = ["model.widths=[9]", "data.limit=120", "run.iterations=4", "run.evaluate_every=4"]
+FULL = ["solver.name=newton", "solver.subset=0.5", "solver.subset_least=1", "solver.cg_iterations=10"]
 PAPER = ["parallel.mapping=paper"]
-BLOCK = ["solver.direction=block", "solver.block_solver=cg", *PAPER]
 
 
 @pytest.fixture
@@ -64,12 +38,8 @@ def alone() -> Communicator:
     return Communicator(MPI.COMM_SELF)
 
 
-def prepared(comm: Communicator, *settings: str) -> PreparedJob:
-    return PreparedJob(parse_job(JOB, list(settings)), comm)
-
-
-def train(comm: Communicator, path: Path | None, *settings: str) -> Result:
-    result = prepared(comm, *settings).run(path)
+def train(comm: Communicator, path: Path | None, *settings: str, more: str = "") -> Result:
+    result = prepared(comm, *JOB, *settings, more=more).run(path)
     comm.barrier()
     return result
 
@@ -113,20 +83,27 @@ def test_the_network_is_that_of_one_process(
 @pytest.mark.mpi(min_size=2)
 def test_a_run_is_that_of_a_grid_and_goes_on_on_one(comm: Communicator, shared_path: Path) -> None:
     """Saved on each mapping in turn, one iteration each, to the curve of a run in one go."""
-    settings = ["solver.cg_iterations=10"]
-    whole = train(comm, None, *settings, "run.iterations=3")
+    whole = train(comm, None, *FULL, "run.iterations=3")
     for iterations, mapping in enumerate(("paper", "grid", "paper"), 1):
-        result = train(
-            comm, shared_path / "run", *settings, f"parallel.mapping={mapping}", f"run.iterations={iterations}"
-        )
+        settings = [f"parallel.mapping={mapping}", f"run.iterations={iterations}"]
+        result = train(comm, shared_path / "run", *FULL, *settings)
         assert result.resumed_from == (iterations - 1 or None)
     for name in ("train_loss", "test_loss", "train_accuracy", "test_accuracy"):
         assert getattr(result.final, name) == pytest.approx(getattr(whole.final, name), rel=1e-9)
 
 
+def test_replicas_may_be_cut_so(comm: Communicator) -> None:
+    if comm.size != 4:
+        pytest.skip("two replicas of a network of two layers are on 4 ranks")
+    settings = ["solver.name=sgd", "solver.learning_rate=0.1", "parallel.data=2"]
+    found, expected = train(comm, None, *settings, *PAPER), train(comm, None, *settings)
+    assert found.final.test_loss == pytest.approx(expected.final.test_loss, rel=1e-10)
+    assert found.final.train_accuracy == expected.final.train_accuracy
+
+
 @pytest.mark.mpi(min_size=2)
 def test_no_rank_holds_two_layers_and_only_the_first_have_features(comm: Communicator) -> None:
-    objective = prepared(comm, *PAPER).objective
+    objective = prepared(comm, *JOB, "solver.name=sgd", *PAPER).objective
     assert isinstance(objective, NetworkObjective)
     (held,) = objective.partition.blocks(comm.rank)
     assert objective.size == (held.inputs.count + held.biased) * held.outputs.count
@@ -139,23 +116,23 @@ def test_no_rank_holds_two_layers_and_only_the_first_have_features(comm: Communi
 
 @pytest.mark.mpi(min_size=2)
 def test_a_slow_rank_is_stopped_early_and_the_run_is_repeated(comm: Communicator, shared_path: Path) -> None:
-    slow = ["parallel.quorum=0.5", "debug.slow_rank=0", "debug.slow_seconds=0.02", "solver.cg_tolerance=1e-3"]
-    result = train(comm, shared_path / "run", *BLOCK, *slow)
+    settings = [*PAPER, "solver.cg_tolerance=1e-3"]
+    slow = ["parallel.quorum=0.5", "debug.slow_rank=0", "debug.slow_seconds=0.02"]
+    result = train(comm, shared_path / "run", *settings, *slow, more=BLOCKS)
     counts = open_run(shared_path / "run").local_iterations
     assert (counts[:, 0] >= 3).all()
     assert counts[:, 0].sum() < 0.7 * counts[:, 1:].max(axis=1).sum()
     assert result.final.train_loss < result.initial.train_loss
-    again = train(
-        comm, shared_path / "again", *BLOCK, "solver.cg_tolerance=1e-3", f"parallel.replay={shared_path / 'run'}"
-    )
+    again = train(comm, shared_path / "again", *settings, f"parallel.replay={shared_path / 'run'}", more=BLOCKS)
     assert torch.equal(result.parameters, again.parameters)
 
 
 @pytest.mark.mpi(min_size=2)
 def test_lock_step_ends_every_run_on_the_same_iterations(comm: Communicator, shared_path: Path) -> None:
-    settings = [*BLOCK, "parallel.quorum=0.25", "parallel.termination=lock_step"]
-    one = train(comm, shared_path / "one", *settings)
-    other = train(comm, shared_path / "other", *settings, "debug.slow_rank=1", "debug.slow_seconds=0.003")
+    settings = [*PAPER, "parallel.quorum=0.25", "parallel.termination=lock_step"]
+    slow = ["debug.slow_rank=1", "debug.slow_seconds=0.003"]
+    one = train(comm, shared_path / "one", *settings, more=BLOCKS)
+    other = train(comm, shared_path / "other", *settings, *slow, more=BLOCKS)
     assert torch.equal(one.parameters, other.parameters)
     counts = [open_run(shared_path / name).local_iterations for name in ("one", "other")]
     np.testing.assert_array_equal(*counts)
@@ -176,8 +153,6 @@ def test_lock_step_ends_every_run_on_the_same_iterations(comm: Communicator, sha
     ],
 )
 def test_what_cannot_be_is_refused_in_one_paragraph(comm: Communicator, settings: list[str], words: str) -> None:
-    given: list[Any] = [] if "apts" in settings[-1] else ["solver.cg_iterations=10"]
-    text = JOB if given else JOB[: JOB.index("subset")] + '[parallel]\nlayout = "variables"\n'
     with pytest.raises(UsageError, match=words) as refused:
-        PreparedJob(parse_job(text, [*settings, *given]), comm)
+        prepared(comm, *JOB, "solver.name=sgd", *settings)
     assert "\n" not in str(refused.value)
