@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar, cast
 
 from hpcopt.objective.protocol import Batch, Objective
-from hpcopt.solvers.checks import check_choice, check_number, fail
+from hpcopt.solvers.checks import check_choice, check_count, check_number, fail
 from hpcopt.solvers.conjugate_options import PAPER, ConjugateOptions
 from hpcopt.solvers.damping import DAMPING_MAX, DAMPING_MIN
 from hpcopt.solvers.preconditioner import Preconditioner
@@ -58,6 +58,10 @@ class NLCG(ConjugateOptions):
     """With "kronecker", iterations from one refresh of the factors to the next; the first so many have one each."""
     factor_memory: float = 0.9
     """With "kronecker", most weight of the past in the moving average of the factors."""
+    subset: float = 1.0
+    """Part of the batch's samples whose curvature is taken in the plane; another part in every step."""
+    subset_least: int = 2000
+    """Fewest samples in it, as far as the batch has them."""
     damping: float = 0.01
     """First lambda, which is added to the curvature in the preconditioner and in the plane."""
     damping_increase: float = 1.5
@@ -87,6 +91,8 @@ class NLCG(ConjugateOptions):
         check_choice(self, "preconditioner", tuple(PRECONDITIONERS))
         if self.preconditioner == "released_diagonal_bfgs" and self.step_rule != "control":
             fail(self, "preconditioner", 'needs step_rule = "control"', 'Use "diagonal_bfgs", or the preset "paper".')
+        check_number(self, "subset", 0.0, 1.0, open_low=True)
+        check_count(self, "subset_least")
         check_number(self, "damping", DAMPING_MIN, DAMPING_MAX)
         check_number(self, "damping_increase", 1.0)
         check_number(self, "damping_decrease", 0.0, 1.0, open_low=True)

@@ -94,6 +94,7 @@ class PlaneSearch:
             "has_previous": False,
             "promised": 0.0,
             "failures": 0,
+            "subsets": 0,
         }
         if self._options.average:
             state |= empty_average(parameters)
@@ -143,8 +144,16 @@ class PlaneSearch:
             rows.append(cast(Vector, state["previous"]))
         directions = torch.stack(rows)
         products = agreed_inner(objective)(directions, torch.stack([*rows, gradient]))
-        curvatures = objective.linearize(parameters, batch).curvatures(directions)
+        curvatures = objective.linearize(parameters, self._samples(objective, state, batch)).curvatures(directions)
         return Plane(directions, products[:, -1], products[:, :-1], curvatures)
+
+    def _samples(self, objective: Objective, state: State, batch: Batch) -> Batch:
+        """The part of the batch whose curvature is taken. *Collective*, one number a rank unless it is all of it."""
+        size = max(self._options.subset_least, round(self._options.subset * batch.total))
+        if size >= batch.total:
+            return batch
+        state["subsets"] = int(state["subsets"]) + 1
+        return objective.subset(batch, size, int(state["subsets"]) - 1)
 
     def _search(self, objective: Objective, state: State, batch: Batch, plane: Plane, report: StepReport) -> None:
         """Try the best point of the plane, with more and more damping, until the loss falls. *Collective*."""
