@@ -34,7 +34,7 @@ RATES = {
     "lars": (1.0, 3.0, 10.0, 30.0, 100.0),
 }
 OWN = {"sgd": ["solver.momentum=0.9"]}
-AN_ITERATION = 2.5
+AN_ITERATION = 1.4
 """Gradient equivalents that an iteration of NLCG takes at least; its runs are long enough for the budget."""
 
 
