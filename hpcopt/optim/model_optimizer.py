@@ -16,7 +16,7 @@ from hpcopt.optim.checks import check_alike, check_constants
 from hpcopt.optim.model_objective import ModelObjective, modes_kept
 from hpcopt.optim.saved_state import pack, restore
 from hpcopt.solvers.registry import make_solver
-from hpcopt.solvers.solver import StepReport
+from hpcopt.solvers.solver import Solver, StepReport
 
 
 class ModelOptimizer(torch.optim.Optimizer):
@@ -53,7 +53,7 @@ class ModelOptimizer(torch.optim.Optimizer):
                 raise UsageError(
                     f"{self._name}: micro_batch = {micro_batch!r} must be a whole number of at least 1, or None"
                 )
-            self._solver = make_solver(self.METHOD, {**options, "preset": preset})
+            self._solver = self._make({**options, "preset": preset})
         sizes = [tuple(p.shape) for p in model.parameters() if p.requires_grad]
         dtypes = sorted({str(p.dtype) for p in model.parameters()})
         check_alike(self.comm, (sizes, dtypes, self._solver, weight_decay, full_batch, micro_batch, seed))
@@ -168,6 +168,10 @@ class ModelOptimizer(torch.optim.Optimizer):
         else:
             return
         raise UsageError(problem, collective=True)
+
+    def _make(self, options: Mapping[str, Any]) -> Solver:
+        """The method with the options given."""
+        return make_solver(self.METHOD, options)
 
     def _forget(self) -> None:
         """The parameters are others than the last step left: of what it found nothing holds that is of a point."""

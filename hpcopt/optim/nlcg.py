@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import cast
+from typing import Any, cast
 
+from hpcopt.errors import UsageError
 from hpcopt.objective.protocol import Vector
 from hpcopt.optim.model_optimizer import ModelOptimizer
-from hpcopt.solvers.averaging import empty_average
+from hpcopt.solvers import nlcg as solvers_nlcg
+from hpcopt.solvers.solver import Solver, State
+
+NOTHING_BEFORE: State = {"has_previous": False, "has_direction": False, "restart": True, "promised": 0.0, "averaged": 0}
+"""What the states of the step rules hold before the first step, of what is of the last one."""
 
 
 class NLCG(ModelOptimizer):
@@ -23,7 +28,8 @@ class NLCG(ModelOptimizer):
         loss_fn: "cross_entropy", "squared", or a torch callable that returns the mean over samples; convex in the
             model's outputs.
         comm: the ranks that share the samples: a communicator of mpi4py or of hpcopt; None for all of the job.
-        preset: "default" or "paper".
+        preset: "default" or "paper"; the latter with ``warmup_epochs=0, schedule="constant"``, since a loop of the
+            user's own does not tell the epochs that its rate follows.
         weight_decay: coefficient of |w|^2 / 2, added to the loss.
         full_batch: every step gets the same samples. What is known from the last step is then not evaluated again.
         micro_batch: most samples in one forward pass on a rank; larger batches are accumulated. None for no limit.
@@ -54,8 +60,18 @@ class NLCG(ModelOptimizer):
         finally:
             parameters.bind(self._parameters)
 
+    def _make(self, options: Mapping[str, Any]) -> Solver:
+        solver = cast(solvers_nlcg.NLCG, super()._make(options))
+        if solver.step_rule == "control" and (solver.warmup_epochs or solver.schedule != "constant"):
+            raise UsageError(
+                f'NLCG: the rate of step_rule = "control" follows the epochs of a run (warmup_epochs ='
+                f" {solver.warmup_epochs:g}, schedule = {solver.schedule!r}), which a loop of your own does not tell. "
+                'Set warmup_epochs = 0 and schedule = "constant", or train by a job file'
+            )
+        return solver
+
     def _forget(self) -> None:
         super()._forget()
-        self._state |= {"has_previous": False, "promised": 0.0}
+        self._state |= {key: value for key, value in NOTHING_BEFORE.items() if key in self._state}
         if "average" in self._state:
-            self._state |= empty_average(self._parameters)
+            cast(Vector, self._state["average"]).copy_(self._parameters)

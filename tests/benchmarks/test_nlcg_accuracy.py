@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks._runs import JOBS
 from benchmarks.nlcg import accuracy
 from benchmarks.nlcg.accuracy import PROBLEMS, RATES, Run, arguments, best, report, rows, train, verdicts
 from hpcopt.config import parse_job
@@ -91,5 +92,5 @@ def test_the_report_has_a_table_for_each_problem() -> None:
 
 @pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)
 def test_the_job_of_a_problem_has_no_option_of_the_method(problem: accuracy.Problem) -> None:
-    job = parse_job((accuracy.JOBS / problem.job).read_text())
+    job = parse_job((JOBS / problem.job).read_text())
     assert (job.solver.name, job.solver.options) == ("nlcg", {})
