@@ -82,5 +82,10 @@ class Outcome:
 def run(comm: Communicator, *settings: str) -> Outcome:
     """A run on all ranks. *Collective*; rank 0 knows what came of it."""
     outcome = Outcome()
-    PreparedJob(parse_job(JOB, list(settings)), comm).run(None, listeners=[outcome])
+    prepared(comm, *settings).run(None, listeners=[outcome])
     return outcome
+
+
+def prepared(comm: Communicator, *settings: str) -> PreparedJob:
+    """The problem with these settings on top. *Collective*."""
+    return PreparedJob(parse_job(JOB, list(settings)), comm)

@@ -20,36 +20,15 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks._report import table, write_report
-from benchmarks.newton._problem import Outcome
+from benchmarks.newton._problem import Outcome, prepared
 from hpcopt.comm.communicator import Communicator
-from hpcopt.config import parse_job
-from hpcopt.train.job import PreparedJob
 
-JOB = """
-[run]
-iterations = 40
-device = "cpu"
-[data]
-source = "mnist-5k"
-limit = 2000
-standardize = false
-[model]
-widths = [128, 64]
-activation = "sigmoid"
-[loss]
-name = "squared"
-weight_decay = 0.00025
-[solver]
-name = "newton"
-subset = 0.2
-subset_least = 1
-damping = 0.5
-"""
-VARIANTS: dict[str, str] = {
-    "1e-3, without combination": "cg_tolerance = 1e-3\ncombine = false\n",
-    "1e-3": "cg_tolerance = 1e-3\n",
-    "1e-2 (default)": "",
-    "0.1": "cg_tolerance = 0.1\n",
+SETTINGS = ("run.iterations=40", "parallel.layout=data", "model.init=torch", "solver.preset=default")
+VARIANTS: dict[str, list[str]] = {
+    "1e-3, without combination": ["solver.cg_tolerance=1e-3", "solver.combine=false"],
+    "1e-3": ["solver.cg_tolerance=1e-3"],
+    "1e-2 (default)": [],
+    "0.1": ["solver.cg_tolerance=0.1"],
 }
 INCOMING = 15
 
@@ -69,9 +48,10 @@ def sparse(model: torch.nn.Module, seed: int) -> None:
 
 def run(variant: str, seed: int) -> tuple[float, ...]:
     """Final f, best accuracy, accuracies after 10 and 20 steps, products of conjugate gradients, median step."""
-    prepared, outcome = PreparedJob(parse_job(JOB + VARIANTS[variant]), Communicator()), Outcome()
-    sparse(prepared.objective.shard.module, seed)
-    prepared.run(None, listeners=[outcome])
+    job = prepared(Communicator(), *SETTINGS, "solver.subset_least=1", *VARIANTS[variant])
+    outcome = Outcome()
+    sparse(job.objective.shard.module, seed)
+    job.run(None, listeners=[outcome])
     accuracies, products = outcome.accuracies, float(outcome.counts.sum())
     step = float(np.median([row["step_size"] for row in outcome.steps]))
     return outcome.f, float(accuracies.max()), float(accuracies[10]), float(accuracies[20]), products, step

@@ -15,7 +15,7 @@ from hpcopt.objective.protocol import Batch, Vector
 from hpcopt.optim.checks import check_alike, check_constants
 from hpcopt.optim.closure import Closure, ClosureEvaluation
 from hpcopt.optim.closure_objective import ClosureObjective
-from hpcopt.optim.saved_state import pack, restore
+from hpcopt.optim.one_vector import OneVectorOptimizer
 from hpcopt.optim.tensors import ParameterTensors
 from hpcopt.solvers import apts as solvers_apts
 from hpcopt.solvers.averaging import empty_average
@@ -23,7 +23,7 @@ from hpcopt.solvers.registry import make_solver
 from hpcopt.solvers.solver import StepReport
 
 
-class APTS(torch.optim.Optimizer):
+class APTS(OneVectorOptimizer):
     """The additively preconditioned trust-region strategy, for a training loop of the user's own. *Collective*.
 
     Every rank has the same model and its own samples, and calls ``step`` equally often. There is no learning rate, and
@@ -124,52 +124,19 @@ class APTS(torch.optim.Optimizer):
         finally:
             self._evaluation.tensors.write(self._parameters)
 
-    def state_dict(self) -> dict[str, Any]:
-        """All that the next step needs besides the model and torch's random state: tensors and numbers.
+    @property
+    def _draws(self) -> bool:
+        return self._evaluation.draws
 
-        As in torch the tensors are the optimiser's own: save or copy them before the next step. What a rank remembers
-        of its own samples is among them, so every rank saves its own.
-        """
-        packed = super().state_dict()
-        numbers = {"steps": self._steps, "samples": self._samples, "draws": self._evaluation.draws}
-        packed["state"] = {0: pack(self._state, numbers, self.comm)}
-        return packed
+    @_draws.setter
+    def _draws(self, draws: bool) -> None:
+        self._evaluation.draws = draws
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Continue from what ``state_dict`` gave, on every rank; the model's own state is loaded as ever. Local.
-
-        With the parameters, this rank's state and torch's random state restored, the next steps are the same to the
-        last bit. A state of another rank, or of another number of ranks, is taken without what that rank
-        remembered of its samples; what is the same on all ranks, the running mean among it, goes on.
-
-        Raises:
-            UsageError: it is not the state of this optimiser with this model and these options.
-        """
-        with torch.no_grad():
-            self._state, numbers, is_own = restore(state_dict, self._state, self.comm, "APTS")
+    def _take_over(self, is_own: bool) -> None:
         if not is_own:
             fresh = self._solver.init(self._objective)
             self._state |= {key: value for key, value in fresh.items() if key.startswith(solvers_apts.APTS.OWN_STATE)}
-        self._steps, self._samples = int(numbers["steps"]), int(numbers["samples"])
-        self._evaluation.draws = bool(numbers["draws"])
-        self._changed, self._own_unknown = False, not is_own
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Not possible after construction.
-
-        Raises:
-            UsageError: there is a group already.
-        """
-        if self._complete:
-            raise UsageError(
-                "APTS treats all parameters as one vector, so no group can be added to it. Make a new optimiser with "
-                "all parameters that are to be trained"
-            )
-        super().add_param_group(param_group)
-
-    @property
-    def _parameters(self) -> Vector:
-        return cast(Vector, self._state["parameters"])
+        self._own_unknown = not is_own
 
     def _begin(self, closure: Closure, samples: int | None) -> Batch:
         """Check the arguments, see what changed since the last step, and agree on it. *Collective*, eight scalars."""

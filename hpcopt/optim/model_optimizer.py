@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
 
@@ -11,15 +11,15 @@ from hpcopt.checks import is_whole
 from hpcopt.comm.communicator import Communicator
 from hpcopt.errors import UsageError
 from hpcopt.objective.losses import Loss
-from hpcopt.objective.protocol import Batch, Vector
+from hpcopt.objective.protocol import Batch
 from hpcopt.optim.checks import check_alike, check_constants
 from hpcopt.optim.model_objective import ModelObjective, modes_kept
-from hpcopt.optim.saved_state import pack, restore
+from hpcopt.optim.one_vector import OneVectorOptimizer
 from hpcopt.solvers.registry import make_solver
 from hpcopt.solvers.solver import Solver, StepReport
 
 
-class ModelOptimizer(torch.optim.Optimizer):
+class ModelOptimizer(OneVectorOptimizer):
     """What the methods share that take a model, its loss and samples instead of a closure. *Collective*.
 
     Subclasses name their method; the arguments are as they document them.
@@ -96,47 +96,17 @@ class ModelOptimizer(torch.optim.Optimizer):
         self._steps, self._changed = self._steps + 1, False
         return self.report.loss - decay
 
-    def state_dict(self) -> dict[str, Any]:
-        """All that the next step needs besides the model: tensors and numbers, the same on all ranks.
-
-        As in torch the tensors are the optimiser's own: save or copy them before the next step.
-        """
-        packed = super().state_dict()
-        draws = self._objective.shard.stochastic.draws
-        numbers = {"steps": self._steps, "samples": self._samples, "draws": draws}
-        packed["state"] = {0: pack(self._state, numbers, self.comm)}
-        return packed
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Continue from what ``state_dict`` gave on any rank; the model's own state is loaded as ever. Local.
-
-        On as many ranks, with the same samples on each, the next steps are the same to the last bit.
-
-        Raises:
-            UsageError: it is not the state of this optimiser with this model and these options.
-        """
-        with torch.no_grad():
-            self._state, numbers, is_own = restore(state_dict, self._state, self.comm, self._name)
-        self._steps, self._samples = int(numbers["steps"]), int(numbers["samples"]) if is_own else -1
-        self._objective.shard.stochastic.draws = bool(numbers["draws"])
-        self._changed = False
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Not possible after construction.
-
-        Raises:
-            UsageError: there is a group already.
-        """
-        if self._complete:
-            raise UsageError(
-                f"{self._name} treats all parameters of its model as one vector, so no group can be added to it. Make "
-                "a new optimiser for a model with all parameters that are to be trained"
-            )
-        super().add_param_group(param_group)
-
     @property
-    def _parameters(self) -> Vector:
-        return cast(Vector, self._state["parameters"])
+    def _draws(self) -> bool:
+        return self._objective.shard.stochastic.draws
+
+    @_draws.setter
+    def _draws(self, draws: bool) -> None:
+        self._objective.shard.stochastic.draws = draws
+
+    def _take_over(self, is_own: bool) -> None:
+        if not is_own:
+            self._samples = -1
 
     def _begin(self, inputs: torch.Tensor, targets: torch.Tensor) -> Batch:
         """Check the samples, see what changed since the last step, and agree on it. *Collective*, five scalars."""
@@ -144,15 +114,15 @@ class ModelOptimizer(torch.optim.Optimizer):
         with self.comm.together("checking the samples of the step"):
             _check_samples(inputs, targets)
             objective.begin(inputs, targets)
-        count, stochastic = len(objective.shard.inputs), objective.shard.stochastic
+        count = len(objective.shard.inputs)
         now = objective.shard.parameters.copy()
         changed = self._changed or not torch.equal(now, self._parameters)
         changed |= self._full_batch and count != self._samples
-        numbers = (count, changed, stochastic.draws, self._steps, self._steps**2)
+        numbers = (count, changed, self._draws, self._steps, self._steps**2)
         total, changes, draws, steps, squares = map(int, self.comm.reduce_scalars(numbers, label="batch"))
         self._check_ranks(total, steps, squares)
         self._samples, objective.samples, objective.flags_seen = count, total, 0.0
-        stochastic.draws = bool(draws)
+        self._draws = bool(draws)
         if changes:
             self._parameters.copy_(self.comm.bcast(now, label="parameters"))
             self._forget()
@@ -176,10 +146,6 @@ class ModelOptimizer(torch.optim.Optimizer):
     def _forget(self) -> None:
         """The parameters are others than the last step left: of what it found nothing holds that is of a point."""
         self._state["known"] = False
-
-    @property
-    def _name(self) -> str:
-        return type(self).__name__
 
     def _check_model(self, model: object) -> None:
         if not isinstance(model, torch.nn.Module):

@@ -34,7 +34,9 @@ class Trials:
             likely: whether the step will probably end here. Then the gradient is evaluated too, where the next step
                 begins with it or it is wanted: together they cost less than the value now and the gradient later.
         """
-        self._gradient = None
+        if self._gradient is not None:  # of a trial that was rejected
+            self._objective.release(self._gradient)
+            self._gradient = None
         if not (likely and self._wants_gradient):
             return self._objective.value(point, self._batch)
         loss, gradient = self._objective.value_and_gradient(point, self._batch)

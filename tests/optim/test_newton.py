@@ -232,6 +232,14 @@ def test_wrong_options_are_refused(comm: Communicator, options: dict[str, Any], 
         Newton(small_network(), "cross_entropy", comm=comm, **options)
 
 
+def test_directions_by_blocks_are_refused_where_every_rank_has_all_variables(comm: Communicator) -> None:
+    model = small_network()
+    optimizer, before = Newton(model, "cross_entropy", comm=comm, direction="block"), values_of(model)
+    with pytest.raises(UsageError, match=r'direction = "block" needs variables that are cut.*Use direction = "full"'):
+        optimizer.step(*samples())
+    assert torch.equal(values_of(model), before)
+
+
 def test_something_else_than_a_model_is_refused(comm: Communicator) -> None:
     with pytest.raises(UsageError, match="needs the model itself"):
         Newton(small_network().parameters(), "cross_entropy", comm=comm)  # type: ignore[arg-type]
