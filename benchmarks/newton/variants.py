@@ -1,11 +1,13 @@
 """Newton on a network that is cut over the ranks: full and block-diagonal directions, and early termination.
 
     OMP_NUM_THREADS=1 mpirun -n 4 python benchmarks/newton/variants.py [--output benchmarks/results/newton-variants.md]
+    OMP_NUM_THREADS=1 mpirun -n 6 python benchmarks/newton/variants.py --split 2 1 2 1
 
-The problem is that of ``benchmarks/newton/_problem.py``, 40 steps from each start. Nothing is timed, and phases end in
-lock-step, so that losses and counts do not depend on the machine, but for rounding. The full direction is the same on
-any number of ranks, again but for rounding, and rank 0 finds it alone. "Slowest" adds up over the steps what the rank
-with the most iterations made, for which the others wait.
+With ``--split`` the mapping is the paper's: every layer is on ranks of its own, and each rank has one block of the
+matrix; without it, a grid. The problem is that of ``benchmarks/newton/_problem.py``, 40 steps from each start. Nothing
+is timed, and phases end in lock-step, so that losses and counts do not depend on the machine, but for rounding. The
+full direction is the same on any number of ranks, again but for rounding, and rank 0 finds it alone. "Slowest" adds up
+over the steps what the rank with the most iterations made, for which the others wait.
 """
 
 from __future__ import annotations
@@ -36,6 +38,11 @@ VARIANTS: dict[str, list[str]] = {
     "block a layer": LAYER,
     "block a layer, quorum 0.5": [*LAYER, *HALF],
 }
+ON_OWN_RANKS = [
+    *("full", "block a rank, without combination", "block a rank"),
+    *("block a rank, quorum 0.5", "block a rank, quorum 0.25"),
+]
+"""Variants with the paper's mapping, in which a rank has one layer."""
 HEAD = ["direction", "f", "best test accuracy, %", "after 10 / 20 steps, %", "mean CG", "slowest CG", "median alpha"]
 
 
@@ -63,16 +70,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--starts", type=int, default=1)
     parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--split", type=int, nargs="+", help="groups of the features and of each layer")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
+    mapping = ["parallel.mapping=paper", f"parallel.split={options.split}"] if options.split else []
     comm, rows = Communicator(), []
     alone = comm.split(comm.rank, 0)
-    for variant, settings in VARIANTS.items():
-        found = []
+    for variant in ON_OWN_RANKS if options.split else VARIANTS:
+        settings, found = VARIANTS[variant], []
         for seed in range(options.starts):
             blocks = settings[:1] == BLOCK[:1]
             if blocks or comm.rank == 0:
-                found.append(figures(comm if blocks else alone, settings, seed, options.steps))
+                given = [*settings, *mapping] if blocks else settings
+                found.append(figures(comm if blocks else alone, given, seed, options.steps))
             wait(comm)
         if comm.rank == 0:
             f, best, ten, twenty, mean, slowest, alpha = np.mean([each for each in found if each], axis=0)
@@ -81,9 +91,13 @@ def main() -> None:
             print(*rows[-1], sep="  ", flush=True)
     if options.output and comm.rank == 0:
         arguments = f"--starts {options.starts} --steps {options.steps} --output {options.output}"
+        cut = ""
+        if options.split:
+            arguments += f" --split {' '.join(map(str, options.split))}"
+            cut = f", the paper's mapping with split {'-'.join(map(str, options.split))}"
         command = f"OMP_NUM_THREADS=1 mpirun -n {comm.size} python benchmarks/newton/variants.py {arguments}"
         lines = [
-            f"Starts: {options.starts}, {options.steps} steps, {comm.size} ranks.",
+            f"Starts: {options.starts}, {options.steps} steps, {comm.size} ranks{cut}.",
             "",
             *table(HEAD, rows),
         ]
