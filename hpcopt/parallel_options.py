@@ -16,7 +16,7 @@ class ParallelOptions:
     layout: Literal["data", "variables"] = "data"
     """data: every rank varies all variables on its shard of the samples. variables: groups of ranks share the samples
     of a shard. With APTS each rank of a group varies a block of the variables in the local phase; with other methods
-    the network is cut over a grid of ranks, and no rank holds all of its weights or of the features."""
+    the network is cut over the ranks as ``mapping`` says, and none of them holds all of its weights or features."""
     grid: list[int] | None = None
     """With layout = "variables" and a method other than APTS: rows and columns of the grid. None: the squarest that
     fits the network."""

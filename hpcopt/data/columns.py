@@ -38,12 +38,12 @@ def columns_of(rows: np.ndarray, groups: Sequence[Block], own: Block, comm: Comm
 
 
 def by_columns(part: Part, layout: NetworkLayout, comm: Communicator) -> Part:
-    """What a rank of a network on a grid needs of a set: its feature columns of all samples. *Collective*.
+    """What a rank of a cut network needs of a set: its feature columns of all samples. *Collective*.
 
     Args:
         part: this rank's contiguous shard, as it was loaded.
         layout: the network.
-        comm: all ranks of the grid.
+        comm: all ranks of the layout.
 
     Returns:
         Inputs (N, u), and labels (N,) or this rank's target columns (N, v).

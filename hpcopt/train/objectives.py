@@ -153,7 +153,7 @@ def _network(
 
 
 def _check_network(job: Job) -> None:
-    """Refuse a model that cannot be cut over a grid of ranks."""
+    """Refuse a model that cannot be cut over the ranks."""
     name = job.model.name
     if name != "mlp":
         raise UsageError(

@@ -1,1 +1,1 @@
-"""A fully connected network that is cut over a grid of ranks: no rank holds all of its variables or features."""
+"""A fully connected network that is cut over the ranks: none of them holds all of its variables or features."""

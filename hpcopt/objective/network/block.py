@@ -1,4 +1,4 @@
-"""A rank's diagonal block of the Gauss-Newton matrix of a network on a grid, and the phase in which it is solved.
+"""A rank's diagonal block of the Gauss-Newton matrix of a cut network, and the phase in which it is solved.
 
 Letters and shapes are those of ``ExplicitLinearization``. The phase follows ``NetworkObjective.pace``; nothing in it
 communicates but the pace itself.

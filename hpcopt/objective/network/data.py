@@ -1,4 +1,4 @@
-"""What the user gives a rank of a network on a grid, checked and in one form.
+"""What the user gives a rank of a cut network, checked and in one form.
 
 Shapes: N instances, u features and v outputs of this rank, C outputs of the network.
 """
@@ -116,8 +116,8 @@ def check_names(**names: str) -> None:
     for what, name in names.items():
         if name not in KNOWN[what]:
             raise UsageError(
-                f"{what} = {name!r} is not known for a network on a grid{nearest(name, KNOWN[what])} It must be one of "
-                f"{', '.join(KNOWN[what])}."
+                f"{what} = {name!r} is not known for a network that is cut over the ranks{nearest(name, KNOWN[what])} "
+                f"It must be one of {', '.join(KNOWN[what])}."
             )
 
 
@@ -132,8 +132,8 @@ def check_same(comm: Communicator, options: Mapping[str, object]) -> None:
         for name, value in given.items():
             if value != first[name]:
                 raise UsageError(
-                    f"{name} is {first[name]} on rank 0 and {value} on rank {rank}: a network on a grid needs the same "
-                    "options on all ranks.",
+                    f"{name} is {first[name]} on rank 0 and {value} on rank {rank}: a network that is cut over the "
+                    "ranks needs the same options on all of them.",
                     collective=True,
                 )
 
@@ -230,8 +230,8 @@ def check_alike(
     most = comm.reduce_scalars([len(inputs), -len(inputs), bits, -bits], op="max", label="samples")
     if most[0] == 0 or most[0] != -most[1] or most[2] != -most[3]:
         raise UsageError(
-            f"the ranks of a network on a grid hold features of the same samples, in the same order and precision, and "
-            f"at least one: they were given from {-most[1]:.0f} to {most[0]:.0f} samples of {-most[3]:.0f} to "
+            "the ranks over which a network is cut hold features of the same samples, in the same order and precision, "
+            f"and at least one: they were given from {-most[1]:.0f} to {most[0]:.0f} samples of {-most[3]:.0f} to "
             f"{most[2]:.0f} bits. Give every rank its columns of all samples.",
             collective=True,
         )

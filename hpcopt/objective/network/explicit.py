@@ -1,4 +1,4 @@
-"""Products with the Jacobian of a network on a grid, from its factors: one reduction each, and none for a rank's block.
+"""Products with the Jacobian of a cut network, from its factors: one reduction each, and none for a rank's block.
 
     d z^L_c / d W^m_tj of instance i  =  M^m[i, c, j] z^{m-1}[i, t]
 
@@ -6,9 +6,9 @@ so that M and Z stand for J, which is never formed (Wang et al. 2018, arXiv:1802
 Shapes: n numbers of w on this rank, b instances, C outputs, k directions; in layer m a rank has Z (b, u_m) and
 M (b, C, v_m). J_p (b C, n) are the columns of this rank.
 
-Messages, in numbers, where everything is kept: making it, forward b v_m a layer, factors u_L C once and b C u_m for
-m = 2 ... L - 1, and softmax 2 b and b C where outputs are split; a product b C; curvatures k b C and k^2 scalars,
-and k^2 from rank 0.
+Messages, in numbers, where everything is kept: making it on a grid, forward b v_m a layer, factors u_L C once and
+b C u_m for m = 2 ... L - 1, and softmax 2 b and b C where outputs are split (``hpcopt.objective.network.pipeline`` has
+those with layers on ranks of their own); a product b C; curvatures k b C and k^2 scalars, and k^2 from rank 0.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""First weights of a network on a grid, drawn by counters: the model does not depend on how it is cut.
+"""First weights of a cut network, drawn by counters: the model does not depend on how it is cut.
 
 Every number is a function of the seed, the layer and its place in the whole matrix, so that a rank draws its own block
 and nothing else. Shapes: W^m is (n_{m-1}, n_m), a rank's block of it (u, v).

@@ -1,8 +1,8 @@
-"""Products with the Jacobian of a network on a grid by a sweep forward and one backward; J is not represented.
+"""Products with the Jacobian of a cut network by a sweep forward and one backward; J is not represented.
 
 Letters and shapes are those of ``ExplicitLinearization``, which has the same answers. Nothing but activations is made
-first, but every product has messages, in numbers: forward b v_m a layer, backward b u_m a layer but the first, and
-softmax b where outputs are split. A rank's own block of the matrix cannot be had without the others.
+first, but every product has messages, in numbers, on a grid: forward b v_m a layer, backward b u_m a layer but the
+first, and softmax b where outputs are split. A rank's own block of the matrix cannot be had without the others.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a network on a grid of ranks is at a point: this rank's blocks of its tensors, by the names torch gives them.
+"""What a cut network is at a point: this rank's blocks of its tensors, by the names torch gives them.
 
 The names and shapes are those of ``hpcopt.models.mlp``: layer m is number 2 m - 1 of a ``torch.nn.Sequential``, after
 the flattening of the samples and the activations, and its weight is W^m transposed. So what is saved of a network on a
@@ -19,7 +19,7 @@ from hpcopt.objective.protocol import Vector
 
 
 class PartitionedModel:
-    """The point that a network on a grid is at; there is nothing else to it.
+    """The point that a cut network is at; there is nothing else to it.
 
     Args:
         partition: who holds which block of every layer.
