@@ -183,14 +183,14 @@ class ConjugateDirections:
         return min(-0.5 * slope * guess * guess / bend, REACH * guess), True
 
     def _accept(self, objective: Objective, state: State, batch: Batch, end: Point[Place]) -> None:
-        point, gradient = end.payload
+        point, gradient, square = end.payload
         change = state["change"] = gradient - state["gradient"]
         if self._preconditioner.wants_pairs:
             step = point - state["parameters"]
             self._preconditioner.observe(objective, state, step, change)
         state |= {"has_direction": True, "previous_square": state["gradient_square"], "failures": 0}
         state["previous_step"] = end.step
-        move(state, batch, point, end.value, gradient, agreed_dot(objective, gradient, gradient))
+        move(state, batch, point, end.value, gradient, square)
 
     def _fail(self, objective: Objective, state: State, batch: Batch, report: StepReport) -> None:
         """The point stays; on a full batch a second failure in a row ends the run."""

@@ -110,13 +110,14 @@ class ControlledDirections:
         return state, report
 
     def _measure(self, objective: Objective, state: State, gradient: Vector) -> list[float]:
-        """Products of g, of the previous direction d and of y: g^T g, g^T d, d^T y, d^T d, d^T diag(h) d."""
+        """Products of g, of the previous direction d and of y: g^T g, g^T d, d^T y, d^T d for hz, d^T diag(h) d."""
         vectors = [gradient, state["previous_gradient"], state["direction"]]
         vectors += [state["hessian"]] if self._released else []
-        parts = []
+        parts, zero, wants_norm = [], gradient.new_zeros(()), self._options.beta == "hz"
         for g, previous, d, *h in pieces(*vectors):  # type: ignore[arg-type]
-            bent = torch.dot(d, d * h[0]) if h else d.new_zeros(())
-            parts.append([torch.dot(g, g), torch.dot(g, d), torch.dot(d, g - previous), torch.dot(d, d), bent])
+            square = torch.dot(d, d) if wants_norm else zero
+            bent = torch.dot(d, d * h[0]) if h else zero
+            parts.append([torch.dot(g, g), torch.dot(g, d), torch.dot(d, g - previous), square, bent])
         return totals(objective, parts)
 
     def _precondition(
@@ -149,13 +150,13 @@ class ControlledDirections:
         learns, epsilon = not first and metric.usable(ys, shs), 0.0 if first else EPSILON
         vectors = [gradient, state["previous_gradient"], state["hessian"], state["direction"]]
         vectors += [state["previous_preconditioned"]] if self._keeps_z else []
-        parts = []
+        parts, zero = [], gradient.new_zeros(())
         for g, previous, h, d, *kept in pieces(*vectors):  # type: ignore[arg-type]
             y = g - previous
             if learns:
                 metric.update(h, d, y, scale, ys, shs)
             previous.copy_(g)
-            z, zero = g.div_(h + epsilon), g.new_zeros(())
+            z = g.div_(h + epsilon)
             gz = torch.dot(previous, z)
             if kept:
                 parts.append([gz, gz - torch.dot(previous, kept[0]), torch.dot(y, y / (h + epsilon))])

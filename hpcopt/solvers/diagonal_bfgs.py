@@ -128,5 +128,7 @@ class ReleasedDiagonalBFGS:
     @staticmethod
     def update(h: Vector, d: Vector, y: Vector, scale: float, ys: float, shs: float) -> None:
         """Update a piece of h in place by y and s = ``scale`` d, for y^T s and s^T diag(h) s of all pieces."""
-        bent = (h * d).mul_(scale).square_().add_(EPSILON)
-        h.sub_(bent, alpha=1 / (shs + EPSILON)).add_(y.square().add_(EPSILON), alpha=1 / (ys + EPSILON)).abs_()
+        bent, per_bend, per_change = h * d, 1 / (shs + EPSILON), 1 / (ys + EPSILON)
+        h.addcmul_(bent, bent, value=-scale * scale * per_bend).addcmul_(y, y, value=per_change)
+        # |h - ((h s)^2 + epsilon) / (shs + epsilon) + (y^2 + epsilon) / (ys + epsilon)|
+        h.add_(EPSILON * (per_change - per_bend)).abs_()

@@ -14,7 +14,7 @@ from hpcopt.linalg.lbfgs import lbfgs_accepts, two_loop
 from hpcopt.linalg.line_search import Point, Search, StrongWolfe
 from hpcopt.linalg.pairs import PairMemory
 from hpcopt.objective.protocol import Batch, Objective, Vector
-from hpcopt.solvers.agreement import agreed_coefficients, agreed_dot, agreed_inner, memory_in, memory_to
+from hpcopt.solvers.agreement import agreed_coefficients, agreed_inner, memory_in, memory_to
 from hpcopt.solvers.checks import check_count, check_number, fail
 from hpcopt.solvers.ray import Place, ray
 from hpcopt.solvers.solver import State, StepReport, StopReason
@@ -109,13 +109,13 @@ class LBFGS:
 
     def _accept(self, objective: Objective, state: State, batch: Batch, direction: Vector, end: Point[Place]) -> None:
         """Move, and keep the pair where its curvature is positive enough."""
-        point, gradient = end.payload
+        point, gradient, square = end.payload
         memory = memory_in(state)
         memory.offer(direction.mul_(end.step), gradient - state["gradient"], agreed_inner(objective))
         if lbfgs_accepts(memory):
             memory.keep()
         memory_to(state, memory)
-        move(state, batch, point, end.value, gradient, agreed_dot(objective, gradient, gradient))
+        move(state, batch, point, end.value, gradient, square)
         state["failures"] = 0
 
     def _fail(self, state: State, batch: Batch, report: StepReport) -> None:

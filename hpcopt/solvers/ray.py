@@ -1,21 +1,27 @@
 """The loss along a direction, as a line search sees it. *Collective*.
 
-Every trial is one reduction of the gradient with the loss, and one of the slope; what the search decides on is the same
-on all ranks.
+Every trial is one reduction of the gradient with the loss, and one pack of slope and square; what the search decides on
+is the same on all ranks.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import NamedTuple
 
 from hpcopt.linalg.line_search import Point
 from hpcopt.objective.protocol import Batch, Objective, Vector
-from hpcopt.solvers.agreement import agreed_dot
+from hpcopt.solvers.products import products
 from hpcopt.solvers.solver import State
 
-Place: TypeAlias = tuple[Vector, Vector]
-"""A point on the line (n,) and the gradient there (n,)."""
+
+class Place(NamedTuple):
+    """A point on the line (n,), the gradient there (n,) and its square."""
+
+    point: Vector
+    gradient: Vector
+    square: float
 
 
 def ray(
@@ -35,6 +41,8 @@ def ray(
     def evaluate(step: float) -> Point[Place]:
         point = parameters.add(direction, alpha=step)
         loss, gradient = objective.value_and_gradient(point, batch)
-        return Point(step, loss, agreed_dot(objective, gradient, direction), (point, gradient))
+        slope, square = products(objective, [(gradient, direction), (gradient, gradient)])
+        return Point(step, loss if math.isfinite(square) else math.nan, slope, Place(point, gradient, square))
 
-    return evaluate, Point(0.0, float(state["loss"]), slope, (parameters, state["gradient"]))  # type: ignore[arg-type]
+    here = Place(parameters, state["gradient"], float(state["gradient_square"]))  # type: ignore[arg-type]
+    return evaluate, Point(0.0, float(state["loss"]), slope, here)

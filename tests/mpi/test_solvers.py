@@ -26,7 +26,13 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "adam": [{"learning_rate": 0.01}],
     "lars": [{"learning_rate": 0.5}],
     "lbfgs": [{}],
-    "nlcg": [{}, {"preconditioner": "identity"}],
+    "nlcg": [
+        {},
+        {"preconditioner": "identity"},
+        {"preset": "paper", "warmup_epochs": 2.0, "learning_rate": 0.5},
+        {"step_rule": "strong_wolfe", "preconditioner": "diagonal_bfgs"},
+        {"step_rule": "hager_zhang", "preconditioner": "gauss_newton_diagonal", "beta": "hz"},
+    ],
     "newton": [{"damping": 10.0}, {"subset": 0.3, "subset_least": 1, "combine": False, "cg_tolerance": 0.1}],
     "trust_region": [{}, {"model": "first_order"}, {"model": "lsr1"}, {"model": "lbfgs"}],
 }
