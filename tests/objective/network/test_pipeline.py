@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from functools import cache
 from typing import Any
 
@@ -12,6 +13,7 @@ from hpcopt.errors import UsageError
 from hpcopt.layout.disjoint import ranks_of
 from hpcopt.objective.network.data import make_layout
 from hpcopt.objective.network.objective import NetworkObjective
+from hpcopt.objective.network.pipeline import IN_FLIGHT
 from hpcopt.objective.protocol import Batch
 from hpcopt.solvers.registry import make_solver
 from tests.support.networks import (
@@ -30,7 +32,7 @@ from tests.support.networks import (
     reference_value,
     start,
 )
-from tests.support.simulated import on_ranks
+from tests.support.simulated import PATIENCE, on_ranks
 
 CUTS = [(ONE, (3, 2)), (THREE, (1, 1, 1, 1)), (THREE, (2, 1, 2, 3)), (FOUR, (1, 3, 2, 1, 2))]
 ROWS = [0, 3, 4, 8, 10]
@@ -276,6 +278,36 @@ def test_columns_for_a_rank_that_holds_none_are_refused_on_all_ranks():
             NetworkObjective(ONE, "relu", "squared", torch.zeros(3, 2), torch.zeros(3, 4), comm, mapping="paper")
 
     on_ranks(1, check)
+
+
+def test_a_layer_goes_on_with_the_next_block_while_the_layer_behind_it_is_busy():
+    ahead = threading.Event()
+
+    def check(objective, mine):
+        if objective.comm.rank == 1:
+            assert ahead.wait(PATIENCE / 2)
+            return objective.value(mine, objective.full_batch)
+        affine, blocks = objective.network.kernels.affine, []
+
+        def counted(*given):
+            blocks.append(len(given[0]))
+            if len(blocks) == IN_FLIGHT:
+                ahead.set()
+            return affine(*given)
+
+        objective.network.kernels.affine = counted
+        value = objective.value(mine, objective.full_batch)
+        assert blocks == [3, 2, 2, 2, 2]
+        return value
+
+    _, values = everywhere(((5, 7, 3), (1, 1, 1)), "squared", check, pipeline=5)
+    assert values[0] == values[1]
+
+
+def test_auto_measures_both_forms_of_the_jacobian():
+    use = lambda objective, mine: objective.jacobian  # noqa: E731
+    _, found = everywhere((THREE, (2, 1, 2, 3)), "cross_entropy", use, jacobian="auto")
+    assert set(found) in ({"explicit"}, {"implicit"})
 
 
 def test_pieces_of_fewer_instances_than_blocks_go_one_by_one():
