@@ -86,7 +86,7 @@ def main() -> None:
             wait(comm)
         if comm.rank == 0:
             f, best, ten, twenty, mean, slowest, alpha = np.mean([each for each in found if each], axis=0)
-            rows.append([variant, f"{f:.3f}", f"{best:.1f}", f"{ten:.1f} / {twenty:.1f}", f"{mean:.1f}"])
+            rows.append([variant, f"{f:.4f}", f"{best:.1f}", f"{ten:.1f} / {twenty:.1f}", f"{mean:.1f}"])
             rows[-1] += [f"{slowest:.0f}", f"{alpha:g}"]
             print(*rows[-1], sep="  ", flush=True)
     if options.output and comm.rank == 0:
