@@ -152,6 +152,10 @@ class Newton:
         """Whether there is a phase in which the ranks iterate on their own."""
         return self.direction == "block" and self.block_solver != "gram"
 
+    def subset_size(self, batch: int) -> int:
+        """Most samples in the Gauss-Newton matrix for a batch of so many."""
+        return min(max(self.subset_least, round(self.subset * batch)), batch)
+
     def init(self, objective: Objective) -> State:
         """Parameters, loss and gradient there once they are known, lambda, the previous direction, and counters."""
         state = empty_start(objective.initial_vector())
@@ -188,8 +192,7 @@ class Newton:
 
     def _direction(self, objective: Objective, state: State, batch: Batch) -> Direction:
         """The direction of this step; the system is solved on the next subset of the batch."""
-        size = max(self.subset_least, round(self.subset * batch.total))
-        samples = objective.subset(batch, size, int(state["subsets"]))
+        samples = objective.subset(batch, self.subset_size(batch.total), int(state["subsets"]))
         state["subsets"] = int(state["subsets"]) + 1
         linear = objective.linearize(state["parameters"], samples)  # type: ignore[arg-type]
         if self.direction == "block":

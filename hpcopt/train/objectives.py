@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 
@@ -21,7 +23,8 @@ from hpcopt.objective.network.replicas import NetworkReplicas
 from hpcopt.objective.problem import Problem, Samples
 from hpcopt.objective.variable_blocks import VariableBlockObjective
 from hpcopt.parallel_options import ParallelOptions
-from hpcopt.solvers.registry import option_names
+from hpcopt.solvers.newton import Newton
+from hpcopt.solvers.registry import make_solver, option_names
 from hpcopt.solvers.solver import Solver
 
 
@@ -143,6 +146,7 @@ def _network(
             seed=job.run.seed,
             init=options.init,
             micro_batch=job.loss.micro_batch,
+            instances=_instances(job, data),
             jacobian="explicit" if job.solver.options.get("direction") == "block" else parallel.jacobian,
         )
 
@@ -150,6 +154,18 @@ def _network(
     objective = make(comm) if replicas == 1 else NetworkReplicas(comm, replicas, make, "parallel.data")
     objective.pace = pace
     return objective, tests[0] if tests else None
+
+
+def _instances(job: Job, data: DataSet) -> int | None:
+    """Most instances of a replica in a linearisation, where the method says so."""
+    solver, batch = make_solver(job.solver.name, job.solver.options, 1.0), data.train.total
+    if not isinstance(solver, Newton):
+        return None
+    if job.data.batch_size is not None and job.data.growth.factor == 1:
+        batch = min(batch, math.ceil(job.data.batch_size * (1 + job.data.overlap)))
+    size = solver.subset_size(batch)
+    # A replica may have two more than its share of a subset.
+    return min(size, math.ceil(size / job.parallel.data) + 2)
 
 
 def _check_network(job: Job) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from hpcopt.analysis.history import open_run
 from hpcopt.comm.communicator import Communicator
 from hpcopt.errors import UsageError
+from hpcopt.objective.network.objective import NetworkObjective
 from hpcopt.train.protocol import Result
 from tests.support.network_jobs import BLOCKS, prepared
 
@@ -108,6 +110,16 @@ def test_the_jacobian_of_a_run_is_told(comm: Communicator, shared_path: Path, ja
     result, _ = train(comm, shared_path / "run", *settings, "run.iterations=2")
     told = json.loads((shared_path / "run" / "status.json").read_text())["jacobian"]
     assert told in (("explicit", "implicit") if (jacobian, direction) == ("auto", "full") else ("explicit",))
+    assert result.final.train_loss < result.initial.train_loss
+
+
+def test_sweeps_are_told_where_the_factors_of_a_subset_do_not_fit(
+    comm: Communicator, shared_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = partial(NetworkObjective, memory_limit=20_000)
+    monkeypatch.setattr("hpcopt.train.objectives.NetworkObjective", small)
+    result, _ = train(comm, shared_path / "run", *FULL, "parallel.jacobian=auto", "run.iterations=2")
+    assert json.loads((shared_path / "run" / "status.json").read_text())["jacobian"] == "implicit"
     assert result.final.train_loss < result.initial.train_loss
 
 

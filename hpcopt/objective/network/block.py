@@ -26,7 +26,7 @@ class NetworkBlock:
         objective: the network.
         linear: the factors.
         batch: the instances.
-        memory: most bytes that a direct solution may take.
+        memory: most bytes that a direct solution may take: what the factors leave of the objective's limit.
     """
 
     def __init__(self, objective: NetworkObjective, linear: ExplicitLinearization, batch: Batch, memory: int) -> None:

@@ -63,7 +63,7 @@ class ExplicitLinearization:
 
     def __init__(self, objective: NetworkObjective, w: Vector, batch: Batch, limit: int) -> None:
         self._objective, self._network, self._batch = objective, objective.network, batch
-        self._layers, self._limit = self._network.views(w.detach().clone()), limit
+        self._layers = self._network.views(w.detach().clone())
         self._output_weights: torch.Tensor | None = None
         if objective.partition.layers > 1:
             self._output_weights = self._network.output_weights(self._layers)
@@ -71,6 +71,7 @@ class ExplicitLinearization:
         widest = max((layout.most(layer) for layer in range(1, layout.layers)), default=1)
         size = max(FACTOR_BYTES // (itemsize * objective.outputs * widest), 1)
         each = bytes_each(layout, itemsize)
+        self._left = limit - batch.count * each
         self._pieces = Streamed(batch.count, min(objective.micro_batch, size), each, limit, self._factors)
 
     def jvp(self, v: Vector) -> torch.Tensor:
@@ -126,7 +127,7 @@ class ExplicitLinearization:
         Raises:
             UsageError: the factors do not fit in the limit of memory.
         """
-        return NetworkBlock(self._objective, self, self._batch, self._limit)
+        return NetworkBlock(self._objective, self, self._batch, self._left)
 
     def block_outputs(self, v: Vector) -> torch.Tensor:
         """J_p v (b, C): what this rank's columns add to J v. No communication.

@@ -77,6 +77,7 @@ class NetworkObjective(CutVariables):
         jacobian: "explicit" keeps the factors of the Jacobian for products, "implicit" only activations; "auto"
             measures both and takes the faster one for a step of Newton, and only what fits in ``memory_limit``.
         memory_limit: most bytes on a rank for what a linearisation keeps.
+        instances: most in a linearisation, where that is known: "auto" then knows before the first one what fits.
 
     Attributes:
         partition: who holds which block of every layer.
@@ -112,11 +113,12 @@ class NetworkObjective(CutVariables):
         micro_batch: int | None = None,
         jacobian: str = "explicit",
         memory_limit: int = KEPT_BYTES,
+        instances: int | None = None,
     ) -> None:
         self.comm, self.weight_decay = comm, weight_decay
         with comm.together("laying out the network"):
             check_names(activation=activation, loss=loss, init=init, jacobian=jacobian)
-            check_count(micro_batch=micro_batch, memory_limit=memory_limit, pipeline=pipeline)
+            check_count(micro_batch=micro_batch, memory_limit=memory_limit, pipeline=pipeline, instances=instances)
             check_decay(weight_decay)
             self.partition = make_layout(sizes, grid, comm.size, mapping, split)
             self.inputs = own_inputs(inputs, self.partition, comm.rank)
@@ -124,6 +126,7 @@ class NetworkObjective(CutVariables):
         same: dict[str, object] = {"sizes": list(self.partition.sizes), **self.partition.described, "loss": loss}
         same |= {"activation": activation, "weight_decay": float(weight_decay), "seed": seed, "init": init}
         same |= {"micro_batch": micro_batch, "jacobian": jacobian, "memory_limit": memory_limit, "pipeline": pipeline}
+        same["instances"] = instances
         self.classification, self.options = is_labels(targets), same
         check_same(comm, same | {"targets": kind_of(targets)})
         self.size, self.samples = self.partition.size(comm.rank), len(self.inputs)
@@ -137,7 +140,9 @@ class NetworkObjective(CutVariables):
         self._seed, self._init, self._limit = seed, init, memory_limit
         self.subsets, self.work = Subsets(seed, self.inputs.device), Work()
         self._chosen_here = jacobian == "auto"
-        self.use_jacobian(faster(measure(self, memory_limit)) if self._chosen_here else jacobian)
+        if self._chosen_here:
+            jacobian = faster(measure(self, memory_limit)) if self._factors_fit(instances or 1) else "implicit"
+        self.use_jacobian(jacobian)
         self.flag, self.flags_seen = 0.0, 0.0
         self.pace: Pace | None = None
         self.model = PartitionedModel(self.partition, comm.rank, self.initial_vector())
@@ -236,10 +241,8 @@ class NetworkObjective(CutVariables):
 
     def linearize(self, w: Vector, batch: Batch) -> ExplicitLinearization | ImplicitLinearization:
         """The network linearised at w on the batch. *Collective*, as are its products."""
-        kind, needed = self.jacobian, batch.count * bytes_each(self.partition, w.element_size())
-        if self._chosen_here and needed > self._limit:
-            kind = "implicit"  # factors that are made anew in every product cost more than sweeps
-        return KINDS[kind](self, w, batch, self._limit)
+        swept = self._chosen_here and not self._factors_fit(batch.count)
+        return KINDS["implicit" if swept else self.jacobian](self, w, batch, self._limit)
 
     def use_jacobian(self, kind: str) -> None:
         """Make products in one of the two ways, the same on all ranks; the count of work begins anew."""
@@ -263,6 +266,10 @@ class NetworkObjective(CutVariables):
     def free(self) -> None:
         """Give back the communicators of the sweeps. *Collective*."""
         self.network.free()
+
+    def _factors_fit(self, instances: int) -> bool:
+        """Whether those of so many can be kept; made anew in every product they cost more than sweeps."""
+        return instances * bytes_each(self.partition, self.inputs.element_size()) <= self._limit
 
     def _product_cost(self) -> float:
         """Operations of a Gauss-Newton product over those of a gradient, both for one instance of the whole network."""

@@ -9,9 +9,10 @@ import torch
 
 from hpcopt.linalg.conjugate_gradient import conjugate_gradients
 from hpcopt.linalg.gram_solve import LayerFactors, output_factors, solve_by_gram
+from hpcopt.objective.network.explicit import bytes_each
 from hpcopt.objective.network.objective import NetworkObjective
 from hpcopt.objective.protocol import Block
-from tests.support.networks import FOUR, SAMPLES, THREE, on_grid, positions, start
+from tests.support.networks import FOUR, SAMPLES, THREE, on_grid, positions, start, whole_layout
 from tests.support.simulated import on_ranks
 
 DECAY, DAMPING = 0.01, 0.1
@@ -77,3 +78,13 @@ def test_factors_that_are_one_piece_are_not_copied():
         assert last.factors is None
 
     on_ranks(4, run)
+
+
+@pytest.mark.parametrize("left", [0, 10**6])
+def test_a_direct_solution_may_take_what_the_factors_leave_of_the_limit(left):
+    def run(comm: Any) -> int:
+        limit = SAMPLES * bytes_each(whole_layout(FOUR), 8) + left
+        objective = on_grid(comm, (1, 1), FOUR, memory_limit=limit)
+        return objective.linearize(objective.initial_vector(), objective.full_batch).block.memory
+
+    assert on_ranks(1, run) == [left]

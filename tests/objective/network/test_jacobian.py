@@ -66,3 +66,16 @@ def test_factors_that_would_not_fit_are_not_taken_where_the_choice_is_free(monke
 
     chosen, wanted = [KINDS["explicit"], KINDS["implicit"]], [KINDS["explicit"]] * 2
     assert on_ranks(4, run) == [chosen + wanted] * 4
+
+
+def test_where_it_is_known_that_factors_will_not_fit_nothing_is_measured_and_the_choice_is_told(monkeypatch):
+    def measured(objective: Any, limit: int) -> Any:
+        raise AssertionError("there is nothing to choose")
+
+    monkeypatch.setattr("hpcopt.objective.network.objective.measure", measured)
+
+    def run(comm: Any) -> Any:
+        objective = on_grid(comm, (1, 2), FOUR, jacobian="auto", memory_limit=4000, instances=11)
+        return objective.jacobian, type(objective.linearize(objective.initial_vector(), objective.full_batch))
+
+    assert on_ranks(2, run) == [("implicit", KINDS["implicit"])] * 2
