@@ -26,6 +26,7 @@ from hpcopt.objective.model_state import ReplicatedModel
 from hpcopt.objective.parameters import FlatParameters
 from hpcopt.objective.problem import Samples, Sums
 from hpcopt.objective.protocol import Batch, Vector, Work
+from hpcopt.objective.separable_model import SeparableModel
 from hpcopt.objective.shard import Part, Shard
 from hpcopt.objective.signs import signs
 from hpcopt.objective.stochastic import StochasticState
@@ -141,16 +142,36 @@ class DataParallelObjective:
 
         The loss rides at the end of the gradient's buffer, exact to float64 (see ``exact_sum``).
         """
+        scale = 1.0 / batch.total
+        if not self._buckets.wanted(batch):
+            return self.reduced_gradient(w, batch, lambda out: self.shard.gradient_sum(w, batch, scale, out))
+        buffer = self._new_buffer(w)
+        self._buckets.reduce(w, batch, scale, buffer, self._write_scalars)
+        return self._reduced(buffer, w, batch), buffer[: self.size]
+
+    def reduced_gradient(self, w: Vector, batch: Batch, evaluate: Callable[[Vector], float]) -> tuple[float, Vector]:
+        """As ``value_and_gradient``, of which this rank's part comes from ``evaluate``. *Collective*, one reduction.
+
+        Args:
+            w: where, (n,).
+            batch: the samples.
+            evaluate: writes this rank's part of the mean loss's gradient into the vector (n,) that it gets, and returns
+                its loss sum.
+        """
         buffer = self._new_buffer(w)
         gradient = buffer[: self.size]
-        scale = 1.0 / batch.total
-        if self._buckets.wanted(batch):
-            self._buckets.reduce(w, batch, scale, buffer, self._write_scalars)
-        else:
-            loss = self.shard.gradient_sum(w, batch, scale, gradient)
-            self._write_scalars(buffer, w, loss * scale)
-            self.comm.allreduce(buffer, label="gradient")
+        self._write_scalars(buffer, w, evaluate(gradient) * (1.0 / batch.total))
+        self.comm.allreduce(buffer, label="gradient")
         return self._reduced(buffer, w, batch), gradient
+
+    @cached_property
+    def separable(self) -> SeparableModel:
+        """The model as features and a linear last layer. *Collective* when first asked for.
+
+        Raises:
+            UsageError: on all ranks, when the last layer is not linear or the loss is another one than the squared.
+        """
+        return SeparableModel(self)
 
     def value_and_gradients(self, w: Vector, batch: Batch) -> tuple[float, Vector, float, Vector]:
         """f(w), its gradient, and this rank's f_d(w) with its gradient, from one evaluation. *Collective*.

@@ -81,7 +81,7 @@ class Squared:
 
     def sum(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Sum over the samples and outputs, float64."""
-        return (outputs - _values(outputs, targets)).square().sum(dtype=torch.float64) / 2
+        return (outputs - target_values(outputs, targets)).square().sum(dtype=torch.float64) / 2
 
     def hessian_product(self, outputs: torch.Tensor, targets: torch.Tensor, tangents: torch.Tensor) -> torch.Tensor:
         """H is the identity: ``tangents`` themselves."""
@@ -196,7 +196,7 @@ def predictions_correct(outputs: torch.Tensor, targets: torch.Tensor) -> int:
     return int((outputs.argmax(dim=1) == targets).sum())
 
 
-def _values(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def target_values(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Targets in the shape of ``outputs``, so that (b,) and (b, 1) never broadcast to (b, b)."""
     if targets.is_floating_point():
         return targets.reshape(outputs.shape)

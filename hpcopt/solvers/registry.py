@@ -19,6 +19,7 @@ SOLVERS: dict[str, str] = {
     "lbfgs": "hpcopt.solvers.lbfgs:LBFGS",
     "nlcg": "hpcopt.solvers.nlcg:NLCG",
     "newton": "hpcopt.solvers.newton:Newton",
+    "slimtrain": "hpcopt.solvers.slimtrain:SlimTrain",
     "sgd": "hpcopt.solvers.sgd:SGD",
     "trust_region": "hpcopt.solvers.trust_region:TrustRegion",
 }

@@ -18,6 +18,7 @@ from hpcopt.errors import UsageError
 from hpcopt.objective.network.objective import NetworkObjective
 from hpcopt.objective.network.replicas import NetworkReplicas
 from hpcopt.solvers.registry import make_solver
+from hpcopt.solvers.slimtrain import last_layer_of
 from hpcopt.solvers.solver import Solver
 from hpcopt.train.minimize import first_iterations, horizon_epochs, make_criteria, plan_batches, run_facts, train
 from hpcopt.train.objectives import check_blocks, loss_name, make_objective, shard_grid
@@ -62,6 +63,8 @@ class PreparedJob:
         self.criteria = make_criteria(job.run, job.debug.check_agreement)
         horizon = horizon_epochs(self.criteria, self.sampler)
         self.solver = make_solver(job.solver.name, job.solver.options, horizon)
+        if job.solver.name == "slimtrain":
+            last_layer_of(self.objective)
 
     def run(
         self,

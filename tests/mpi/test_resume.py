@@ -37,6 +37,7 @@ FULL: dict[str, list[dict[str, Any]]] = {
     "lbfgs": [{"memory": 2}],
     "newton": [{"subset": 0.3, "subset_least": 1}],
     "nlcg": [{"factor_every": 2, "factor_samples": 20}],
+    "slimtrain": [{"memory": 2}],
     "trust_region": [{"model": "lsr1", "memory": 2}, {"model": "lbfgs"}, {"model": "first_order"}],
 }
 MINI = FULL | {
@@ -124,7 +125,7 @@ def test_batches_that_grow_go_on_growing(comm: Communicator, shared_path: Path) 
 def blocks(comm: Communicator, **options: Any) -> DataParallelObjective:
     """All ranks hold all samples, and each varies a block of the variables."""
     model = options.pop("model")
-    return VariableBlockObjective(model, "cross_entropy", *samples(), comm, shards=1, **options)
+    return VariableBlockObjective(model, options.pop("loss"), *samples(), comm, shards=1, **options)
 
 
 def test_blocks_of_the_variables_go_on_exactly(comm: Communicator, shared_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from hpcopt.objective.data_parallel import DataParallelObjective
 from hpcopt.objective.protocol import Batch, Vector
 from hpcopt.solvers.registry import SOLVERS, make_solver
 from hpcopt.train.minimize import minimize
-from tests.support.problems import sharded
+from tests.support.problems import loss_for, sharded
 
 pytestmark = pytest.mark.mpi
 
@@ -34,6 +35,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
         {"step_rule": "hager_zhang", "preconditioner": "gauss_newton_diagonal", "beta": "hz"},
     ],
     "newton": [{"damping": 10.0}, {"subset": 0.3, "subset_least": 1, "combine": False, "cg_tolerance": 0.1}],
+    "slimtrain": [{"memory": 2}],
     "trust_region": [{}, {"model": "first_order"}, {"model": "lsr1"}, {"model": "lbfgs"}],
 }
 CASES = [(name, options) for name in sorted(SOLVERS) for options in OPTIONS[name]]
@@ -59,7 +61,7 @@ class Ear:
 
 def curve(comm: Communicator, name: str, options: dict[str, Any], batch: int | str) -> tuple[np.ndarray, Vector]:
     """Loss at the start of each iteration, the same on all ranks, and the final parameters."""
-    objective, ear = sharded(comm, weight_decay=0.01), Ear()
+    objective, ear = sharded(comm, loss_for(name), weight_decay=0.01), Ear()
     solver = make_solver(name, options, 10.0)
     result = minimize(objective, solver, iterations=ITERATIONS, batch=batch, listeners=[ear])
     losses = np.full(ITERATIONS, math.nan)
@@ -91,8 +93,13 @@ class FailsAt(DataParallelObjective):
     at = 0
     seen = 0
 
-    def value_and_gradient(self, w: Vector, batch: Batch) -> tuple[float, Vector]:
-        return super().value_and_gradient(self._poison(w), batch)
+    def reduced_gradient(self, w: Vector, batch: Batch, evaluate: Callable[[Vector], float]) -> tuple[float, Vector]:
+        struck = self._poison(w) is not w
+
+        def evaluate_or_fail(out: Vector) -> float:
+            return evaluate(out) + float(out.fill_(math.nan)[0]) if struck else evaluate(out)
+
+        return super().reduced_gradient(w, batch, evaluate_or_fail)
 
     def value_and_gradients(self, w: Vector, batch: Batch) -> tuple[float, Vector, float, Vector]:
         return super().value_and_gradients(self._poison(w), batch)
@@ -111,7 +118,7 @@ class FailsAt(DataParallelObjective):
 def test_nan_on_one_rank_is_rejected_on_all_and_the_run_goes_on(
     comm: Communicator, name: str, options: dict[str, Any], at: int
 ) -> None:
-    objective = sharded(comm)
+    objective = sharded(comm, loss_for(name))
     objective.__class__ = FailsAt
     objective.at = at  # type: ignore[attr-defined]
     result = minimize(objective, make_solver(name, options, 10.0), iterations=8)

@@ -25,7 +25,7 @@ from hpcopt.train.protocol import Criteria, Result
 from hpcopt.train.requests import Requests
 from hpcopt.train.restored import snapshot_from
 from hpcopt.train.sampler import Sampler
-from tests.support.problems import samples, sharded, small_network
+from tests.support.problems import loss_for, samples, sharded, small_network
 
 TIMES = {"seconds", "wall_seconds", "seconds_waited"}
 """What a clock says may differ; everything else may not."""
@@ -93,7 +93,7 @@ class Started:
         model = small_network(dropout=case.dropout, batch_norm=case.batch_norm).to(case.dtype)
         make = case.objective or sharded
         self.comm, self.case, self.ear = comm, case, Ear()
-        self.objective = make(comm, model=model, weight_decay=0.01, seed=3)
+        self.objective = make(comm, loss=loss_for(case.solver), model=model, weight_decay=0.01, seed=3)
         self.solver = make_solver(case.solver, case.options, 10.0)
         device = self.objective.shard.inputs.device
         self.sampler = Sampler(plan_batches(self.objective, case.batch, 0.0, 5), device, case.growth)

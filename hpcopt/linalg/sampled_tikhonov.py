@@ -1,0 +1,175 @@
+"""One step of sampled limited-memory Tikhonov for a linear layer, and the choice of its regularisation.
+
+    W <- W - (S + lambda W) (G + Lambda I)^-1,    Lambda <- Lambda + lambda
+
+with S = R Z^T of the residual R = W Z - C of the new batch, and G the Gram matrix of the features of the new batch and
+of the r before it (Newman, Chung, Chung and Ruthotto 2022, doi 10.1137/21M1452512; Slagel et al. 2019, arXiv
+1812.06165). With M the features of all r + 1 batches, M = U diag(sigma) V^T, everything is known in the basis U. A
+trial lambda is judged by sampled generalised cross-validation,
+
+    sGCV(l) = |W(l) Z - C|^2 / (N t - trace)^2,   trace = t sum_j d_j |B_j|^2,   d_j = 1 / (sigma_j^2 + Lambda + l)
+
+with B = Z^T U: the residual of the new batch against its degrees of freedom. Both are written in m numbers and m x m
+matrices, so that a trial costs neither outputs nor samples. Features may be known by Gram matrices or by triangles
+with R^T R = G; the former square the condition number.
+
+Shapes: Z (m, N) and C (t, N) of the new batch, both with all samples scaled by 1 / sqrt(n); W and S (t, m), U (m, m);
+k trials. N is the number of rows, n samples times their pixels in a convolution. Everything in float64.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from hpcopt.linalg.tsqr import Triangle
+
+LEAST_FREEDOM = 1e-8
+"""Degrees of freedom are taken as at least this part of N t: a window that interpolates the batch leaves none."""
+SMALLEST_TRIAL = 1e-16
+"""The candidates nearest to 0."""
+FLAT = 1e-12
+"""Criteria that differ by less than this part say nothing about lambda, which is then 0."""
+
+
+class Sampled(Protocol):
+    """The new batch in the basis U of the window.
+
+    Attributes:
+        squares: sigma^2 (m,), not negative.
+        basis: U (m, m), orthogonal.
+        right: P = S U (t, m).
+        weights: Q = W U (t, m).
+        diagonal: |B_j|^2 (m,).
+    """
+
+    squares: torch.Tensor
+    basis: torch.Tensor
+    right: torch.Tensor
+    weights: torch.Tensor
+    diagonal: torch.Tensor
+
+    def residuals(self, trials: torch.Tensor, damping: torch.Tensor) -> torch.Tensor:
+        """|W(l) Z - C|^2 for each trial l (k,), with Lambda + l as ``damping`` (k,)."""
+        ...
+
+
+class SampledGram:
+    """The new batch as Gram matrices.
+
+    Args:
+        window: G (m, m).
+        gram: Z Z^T (m, m) of the new batch.
+        cross: S (t, m).
+        square: |R|^2.
+        weights: W (t, m).
+    """
+
+    def __init__(
+        self, window: torch.Tensor, gram: torch.Tensor, cross: torch.Tensor, square: float, weights: torch.Tensor
+    ) -> None:
+        squares, self.basis = torch.linalg.eigh(window)
+        self.squares = squares.clamp_(min=0.0)
+        self.right, self.weights = cross @ self.basis, weights @ self.basis
+        self._rotated, self._square = self.basis.T @ gram @ self.basis, square
+        self.diagonal = self._rotated.diagonal()
+
+    def residuals(self, trials: torch.Tensor, damping: torch.Tensor) -> torch.Tensor:
+        """The expanded square: rho - 2 d^T (p + l q) + d^T (E0 + l E1 + l^2 E2) d, not below 0."""
+        p, q, d, trials = self.right, self.weights, 1 / (self.squares + damping[:, None]), trials[:, None]
+        mixed = p.T @ q
+        e0, e1, e2 = (part * self._rotated for part in (p.T @ p, mixed + mixed.T, q.T @ q))
+        linear = p.square().sum(0) + trials * (p * q).sum(0)
+        quadratic = d @ e0 + trials * (d @ e1 + trials * (d @ e2))
+        found: torch.Tensor = self._square + (d * (quadratic - 2 * linear)).sum(1)
+        return found.clamp_(min=0.0)
+
+
+class SampledTriangle:
+    """The new batch by its triangle: nothing is squared, and nothing cancels.
+
+    Args:
+        window: the triangles of the r batches before, one below the other (r m, m).
+        new: of the new batch, with R^T as its right-hand sides.
+        weights: W (t, m).
+    """
+
+    def __init__(self, window: torch.Tensor, new: Triangle, weights: torch.Tensor) -> None:
+        left, sigma, basis = torch.linalg.svd(torch.cat([window, new.factor]), full_matrices=False)
+        self.basis, self.squares, self._new = basis.T, sigma.square(), new
+        self._rows = left[-len(basis) :] * sigma  # R11 U, of which also the smallest columns are accurate
+        self.right, self.weights = new.right.T @ self._rows, weights @ self.basis
+        self.diagonal = self._rows.square().sum(0)
+
+    def residuals(self, trials: torch.Tensor, damping: torch.Tensor) -> torch.Tensor:
+        """|R12 - R11 X^T|^2 + tail."""
+        d = 1 / (self.squares + damping[:, None])
+        steps = (self.right + trials[:, None, None] * self.weights) * d[:, None, :]
+        found: torch.Tensor = (self._new.right - self._rows @ steps.mT).square().sum((1, 2))
+        return found + self._new.tail
+
+
+def moved(sampled: Sampled, weights: torch.Tensor, trial: float, damping: float) -> torch.Tensor:
+    """W after a step with lambda = ``trial`` and Lambda = ``damping``, (t, m)."""
+    step = (sampled.right + trial * sampled.weights) / (sampled.squares + damping)
+    return weights - step @ sampled.basis.T
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What lambda may be.
+
+    Attributes:
+        least: Lambda is lifted to at least this.
+        most: largest lambda of a step.
+        count: number of candidates.
+        negative: whether lambda may be negative, which lets Lambda fall.
+    """
+
+    least: float
+    most: float
+    count: int
+    negative: bool
+
+    def candidates(self, damping: float) -> torch.Tensor:
+        """Trial values of lambda where Lambda is ``damping``.
+
+        Both signs up to half of Lambda, so that it changes by half of itself at most, or positive ones in the bounds.
+        """
+        if not self.negative:
+            return _geometric(self.least, self.most, self.count)
+        end = min(damping / 2, self.most)
+        positive = _geometric(min(SMALLEST_TRIAL, end), end, max(1, self.count // 2))
+        return self.lifted(torch.cat([-positive.flip(0), positive]), damping)
+
+    def lifted(self, trials: torch.Tensor, damping: float) -> torch.Tensor:
+        """The trials, where Lambda would fall below its bound so much larger that it does not."""
+        return torch.maximum(trials, torch.full_like(trials, self.least - damping))
+
+
+def cross_validation(sampled: Sampled, trials: torch.Tensor, damping: float, rows: int) -> torch.Tensor:
+    """The sGCV of each trial (k,); Lambda is ``damping`` before the step, N is ``rows``."""
+    damped, count = damping + trials, rows * len(sampled.right)
+    trace = len(sampled.right) * (sampled.diagonal / (sampled.squares + damped[:, None])).sum(1)
+    freedom = (count - trace).clamp_(min=LEAST_FREEDOM * count)
+    return sampled.residuals(trials, damped) / freedom.square()
+
+
+def discrepancy(sampled: Sampled, trials: torch.Tensor, damping: float, expected: float) -> torch.Tensor:
+    """How far the residual of each trial is from the ``expected`` one, squared (k,)."""
+    return (sampled.residuals(trials, damping + trials) - expected).square()
+
+
+def best(trials: torch.Tensor, criteria: torch.Tensor, bounds: Bounds, damping: float) -> float:
+    """The trial with the least criterion; 0, or what lifts Lambda to its bound, where all are alike."""
+    least, most = float(criteria.min()), float(criteria.max())
+    if not most - least > FLAT * most:
+        return max(0.0, bounds.least - damping)
+    return float(trials[int(criteria.argmin())])
+
+
+def _geometric(low: float, high: float, count: int) -> torch.Tensor:
+    exponents = torch.linspace(0.0, 1.0, count, dtype=torch.float64)
+    return low * (high / low) ** exponents

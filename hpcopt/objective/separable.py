@@ -1,0 +1,111 @@
+"""What a model with a linear last layer offers a method that solves for that layer.
+
+The outputs on a batch are W Z, with Z the features, what the model makes of the inputs before its last layer, and a row
+of ones for the bias. In a convolution a row of the design Z^T belongs to a pixel and holds what its kernel sees.
+
+Shapes: n parameters, m columns of the design with that of the bias, t outputs, N rows of a batch over all ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+
+from hpcopt.objective.protocol import Batch, Objective, Vector
+
+
+class Rows(NamedTuple):
+    """Some of this rank's rows of a batch, float64, scaled by 1 / sqrt(samples of the batch on all ranks).
+
+    Attributes:
+        columns: which of the m columns ``design`` has, int64; None for all. It is 0 in the others.
+        design: (rows, columns).
+        residual: W Z - C of these rows, (rows, t).
+    """
+
+    columns: torch.Tensor | None
+    design: torch.Tensor
+    residual: torch.Tensor
+
+
+class Features(Protocol):
+    """The features of a batch at one point, with what is needed to differentiate them.
+
+    Attributes:
+        count: N.
+    """
+
+    count: int
+
+    def rows(self) -> Sequence[Rows]:
+        """This rank's rows, in parts; there may be none."""
+        ...
+
+    def value_and_gradient(self, weights: torch.Tensor) -> tuple[float, Vector]:
+        """The objective with ``weights`` (t, m) in the last layer, and its gradient in all other variables.
+
+        The features are those that ``rows`` gave. The gradient is a new vector (n,), 0 in the place of the last layer.
+        *Collective*, one reduction.
+        """
+        ...
+
+
+class Separable(Protocol):
+    """A model whose last layer is linear, and the ranks that share its samples.
+
+    Attributes:
+        width: m.
+        outputs: t.
+        alone: whether there is one rank only.
+    """
+
+    width: int
+    outputs: int
+    alone: bool
+
+    def weights(self, w: Vector) -> torch.Tensor:
+        """The last layer's part of a vector (n,) as W (t, m), float64 on the CPU, a copy."""
+        ...
+
+    def put(self, w: Vector, weights: torch.Tensor) -> None:
+        """Write W (t, m) into a vector (n,)."""
+        ...
+
+    def decay(self, w: Vector) -> float:
+        """What weight decay adds to the objective at w (n,)."""
+        ...
+
+    def features(self, w: Vector, batch: Batch, weights: torch.Tensor) -> Features:
+        """The features of a batch at w (n,), and residuals with ``weights`` (t, m). No communication."""
+        ...
+
+    def sum(self, buffer: torch.Tensor) -> torch.Tensor:
+        """The sum over the ranks of a float64 buffer, in place. *Collective*."""
+        ...
+
+    def combine(self, buffer: torch.Tensor, by: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        """All ranks' float64 vectors combined by an associative operation, lower ranks first. *Collective*."""
+        ...
+
+    def gather(self, rows: torch.Tensor) -> torch.Tensor:
+        """The rows (k, columns) of all ranks, one below the other; k may differ. *Collective*, two calls."""
+        ...
+
+    def settle(self, buffer: torch.Tensor) -> torch.Tensor:
+        """Rank 0's numbers on all ranks, in place. *Collective*."""
+        ...
+
+
+class SeparableObjective(Objective, Protocol):
+    """An objective of a model whose last layer is linear, with the squared loss."""
+
+    @property
+    def separable(self) -> Separable:
+        """The model as features and a last layer. *Collective* when first asked for.
+
+        Raises:
+            UsageError: on all ranks, when the last layer is not linear or the loss is another one.
+        """
+        ...

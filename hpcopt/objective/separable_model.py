@@ -1,0 +1,163 @@
+"""A data-parallel objective as features and a linear last layer.
+
+Shapes: n parameters, m columns of the design with that of the bias, t outputs, N rows of a batch over all ranks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from hpcopt.comm.own_operation import allreduce_by
+from hpcopt.errors import UsageError
+from hpcopt.objective.last_layer import LastLayer
+from hpcopt.objective.losses import Squared
+from hpcopt.objective.protocol import Batch, Vector
+from hpcopt.objective.separable import Rows
+from hpcopt.objective.shard import Shard
+
+if TYPE_CHECKING:
+    from hpcopt.objective.data_parallel import DataParallelObjective
+
+Piece = tuple[torch.Tensor, torch.Tensor]
+"""Features and targets of some samples."""
+
+
+class SeparableModel:
+    """The model of an objective, cut before its last layer; see ``hpcopt.objective.separable``. *Collective*.
+
+    Raises:
+        UsageError: on all ranks, see there.
+    """
+
+    def __init__(self, objective: DataParallelObjective) -> None:
+        self._objective, self._comm = objective, objective.comm
+        shard = objective.shard
+        with self._comm.together("looking for the model's last layer"):
+            if not isinstance(shard.loss, Squared):
+                raise UsageError(
+                    f"the loss is {shard.loss.name}, but a last layer can be solved for with the squared loss only. "
+                    'Set loss.name = "squared"; labels then stand for one-hot vectors.'
+                )
+            self.layer = LastLayer(shard.module, shard.parameters)
+            if len(shard.inputs):
+                self._try(shard)
+        self.width, self.outputs, self.alone = self.layer.width, self.layer.outputs, self._comm.size == 1
+
+    def weights(self, w: Vector) -> torch.Tensor:
+        """W (t, m) in a vector (n,), float64 on the CPU, a copy."""
+        return self.layer.weights(w)
+
+    def put(self, w: Vector, weights: torch.Tensor) -> None:
+        """Write W (t, m) into a vector (n,)."""
+        self.layer.put(w, weights)
+
+    def decay(self, w: Vector) -> float:
+        """What weight decay adds to the objective at w (n,)."""
+        return 0.5 * self._objective.weight_decay * self._objective.dot(w, w)
+
+    def features(self, w: Vector, batch: Batch, weights: torch.Tensor) -> BatchFeatures:
+        """The features of a batch at w (n,), and residuals with ``weights`` (t, m). No communication."""
+        return BatchFeatures(self._objective, self.layer, w, batch, weights)
+
+    def sum(self, buffer: torch.Tensor) -> torch.Tensor:
+        """The sum over the ranks, in place. *Collective*."""
+        return self._comm.allreduce(buffer, label="last layer") if not self.alone else buffer
+
+    def combine(self, buffer: torch.Tensor, by: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        """All ranks' vectors combined by an operation, lower ranks first. *Collective*."""
+
+        def combined(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+            # Copies, since MPI's memory may be read-only, which torch warns of.
+            return by(torch.from_numpy(first.copy()), torch.from_numpy(second.copy())).numpy()
+
+        return torch.from_numpy(allreduce_by(self._comm, buffer.numpy(), combined, label="last layer"))
+
+    def gather(self, rows: torch.Tensor) -> torch.Tensor:
+        """The rows of all ranks, one below the other. *Collective*, two calls."""
+        if self.alone:
+            return rows
+        counts = [0.0] * self._comm.size
+        counts[self._comm.rank] = float(rows.numel())
+        counts = self._comm.reduce_scalars(counts, label="last layer")
+        gathered = self._comm.allgatherv(rows.reshape(-1), [int(count) for count in counts], label="last layer")
+        return gathered.view(-1, rows.shape[1])
+
+    def settle(self, buffer: torch.Tensor) -> torch.Tensor:
+        """Rank 0's numbers on all ranks, in place. *Collective*."""
+        return self._comm.bcast(buffer, label="last layer") if not self.alone else buffer
+
+    @torch.no_grad()
+    def _try(self, shard: Shard) -> None:
+        training = shard.module.training
+        try:
+            shard.module.eval()
+            self.layer.features(shard.inputs[:1])
+        finally:
+            shard.module.train(training)
+
+
+class BatchFeatures:
+    """The features of one batch at one point.
+
+    A batch that is evaluated in one piece keeps its graph; the pieces of a larger one are evaluated twice.
+
+    Attributes:
+        count: N.
+    """
+
+    def __init__(
+        self, objective: DataParallelObjective, layer: LastLayer, w: Vector, batch: Batch, weights: torch.Tensor
+    ) -> None:
+        self._objective, self._layer, self._w, self._batch, self._weights = objective, layer, w, batch, weights
+        self._shard, self.count = objective.shard, batch.total
+        micro = self._shard.micro_batch
+        in_one = micro is None or batch.count <= micro
+        self._kept: list[Piece] | None = None
+        if in_one:
+            self._kept = self._shard.guarded(lambda: list(self._pieces()), list[Piece])
+
+    def rows(self) -> list[Rows]:
+        """This rank's rows, in parts."""
+        return self._shard.guarded(lambda: list(self._rows()), list[Rows])
+
+    def value_and_gradient(self, weights: torch.Tensor) -> tuple[float, Vector]:
+        """The objective with ``weights`` in the last layer, and its gradient in the others. *Collective*."""
+        scale = 1.0 / self._batch.total
+
+        def evaluate(out: Vector) -> float:
+            return self._shard.guarded(lambda: self._gradient_sum(weights, scale, out.zero_()), lambda: math.nan)
+
+        loss, gradient = self._objective.reduced_gradient(self._w, self._batch, evaluate)
+        for place in self._layer.places:
+            gradient[place] = 0
+        return loss, gradient
+
+    def _gradient_sum(self, weights: torch.Tensor, scale: float, out: Vector) -> float:
+        """Add ``scale`` times the gradient of this rank's loss sum to ``out``; the loss sum is returned."""
+        parameters, total = self._shard.parameters, 0.0
+        for features, targets in self._pieces() if self._kept is None else self._kept:
+            loss = self._shard.loss.sum(self._layer.outputs_of(features, weights), targets)
+            gradients = torch.autograd.grad(loss * scale, parameters.tensors, materialize_grads=True)
+            out.add_(torch.cat([part.reshape(-1) for part in gradients]))
+            total += float(loss.detach())
+        return total
+
+    @torch.no_grad()
+    def _rows(self) -> Iterator[Rows]:
+        scale = 1 / math.sqrt(self._batch.total)
+        for features, targets in self._pieces() if self._kept is None else self._kept:
+            for columns, design, residual in self._layer.rows(features, targets, self._weights):
+                yield Rows(columns, design.mul_(scale), residual.mul_(scale))
+
+    def _pieces(self) -> Iterator[Piece]:
+        shard = self._shard
+        shard.prepare(self._w)
+        for rank, number, _, inputs, targets in shard.pieces(self._batch):
+            with shard.stochastic.frozen(self._batch.key, number, self._w.device, may_update=True, rank=rank):
+                features = self._layer.features(inputs)
+            yield features, targets

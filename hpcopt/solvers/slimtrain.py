@@ -1,0 +1,268 @@
+"""slimTrain: the last linear layer solved for, its regularisation chosen by itself, all other variables by Adam.
+
+    Z <- features(theta);   W <- W - (S + lambda W) (G + Lambda I)^-1;   theta <- theta - Adam's step at the new W
+
+Newman, Chung, Chung and Ruthotto 2022 (SIAM J. Sci. Comput. 44(4), doi 10.1137/21M1452512); letters follow
+``hpcopt.linalg.sampled_tikhonov``. G holds the features of the batch and of the r before it as they were then:
+recomputed at the present theta they would not brake W, and training diverges at large rates. W has no learning rate.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, NamedTuple, cast
+
+import torch
+
+from hpcopt.errors import UsageError
+from hpcopt.linalg.sampled_tikhonov import Bounds, Sampled, best, cross_validation, discrepancy, moved
+from hpcopt.objective.protocol import Batch, Objective, Vector
+from hpcopt.objective.separable import Features, Separable, SeparableObjective
+from hpcopt.solvers.adam import Adam
+from hpcopt.solvers.averaging import empty_average, take_into_average
+from hpcopt.solvers.checks import check_choice, check_count, check_flag, check_number, fail
+from hpcopt.solvers.feature_window import FORMS, KnownBatch, converted, loses, make_known, plan
+from hpcopt.solvers.schedules import ScheduledRate
+from hpcopt.solvers.sgd import SGD
+from hpcopt.solvers.solver import Solver, State, StepReport
+
+THETA_SOLVERS: dict[str, type] = {"adam": Adam, "sgd": SGD}
+"""Value of ``theta_solver`` -> its class, which gets those options whose names are its own."""
+
+
+class Solved(NamedTuple):
+    """The outcome of the last layer's step, the same on all ranks.
+
+    Attributes:
+        weights: W (t, m).
+        damping: Lambda.
+        smallest, largest: squares of the window's singular values.
+        square: |R|^2 before the step.
+    """
+
+    weights: torch.Tensor
+    damping: float
+    smallest: float
+    largest: float
+    square: float
+
+    @property
+    def finite(self) -> bool:
+        """Whether all numbers are."""
+        return bool(self.weights.isfinite().all()) and all(map(math.isfinite, self[1:]))
+
+
+class GivenLastLayer:
+    """The objective as the method of the other variables sees it: the last layer is what it was solved to be."""
+
+    def __init__(self, objective: Objective, features: Features, weights: torch.Tensor) -> None:
+        self._objective, self._features, self._weights = objective, features, weights
+
+    def value_and_gradient(self, w: Vector, batch: Batch) -> tuple[float, Vector]:
+        """On the features that are there already. *Collective*."""
+        return self._features.value_and_gradient(self._weights)
+
+    def __getattr__(self, name: str) -> Any:
+        """All else is the objective's."""
+        return getattr(self._objective, name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlimTrain(ScheduledRate):
+    """Least squares for the last layer batch by batch, with memory; a first-order method for what comes before it."""
+
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
+        "paper": {
+            "memory": 10,
+            "learning_rate": 1e-3,
+            "lambda_start": 1e-10,
+            "lambda_min": 1e-7,
+            "lambda_max": 1e3,
+            "candidates": 60,
+            "average": 0.0,
+        }
+    }
+
+    memory: int = 10
+    """r: batches before the present one whose predictions are to stay; (r + 1) times the batch should not be below m,
+    the inputs of the last layer."""
+    selection: str = "gcv"
+    """How lambda is chosen in each step: "gcv" (generalised cross-validation on the batch), "discrepancy" (the residual
+    that ``noise`` makes) or "fixed" (``lambda_start``)."""
+    lambda_start: float = 1e-10
+    """Lambda before the first step; with "fixed", lambda of every step."""
+    lambda_min: float = 1e-7
+    """Lambda, the sum of all lambda, is lifted to this."""
+    lambda_max: float = 1e3
+    """Largest lambda of a step."""
+    candidates: int = 60
+    """Values of lambda that are tried in a step."""
+    negative: bool = True
+    """Whether lambda may be negative, so that Lambda can fall; each step then changes Lambda by half of it at most.
+    Otherwise candidates lie between ``lambda_min`` and ``lambda_max``."""
+    noise: float = 1e-2
+    """discrepancy: variance of the noise in a target."""
+    noise_factor: float = 2.0
+    """discrepancy: the residual aimed at, in units of what the noise makes."""
+    form: str = "auto"
+    """How ranks make a batch's features known to each other: "gram" (a sum of Gram matrices), "tsqr" (triangles, for
+    features that are nearly dependent), "gather" (all rows), or "auto", what is least of these and accurate."""
+    theta_solver: str = "adam"
+    """The method of all other variables: "adam" or "sgd"."""
+    learning_rate: float = 1e-3
+    """Its rate after the warm-up."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """adam: decay of the first and second moment."""
+    epsilon: float = 1e-8
+    """adam: added to the root of the second moment."""
+    momentum: float = 0.0
+    """sgd: share of the last update that is kept."""
+    nesterov: bool = False
+    """sgd: look ahead by the momentum."""
+    average: float = 0.25
+    """On mini-batches the point that is evaluated and delivered is a running mean over about this part of all iterates
+    so far, the latest; 0 delivers the iterate itself."""
+
+    def __post_init__(self) -> None:
+        """Check every option.
+
+        Raises:
+            UsageError: an option breaks its rule.
+        """
+        super().__post_init__()
+        check_count(self, "memory", 0)
+        check_choice(self, "selection", ("gcv", "discrepancy", "fixed"))
+        check_number(self, "lambda_start", 0.0, open_low=True)
+        check_number(self, "lambda_min", 0.0, open_low=True)
+        check_number(self, "lambda_max", 0.0, open_low=True)
+        if self.lambda_max <= self.lambda_min:
+            fail(self, "lambda_max", f"must be above lambda_min = {self.lambda_min:g}")
+        check_count(self, "candidates", 2)
+        check_flag(self, "negative")
+        check_number(self, "noise", 0.0)
+        check_number(self, "noise_factor", 0.0, open_low=True)
+        check_choice(self, "form", FORMS)
+        check_choice(self, "theta_solver", tuple(THETA_SOLVERS))
+        check_number(self, "average", 0.0, 1.0)
+        object.__setattr__(self, "betas", tuple(self.betas) if isinstance(self.betas, list) else self.betas)
+        for name in THETA_SOLVERS:
+            self._theta(name)  # what it checks of its own options
+
+    def init(self, objective: Objective) -> State:
+        """The state of the other variables' method, the window (r, m, m) of features, Lambda, and counts by form.
+
+        Raises:
+            UsageError: on all ranks, when the objective's last layer cannot be solved for.
+        """
+        separable = last_layer_of(objective)
+        state = self._theta(self.theta_solver).init(objective)
+        if self.average:
+            state |= empty_average(cast(Vector, state["parameters"]))
+        return state | {
+            "window": torch.zeros(self.memory, separable.width, separable.width, dtype=torch.float64),
+            "triangles": True,
+            "smallest": 0.0,
+            "largest": math.inf,
+            "damping": float(self.lambda_start),
+            "solved": 0,
+            "by_gram": 0,
+            "by_tsqr": 0,
+            "by_gather": 0,
+        }
+
+    def step(self, objective: Objective, state: State, batch: Batch) -> tuple[State, StepReport]:
+        """One step. *Collective*: a reduction for the last layer, a broadcast of it, a reduction of a gradient."""
+        separable, w = last_layer_of(objective), cast(Vector, state["parameters"])
+        weights = separable.weights(w)
+        features = separable.features(w, batch, weights)
+        known = self._known(separable, state, features)
+        solved = self._solve(separable, state, known, weights, (features.count, batch.total))
+        loss = 0.5 * solved.square + separable.decay(w)
+        if not solved.finite:
+            # The reduction that follows is where an objective learns what went wrong on another rank.
+            features.value_and_gradient(weights)
+            return state, StepReport(math.nan, accepted=False, finite=False, damping=float(state["damping"]))
+        view = cast(Objective, GivenLastLayer(objective, features, solved.weights))
+        state, report = self._theta(self.theta_solver).step(view, state, batch)
+        report.loss = loss
+        if report.accepted:
+            separable.put(w, solved.weights)
+            self._remember(state, known, solved)
+            if self.average:
+                take_into_average(state, batch, self.average)
+        report.damping = float(state["damping"])
+        return state, report
+
+    def _known(self, separable: Separable, state: State, features: Features) -> KnownBatch:
+        """The new batch on all ranks, of the same kind as the window."""
+        least = self.lambda_min if self.selection != "fixed" else float(state["damping"])
+        lossy = loses(least, float(state["smallest"]), float(state["largest"]), separable.width)
+        chosen = plan(self.form, separable, features.count, lossy)
+        if chosen.triangle != state["triangles"]:
+            state["window"] = converted(cast(torch.Tensor, state["window"]), chosen.triangle)
+            state["triangles"] = chosen.triangle
+        state[f"by_{chosen.form}"] = int(state[f"by_{chosen.form}"]) + 1
+        return make_known(chosen, separable, features.rows())
+
+    def _solve(
+        self, separable: Separable, state: State, known: KnownBatch, weights: torch.Tensor, counts: tuple[int, int]
+    ) -> Solved:
+        """The step of the last layer, as rank 0 computes it. *Collective*, one broadcast.
+
+        Args:
+            separable: the model.
+            state: before the step.
+            known: the new batch.
+            weights: W (t, m).
+            counts: rows and samples of the new batch over all ranks.
+        """
+        settled = torch.full((weights.numel() + 4,), math.nan, dtype=torch.float64)
+        if known.finite:
+            sampled, before = known.sampled(cast(torch.Tensor, state["window"]), weights), float(state["damping"])
+            trial = self._trial(sampled, before, *counts)
+            numbers = before + trial, float(sampled.squares.min()), float(sampled.squares.max()), known.square
+            found = moved(sampled, weights, trial, before + trial)
+            settled = torch.cat([found.reshape(-1), torch.tensor(numbers, dtype=torch.float64)])
+        found, numbers = separable.settle(settled).split([weights.numel(), 4])
+        return Solved(found.view(weights.shape), *numbers.tolist())
+
+    def _trial(self, sampled: Sampled, before: float, rows: int, samples: int) -> float:
+        """The lambda of this step, where their sum was ``before``."""
+        if self.selection == "fixed":
+            return self.lambda_start
+        bounds = Bounds(self.lambda_min, self.lambda_max, self.candidates, self.negative)
+        trials = bounds.candidates(before)
+        if self.selection == "gcv":
+            return best(trials, cross_validation(sampled, trials, before, rows), bounds, before)
+        # The residual is a mean over samples of a sum over their rows and outputs.
+        expected = self.noise_factor * self.noise * len(sampled.right) * rows / samples
+        return best(trials, discrepancy(sampled, trials, before, expected), bounds, before)
+
+    def _remember(self, state: State, known: KnownBatch, solved: Solved) -> None:
+        """The batch joins the window in the place of the oldest."""
+        if self.memory:
+            cast(torch.Tensor, state["window"])[int(state["solved"]) % self.memory] = known.block
+        numbers = {"damping": solved.damping, "smallest": solved.smallest, "largest": solved.largest}
+        state |= {**numbers, "solved": int(state["solved"]) + 1}
+
+    def _theta(self, name: str) -> Solver:
+        """The method of all other variables, with those of these options that have the names of its own."""
+        cls: Any = THETA_SOLVERS[name]
+        shared = {field.name for field in fields(cls)} & {field.name for field in fields(self)}
+        return cast(Solver, cls(**{key: getattr(self, key) for key in shared}))
+
+
+def last_layer_of(objective: object) -> Separable:
+    """What is linear in the objective's model. *Collective* when first asked for.
+
+    Raises:
+        UsageError: on all ranks, when nothing is that could be solved for.
+    """
+    if not hasattr(type(objective), "separable"):
+        raise UsageError(
+            "SlimTrain solves for the last layer of a model that every rank holds whole, which this objective does not "
+            'have. Use parallel.layout = "data".',
+            collective=True,
+        )
+    return cast(SeparableObjective, objective).separable

@@ -1,0 +1,88 @@
+"""slimTrain on several ranks: the same numbers as on one, whatever way features take from rank to rank."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from mpi4py import MPI
+
+from hpcopt.comm.communicator import Communicator
+from hpcopt.config import parse_job
+from hpcopt.errors import UsageError
+from hpcopt.objective.data_parallel import DataParallelObjective
+from hpcopt.objective.protocol import Batch
+from hpcopt.solvers.slimtrain import SlimTrain
+from hpcopt.solvers.solver import State
+from hpcopt.train.job import PreparedJob
+from tests.support.closures import same_everywhere
+from tests.support.problems import CLASSES, samples, small_network
+
+pytestmark = pytest.mark.mpi
+
+WIDTH = 8
+WORDS = WIDTH * (WIDTH + 1) // 2 + WIDTH * CLASSES + 1
+
+
+def trained(comm: Communicator, form: str, count: int, steps: int = 10) -> tuple[State, list[float]]:
+    """Batches of ``count`` samples, dealt out unevenly: the last rank has none, unless it is the only one."""
+    inputs, targets = samples("squared")
+    owners = max(1, comm.size - 1)
+    objective = DataParallelObjective(small_network(), "squared", inputs, targets, comm)
+    solver = SlimTrain(form=form, memory=2, average=0.0, lambda_min=1e-4)
+    state, dampings = solver.init(objective), []
+    for number in range(steps):
+        batch = torch.arange(count) + number
+        own = batch[comm.rank :: owners] if comm.rank < owners else batch[:0]
+        state, report = solver.step(objective, state, Batch(own, len(own), count, (0, number)))
+        dampings.append(report.damping)
+    return state, dampings
+
+
+@pytest.mark.parametrize(
+    ("form", "count", "taken"),
+    [
+        ("auto", 4, "by_gather"),
+        ("auto", 20, "by_gram"),
+        ("tsqr", 4, "by_tsqr"),
+        ("tsqr", 20, "by_tsqr"),
+        ("gather", 20, "by_gather"),
+    ],
+)
+def test_ten_steps_are_those_of_one_rank(comm: Communicator, form: str, count: int, taken: str) -> None:
+    ours, dampings = trained(comm, form, count)
+    theirs, expected = trained(Communicator(MPI.COMM_SELF), form, count)
+    torch.testing.assert_close(ours["parameters"], theirs["parameters"], rtol=1e-11, atol=1e-11)
+    assert dampings == pytest.approx(expected, rel=1e-11)
+    assert same_everywhere(comm, ours["parameters"])  # type: ignore[arg-type]
+    assert int(ours[taken]) >= 9
+
+
+@pytest.mark.parametrize(("form", "calls", "words"), [("gram", 2, WORDS), ("tsqr", 2, WORDS), ("gather", 3, 4 * 11)])
+def test_a_step_takes_the_calls_and_the_numbers_that_are_said(
+    comm: Communicator, form: str, calls: int, words: int
+) -> None:
+    trained(comm, form, 4, steps=1)
+    found = {row.label: row for row in comm.ledger.rows()}
+    if comm.size == 1:
+        assert "last layer" not in found or found["last layer"].bytes == 8 * words
+        return
+    counts = comm.size if form == "gather" else 0
+    answer = WIDTH * CLASSES + 4
+    assert found["last layer"].calls == calls
+    assert found["last layer"].bytes == 8 * (words + counts + answer)
+    assert found["gradient"].calls == 1
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ("", "with the squared loss only"),
+        ('[parallel]\nlayout = "variables"\n[loss]\nname = "squared"', 'parallel.layout = "data"'),
+    ],
+)
+def test_a_job_that_has_no_last_layer_to_solve_for_is_refused_on_all_ranks(
+    comm: Communicator, more: str, words: str
+) -> None:
+    job = '[data]\nsource = "digits"\nlimit = 50\n[model]\nwidths = [8]\ninit = "he"\n[solver]\nname = "slimtrain"\n'
+    with pytest.raises(UsageError, match=words):
+        PreparedJob(parse_job(job + more), comm)
