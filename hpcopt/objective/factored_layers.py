@@ -11,6 +11,7 @@ Shapes: b samples, T positions, a inputs of a layer (with the constant), o outpu
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,9 @@ from hpcopt.objective.parameters import FlatParameters
 
 PATCH_NUMBERS = 2**24
 """Most numbers of the patches of a convolution's inputs that are written out at a time."""
+
+POSITIONS = 64
+"""About so many output positions of an image are enough for A: neighbouring patches overlap and tell the same."""
 
 
 @dataclass(frozen=True)
@@ -51,14 +55,27 @@ class FactoredLayer:
         """The order of G."""
         return len(self.module.weight)
 
-    def rows(self, x: torch.Tensor) -> Iterator[torch.Tensor]:
-        """The inputs a_t (rows, a), without the constant, in pieces."""
+    def rows(self, x: torch.Tensor, key: int | None = None) -> Iterator[torch.Tensor]:
+        """The inputs a_t (rows, a), without the constant, in pieces.
+
+        Args:
+            x: what the module was given.
+            key: draws where the positions of large images lie, on a square lattice; None for all positions.
+        """
         if isinstance(self.module, nn.Linear):
             yield x.reshape(-1, self.width)
             return
         x = x.unsqueeze(0) if x.ndim == 3 else x
-        for part in x.split(max(1, PATCH_NUMBERS // max(1, self.width * x.shape[-2] * x.shape[-1]))):
-            yield self._patches(part).transpose(0, 1).reshape(self.width, -1).T
+        height, width = _padding(self.module) or (0, 0)
+        x = functional.pad(x, (width, width, height, height))
+        spacing, stride = 1, self.module.stride
+        if key is not None:
+            spacing = self._spacing(x)
+            x = x[..., stride[0] * (key % spacing) :, stride[1] * (key // spacing % spacing) :]
+        steps = (stride[0] * spacing, stride[1] * spacing)
+        for part in x.split(max(1, PATCH_NUMBERS // max(1, self.width * x[0, 0].numel() // spacing**2))):
+            patches = functional.unfold(part, self.module.kernel_size, self.module.dilation, 0, steps)
+            yield patches.transpose(0, 1).reshape(self.width, -1).T
 
     def gradients(self, g: torch.Tensor) -> torch.Tensor:
         """The gradients g_t (rows, o)."""
@@ -67,26 +84,36 @@ class FactoredLayer:
         g = g.unsqueeze(0) if g.ndim == 3 else g
         return g.transpose(0, 1).reshape(self.outputs, -1).T
 
-    def _patches(self, x: torch.Tensor) -> torch.Tensor:
-        """(b, a, T) without the constant."""
-        m = self.module
+    def _spacing(self, padded: torch.Tensor) -> int:
+        """Of the lattice, in output positions."""
+        m, sizes = self.module, []
         assert isinstance(m, nn.Conv2d)
-        return functional.unfold(x, m.kernel_size, m.dilation, _padding(m) or 0, m.stride)
+        for length, kernel, dilation, stride in zip(
+            padded.shape[-2:], m.kernel_size, m.dilation, m.stride, strict=True
+        ):
+            sizes.append((length - dilation * (kernel - 1) - 1) // stride + 1)
+        return max(1, min(math.isqrt(sizes[0] * sizes[1] // POSITIONS), *sizes))
 
 
 class Moments:
-    """Sums over rows of a a^T and of g g^T for some layers, and how many rows of inputs there were."""
+    """Sums over rows of a a^T and of g g^T for some layers, and how many rows of each there were.
 
-    def __init__(self, layers: Sequence[FactoredLayer], like: torch.Tensor) -> None:
-        self._layers = layers
+    Args:
+        layers: of a model.
+        like: a tensor of their precision and place.
+        key: draws the positions of patches, the same for all samples.
+    """
+
+    def __init__(self, layers: Sequence[FactoredLayer], like: torch.Tensor, key: int) -> None:
+        self._layers, self._key = layers, key
         self.inputs = [like.new_zeros(layer.inputs, layer.inputs) for layer in layers]
         self.outputs = [like.new_zeros(layer.outputs, layer.outputs) for layer in layers]
-        self.rows = [0] * len(layers)
+        self.rows, self.positions = [0] * len(layers), [0] * len(layers)
 
     def add_inputs(self, number: int, x: torch.Tensor) -> None:
         """The inputs of one call of layer ``number``."""
         layer, total = self._layers[number], self.inputs[number]
-        for rows in layer.rows(x.to(total.dtype)):
+        for rows in layer.rows(x.to(total.dtype), self._key):
             width = layer.width
             total[:width, :width].addmm_(rows.T, rows)
             if layer.bias is not None:
@@ -100,6 +127,7 @@ class Moments:
         """The gradients at the outputs of one call of layer ``number``."""
         rows = self._layers[number].gradients(g.to(self.outputs[number].dtype))
         self.outputs[number].addmm_(rows.T, rows)
+        self.positions[number] += len(rows)
 
 
 def candidates(module: nn.Module, parameters: FlatParameters) -> list[FactoredLayer]:

@@ -11,6 +11,7 @@ Shapes: n variables, p packed numbers, L layers, a and o inputs and outputs of a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -24,6 +25,7 @@ from hpcopt.objective.factored_layers import FactoredLayer, Moments, candidates,
 from hpcopt.objective.fisher import OutputErrors, check_kind
 from hpcopt.objective.protocol import Batch, Vector
 from hpcopt.objective.triangles import pack, triangle_size
+from hpcopt.random import key64
 
 if TYPE_CHECKING:
     from hpcopt.objective.data_parallel import DataParallelObjective
@@ -82,6 +84,8 @@ class KroneckerCurvature:
         self._sizes = [triangle_size(order) for layer in self.layers for order in (layer.inputs, layer.outputs)]
         self._sizes.append(sum(parameters.counts[i] for i in self._tensors))
         self.size, self.weight_decay = sum(self._sizes), objective.weight_decay
+        self._counts = 2 * len(self.layers) + 1
+        self._request: Any = None
 
     def check(self, fisher: str) -> None:
         """Refuse targets that cannot be drawn for the loss. Local, the same on all ranks.
@@ -107,10 +111,13 @@ class KroneckerCurvature:
         objective = self._objective
         errors = OutputErrors(objective.shard.loss, fisher, self._seed, number)
         first = objective.samples_before(batch)
-        sums = w.new_zeros(self.size + len(self.layers) + 1)
-        objective.shard.guarded(lambda: self._sum(w, batch, errors, first, sums), lambda: sums.fill_(torch.nan))
-        request = objective.comm.iallreduce(sums, label="factors")
-        return PendingFactors(request, lambda reduced: self._finished(reduced, batch))
+        moments = Moments(self._modules, w, key64(self._seed, "positions", number))
+        sums = w.new_zeros(self.size + self._counts)
+        objective.shard.guarded(lambda: self._sum(w, batch, errors, first, moments, sums), lambda: sums.fill_(math.nan))
+        if self._request is not None:
+            self._request.wait()  # of a step that failed before it came to that
+        self._request = objective.comm.iallreduce(sums, label="factors")
+        return PendingFactors(self._request, lambda reduced: self._finished(reduced, batch))
 
     def divide(
         self, costs: Sequence[float], sizes: Sequence[int], compute: Callable[[int], Vector]
@@ -149,10 +156,10 @@ class KroneckerCurvature:
         found = objective.comm.reduce_scalars([*wrong, 0.0], label="layers")
         return [layer for layer, failed in zip(layers, found, strict=False) if not failed]
 
-    def _sum(self, w: Vector, batch: Batch, errors: OutputErrors, first: int, into: Vector) -> None:
-        """This rank's sums of all factors, gradients of the other variables, rows of inputs, and samples."""
-        shard, moments, samples = self._objective.shard, Moments(self._modules, w), 0
-        *_, others, _ = into.split([*self._sizes, len(self.layers) + 1])
+    def _sum(self, w: Vector, batch: Batch, errors: OutputErrors, first: int, moments: Moments, into: Vector) -> None:
+        """This rank's sums of all factors and of the other variables' gradients, and how many there were of each."""
+        shard, samples = self._objective.shard, 0
+        *_, others, _ = into.split([*self._sizes, self._counts])
         tensors = [shard.parameters.tensors[i] for i in self._tensors]
         shard.prepare(w)
         for rank, number, at, inputs, targets in shard.pieces(batch):
@@ -172,13 +179,15 @@ class KroneckerCurvature:
             samples += len(inputs)
         squares = chain.from_iterable(zip(moments.inputs, moments.outputs, strict=True))
         triangles = [pack(square) for square in squares]
-        counts = torch.tensor([*moments.rows, samples], dtype=into.dtype, device=into.device)
+        counts = torch.tensor([*moments.rows, *moments.positions, samples], dtype=into.dtype, device=into.device)
         torch.cat([*triangles, others.clone(), counts], out=into)
 
     def _finished(self, sums: Vector, batch: Batch) -> Vector:
         """The factors of all ranks' sums; their work is counted."""
-        *parts, others, counts = sums.split([*self._sizes, len(self.layers) + 1])
-        *rows, samples = counts.tolist()
+        self._request = None
+        *parts, others, counts = sums.split([*self._sizes, self._counts])
+        *numbers, samples = counts.tolist()
+        rows, positions = numbers[: len(self.layers)], numbers[len(self.layers) :]
         for inputs, outputs, count in zip(parts[::2], parts[1::2], rows, strict=True):
             inputs.div_(max(count, 1.0))
             outputs.div_(max(samples, 1.0))
@@ -187,15 +196,15 @@ class KroneckerCurvature:
         for part, shape in zip(others.split([shape.numel() for shape in shapes]), shapes, strict=True):
             table = part.view(shape[0], -1) if len(shape) > 1 else part.view(1, -1)
             table.copy_(table.mean(1, keepdim=True).expand_as(table))
-        self._count(rows, batch)
+        self._count(rows, positions, batch)
         return sums[: self.size]
 
-    def _count(self, rows: Sequence[float], batch: Batch) -> None:
+    def _count(self, rows: Sequence[float], positions: Sequence[float], batch: Batch) -> None:
         """Operations of a forward pass, of a backward pass to the outputs, and of both factors, over a gradient's."""
         spent, gradient = 0.0, 0.0
-        for layer, count in zip(self.layers, rows, strict=True):
+        for layer, seen, passed in zip(self.layers, rows, positions, strict=True):
             a, o = layer.inputs, layer.outputs
-            spent += count * (2 * a * o + a * a + o * o)
-            gradient += count * 3 * a * o
+            spent += passed * (2 * a * o + o * o) + seen * a * a
+            gradient += passed * 3 * a * o
         part = batch.total / self._objective.samples
-        self._objective.work.gradients += part * (spent / gradient if gradient else 1.0)
+        self._objective.work.gradients += part * (spent / gradient if gradient > 0 else 1.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import pytest
@@ -12,6 +13,7 @@ from hpcopt.comm.communicator import Communicator
 from hpcopt.layout.block import block
 from hpcopt.objective.data_parallel import DataParallelObjective
 from hpcopt.objective.variable_blocks import VariableBlockObjective
+from hpcopt.optim import NLCG
 from hpcopt.solvers.kronecker import KroneckerFactors
 from hpcopt.solvers.solver import State
 from tests.support.problems import sharded, small_network
@@ -120,3 +122,32 @@ def test_a_failure_of_one_layer_is_known_everywhere(comm: Communicator, monkeypa
     state, _ = after(sharded(comm, model=small_network()), 1)
     assert state["factor_failures"] == 1
     assert state["factor_boosts"].tolist() == [10.0, 1.0]  # type: ignore[union-attr]
+
+
+class Fails(torch.nn.Module):
+    """A model that fails in training on one rank, once it is told to."""
+
+    def __init__(self, rank: int) -> None:
+        super().__init__()
+        self.layer, self.own, self.failing = torch.nn.Linear(5, 3).double(), rank, -1
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.own == self.failing:
+            raise ValueError("this model does not like rank 1")
+        return self.layer(x)  # type: ignore[no-any-return]
+
+
+def test_a_model_that_fails_on_one_rank_fails_on_all(comm: Communicator) -> None:
+    inputs, targets = sharded(comm).shard.inputs, sharded(comm).shard.targets
+    model = Fails(comm.rank)
+    optimizer = NLCG(model, "cross_entropy", comm=comm)
+    optimizer.step(inputs, targets)
+    before = model.layer.weight.detach().clone()
+    model.failing = comm.size - 1
+    with pytest.raises((ValueError, RuntimeError), match="does not like"):
+        optimizer.step(inputs, targets)
+    model.failing = -1
+    assert torch.equal(model.layer.weight, before)
+    optimizer.step(inputs, targets)
+    assert bool(optimizer._state["factors"].isfinite().all())  # type: ignore[union-attr]
+    assert math.isfinite(optimizer._objective.work.gradients)

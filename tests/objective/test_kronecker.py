@@ -123,6 +123,29 @@ def test_of_a_convolution_patches_are_the_inputs_and_positions_are_summed_in_g(
     torch.testing.assert_close((a, g), expected, rtol=1e-12, atol=1e-12)
 
 
+def test_of_a_large_image_a_lattice_of_positions_is_enough_for_the_inputs(
+    comm: Communicator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conv, x = nn.Conv2d(2, 3, 3, stride=(1, 2), padding=1), numbers(4, 2, 6, 12)
+    objective = objective_of(comm, nn.Sequential(conv, nn.Flatten()), x)
+    ((_, g),), _ = factors(objective)
+    work = objective.work.gradients
+    monkeypatch.setattr("hpcopt.objective.factored_layers.POSITIONS", 9)  # of 6 by 6: every other row and column
+    patches = functional.unfold(x, 3, 1, 1, (1, 2)).view(4, 18, 6, 6)
+    lattices = [patches[:, :, top::2, left::2].transpose(0, 1).reshape(18, -1) for top in (0, 1) for left in (0, 1)]
+    seen = set()
+    for number in range(20):
+        ((a, h),), _ = factors(objective, number=number)
+        same = [torch.allclose(a[:18, :18], rows @ rows.T / 36, rtol=1e-12) for rows in lattices]
+        assert sum(same) == 1
+        assert float(a[18, 18]) == 1.0
+        seen.add(same.index(True))
+        if number == 0:
+            torch.testing.assert_close(h, g, rtol=1e-12, atol=1e-12)
+            assert objective.work.gradients - work == pytest.approx(work - 0.75 * 19**2 / (3 * 19 * 3))
+    assert seen == {0, 1, 2, 3}
+
+
 class Twice(nn.Module):
     """A layer that is called on two halves of its inputs."""
 
