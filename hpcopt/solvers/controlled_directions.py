@@ -10,7 +10,8 @@ whether d is descent. Other preconditioners and ``safeguards`` make it robust.
 Numbers read or written beyond gradient and reduction, in sweeps over pieces that stay in the cache (the released form
 with fr): 4 n for the products that the update of h and the test for finite numbers need (g, g_prev, d, h), 7 n for h
 and z = P g (the same; h, g_prev and, in g's memory, z are written), 5 n for d and w (z, d, w; d and w are written). The
-scalars in between are two small reductions where variables are partitioned, and two broadcasts where w is replicated.
+scalars in between are two packs: small reductions where variables are partitioned, broadcasts where w is replicated.
+Other preconditioners know P before the pair of this step, and all their products are one pack.
 Shapes: n parameters of this rank.
 """
 
@@ -26,7 +27,7 @@ from hpcopt.objective.protocol import Batch, Objective, Vector
 from hpcopt.solvers.diagonal_bfgs import EPSILON, ReleasedDiagonalBFGS
 from hpcopt.solvers.lars import scale_layers
 from hpcopt.solvers.preconditioner import Preconditioner
-from hpcopt.solvers.products import pieces, totals
+from hpcopt.solvers.products import pieces, products, totals
 from hpcopt.solvers.solver import State, StepReport
 from hpcopt.solvers.step_control import StepControl
 
@@ -91,17 +92,26 @@ class ControlledDirections:
         if self._options.layer_trust:
             trust = self._options.layer_trust
             scale_layers(objective, parameters, gradient, trust, LAYER_DECAY * trust, epsilon=EPSILON)
-        gg, gd, dy, dd, dhd = self._measure(objective, state, gradient)
+        z, sums = (
+            (None, self._measure(objective, state, gradient))
+            if self._released
+            else self._applied(objective, state, gradient)
+        )
+        gg, gd, dy, dd, *rest = sums
         finite = math.isfinite(loss) and math.isfinite(gg)
         report = StepReport(loss, gradient_norm=math.sqrt(gg) if finite else math.nan, step_norm=math.nan)
         if not finite:
             state["restart"] = bool(state["restart"]) or self._options.safeguards
             report.step_norm, report.accepted, report.finite = 0.0, False, False
             return state, report
-        z, (gz, zy, yz) = self._precondition(objective, state, gradient, rate * float(state["base"]), dy, dhd)
-        beta = self._beta(
-            state, Pack(gz, float(state["previous_product"]), zy, dy, gd, yz, dd, float(state["gradient_square"])), rate
-        )
+        if z is None:
+            size, z = rate * float(state["base"]), gradient
+            rest = self._precondition(objective, state, gradient, size, dy, rest[0])
+        else:
+            state["previous_gradient"].copy_(gradient)  # type: ignore[union-attr]
+        gz, zy, yz = rest
+        gz_before, gg_before = float(state["previous_product"]), float(state["gradient_square"])
+        beta = self._beta(state, Pack(gz, gz_before, zy, dy, gd, yz, dd, gg_before), rate)
         state |= {"gradient_square": gg, "previous_product": gz, "previous_rate": rate}
         report.step_size = self._move(state, loss, rate, beta, z)
         objective.release(gradient)
@@ -109,41 +119,32 @@ class ControlledDirections:
             self._observe(objective, state, batch, *before)
         return state, report
 
+    def _applied(self, objective: Objective, state: State, gradient: Vector) -> tuple[Vector, list[float]]:
+        """P g = z (n,), and all products in one pack: g^T g, g^T d, d^T y, d^T d, g^T z, z^T y, and for hz y^T P y."""
+        direction: Vector = state["direction"]  # type: ignore[assignment]
+        change: Vector = gradient - state["previous_gradient"]
+        z = self._preconditioner.apply(state, gradient)
+        pairs = [(gradient, gradient), (gradient, direction), (direction, change), (direction, direction)]
+        pairs += [(gradient, z), (z, change)]
+        if self._options.beta == "hz":
+            return z, products(objective, [*pairs, (change, self._preconditioner.apply(state, change))])
+        return z, [*products(objective, pairs), 0.0]
+
     def _measure(self, objective: Objective, state: State, gradient: Vector) -> list[float]:
-        """Products of g, of the previous direction d and of y: g^T g, g^T d, d^T y, d^T d for hz, d^T diag(h) d."""
-        vectors = [gradient, state["previous_gradient"], state["direction"]]
-        vectors += [state["hessian"]] if self._released else []
+        """Products that the released form needs before z: g^T g, g^T d, d^T y, d^T d for hz, d^T diag(h) d."""
+        vectors = [gradient, state["previous_gradient"], state["direction"], state["hessian"]]
         parts, zero, wants_norm = [], gradient.new_zeros(()), self._options.beta == "hz"
-        for g, previous, d, *h in pieces(*vectors):  # type: ignore[arg-type]
+        for g, previous, d, h in pieces(*vectors):  # type: ignore[arg-type]
             square = torch.dot(d, d) if wants_norm else zero
-            bent = torch.dot(d, d * h[0]) if h else zero
-            parts.append([torch.dot(g, g), torch.dot(g, d), torch.dot(d, g - previous), square, bent])
+            parts.append([torch.dot(g, g), torch.dot(g, d), torch.dot(d, g - previous), square, torch.dot(d, d * h)])
         return totals(objective, parts)
 
     def _precondition(
         self, objective: Objective, state: State, gradient: Vector, scale: float, dy: float, dhd: float
-    ) -> tuple[Vector, list[float]]:
-        """Preconditioned gradient z = P g (n,), and g^T z, z^T y and y^T P y; g becomes the previous gradient."""
-        if self._released:
-            return gradient, self._precondition_released(objective, state, gradient, scale, dy, dhd)
-        previous: Vector = state["previous_gradient"]  # type: ignore[assignment]
-        z = self._preconditioner.apply(state, gradient)
-        bent = z
-        if self._options.beta == "hz":
-            bent = self._preconditioner.apply(state, gradient - previous)
-        parts = []
-        for g, old, each, curved in pieces(gradient, previous, z, bent):
-            y = g - old
-            parts.append([torch.dot(g, each), torch.dot(each, y), torch.dot(y, curved)])
-            old.copy_(g)
-        return z, totals(objective, parts)
-
-    def _precondition_released(
-        self, objective: Objective, state: State, gradient: Vector, scale: float, dy: float, dhd: float
     ) -> list[float]:
-        """The same in one sweep with the update of h, and z in the memory of g.
+        """Update h and turn g into z = P g, in one sweep; g^T z, z^T y and for hz y^T P y. *Collective*.
 
-        What the code takes for z^T y is g^T z - g^T z_prev, with the z of the previous P.
+        What the released code takes for z^T y is g^T z - g^T z_prev, with the z of the previous P.
         """
         metric, first = ReleasedDiagonalBFGS, int(state["steps"]) == 0
         ys, shs = scale * dy, scale * scale * dhd

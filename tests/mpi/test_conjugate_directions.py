@@ -62,13 +62,18 @@ def test_a_loss_that_is_not_finite_on_one_rank_leaves_the_calls_of_all_equal(
     assert all(other == counted for other in comm.allgather_objects(counted))
 
 
-def test_a_step_of_the_paper_is_one_reduction_of_the_gradient_and_two_packs(comm: Communicator) -> None:
+@pytest.mark.parametrize(
+    ("options", "packs"), [(PAPER, 2), ({"step_rule": "control", "preconditioner": "identity", "beta": "hz"}, 1)]
+)
+def test_a_controlled_step_is_one_reduction_of_the_gradient_and_a_pack_or_two(
+    comm: Communicator, options: dict[str, Any], packs: int
+) -> None:
     objective = sharded(comm)
     before = calls(comm)
-    steps(objective, PAPER, 10)
+    steps(objective, options, 10)
     counted = {label: count - before.get(label, 0) for label, count in calls(comm).items()}
     assert counted.pop("gradient") == 10
-    assert sum(counted.values()) == (20 if comm.size > 1 else 0)
+    assert sum(counted.values()) == (10 * packs if comm.size > 1 else 0)
 
 
 @pytest.mark.parametrize("options", SEARCHES, ids=str)

@@ -92,6 +92,18 @@ def test_the_preset_of_the_paper_is_the_released_code(
         assert reference.undone > 0
 
 
+@pytest.mark.parametrize("rule", RULES)
+def test_products_in_one_pack_or_two_are_the_same_steps_where_h_stays(
+    rule: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ReleasedDiagonalBFGS, "usable", lambda *_: False)
+    options = {"beta": rule, "learning_rate": 0.3}
+    one, two = digits(torch.float64), digits(torch.float64)
+    found, _ = run(controlled(Identity(), **options), one, 30, batches=mini_batches(one))
+    expected, _ = run(controlled(ReleasedDiagonalBFGS(), **options), two, 30, batches=mini_batches(two))
+    torch.testing.assert_close(found["parameters"], expected["parameters"], rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("solver", [paper(), controlled(DiagonalBFGS()), controlled(GaussNewtonDiagonal())])
 def test_the_first_step_is_gradient_descent_in_the_metric(solver: ControlledDirections) -> None:
     objective = digits(torch.float64)

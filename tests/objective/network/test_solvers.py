@@ -12,7 +12,7 @@ from hpcopt.errors import UsageError
 from hpcopt.objective.data_parallel import DataParallelObjective
 from hpcopt.objective.protocol import Batch
 from hpcopt.solvers.registry import make_solver
-from tests.support.networks import FOUR, THREE, data, on_grid, positions, start, torch_model
+from tests.support.networks import FOUR, THREE, data, on_grid, on_own_ranks, positions, start, torch_model
 from tests.support.simulated import on_ranks
 
 GRIDS = [(1, 1), (1, 2), (3, 2)]
@@ -59,6 +59,17 @@ def test_a_run_on_a_grid_is_that_of_the_replicated_model(comm: Communicator, met
         found = on_ranks(grid[0] * grid[1], run)
         assert all(trace == found[0] for trace in found)
         assert found[0] == pytest.approx(expected, rel=1e-10)
+
+
+def test_random_signs_are_those_of_a_variable_however_the_network_is_cut():
+    (whole,) = on_ranks(1, lambda ranks: on_grid(ranks, (1, 1)).signs(3))
+    assert sorted(whole.unique().tolist()) == [-1.0, 1.0]
+
+    def same(objective: Any, rank: int) -> bool:
+        return torch.equal(objective.signs(3), whole[positions(objective.partition, rank)])
+
+    assert all(on_ranks(6, lambda ranks: same(on_grid(ranks, (3, 2)), ranks.rank)))
+    assert all(on_ranks(6, lambda ranks: same(on_own_ranks(ranks, (1, 2, 1, 1, 1)), ranks.rank)))
 
 
 @pytest.mark.parametrize("jacobian", ["explicit", "implicit"])
