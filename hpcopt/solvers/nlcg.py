@@ -58,7 +58,7 @@ class NLCG(ConjugateOptions):
     """With "kronecker", iterations from one refresh of the factors to the next; the first so many have one each."""
     factor_memory: float = 0.9
     """With "kronecker", most weight of the past in the moving average of the factors."""
-    subset: float = 1.0
+    subset: float = 0.25
     """Part of the batch's samples whose curvature is taken in the plane; another part in every step."""
     subset_least: int = 2000
     """Fewest samples in it, as far as the batch has them."""
@@ -71,8 +71,10 @@ class NLCG(ConjugateOptions):
     damping_control: str = "next_batch"
     """What lambda follows on mini-batches: the loss of the next batch ("next_batch") or, as on full batches, of the
     batch itself ("batch")."""
-    next_increase_below: float = 0.25
-    """lambda grows when the next batch gains less than this part of what the step promised."""
+    next_increase_below: float = -0.5
+    """lambda grows when the next batch gains less than this part of what the step promised; below 0: loses more. At the
+    noise floor a batch gains little from any step for another one, and with 0.25 lambda grew without end there. The
+    mean of the iterates settles that noise."""
     next_decrease_above: float = 0.5
     """lambda falls when the next batch gains more than this part of what the step promised."""
     average: float = 0.25

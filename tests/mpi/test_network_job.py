@@ -21,6 +21,7 @@ pytestmark = pytest.mark.mpi
 
 SOLVERS = {
     "newton": ["solver.cg_iterations=12"],
+    "nlcg": ["solver.preconditioner=identity"],
     "sgd": ["solver.learning_rate=0.1", "solver.momentum=0.9"],
     "adam": [],
     "lbfgs": [],
@@ -77,7 +78,7 @@ def test_no_rank_holds_all_features(comm: Communicator) -> None:
     assert len(job.objective.inputs) == job.objective.samples
 
 
-@pytest.mark.parametrize("solver", ["newton", "sgd", "lbfgs"])
+@pytest.mark.parametrize("solver", ["newton", "nlcg", "sgd", "lbfgs"])
 def test_a_run_saved_on_one_grid_goes_on_on_another(comm: Communicator, shared_path: Path, solver: str) -> None:
     """From each of some numbers of ranks to the next, one iteration each, to the curve of a run in one go."""
     settings = settings_of(solver)

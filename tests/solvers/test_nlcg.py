@@ -123,12 +123,27 @@ def test_lambda_on_full_batches_follows_the_ratio_and_on_mini_batches_the_next_o
         w, promised, expected = state["parameters"].clone(), float(state["promised"]), before  # type: ignore[union-attr]
         if mini and number:
             gained = objective.value(w - previous, batch) - objective.value(w, batch)
-            expected *= 2 / 3 if gained > 0.5 * promised else 1.5 if gained < 0.25 * promised else 1.0
+            expected *= 2 / 3 if gained > 0.5 * promised else 1.5 if gained < -0.5 * promised else 1.0
         state, report = PLAIN.step(objective, state, batch)
         assert report.inner_iterations == 1
         expected *= 2.25 if report.rho < 0.25 else 2 / 3 if report.rho > 0.75 and not mini else 1.0
         assert report.damping == state["damping"] == pytest.approx(expected)
         before = report.damping
+
+
+@pytest.mark.parametrize(("least", "size"), [(1, 90), (200, 150), (1000, 450)])
+def test_the_curvature_is_that_of_a_part_of_the_batch_another_one_in_every_step(least: int, size: int) -> None:
+    objective, seen = digits(), []
+    linearize = objective.linearize
+
+    def noted(w: Vector, batch: Batch) -> Any:
+        seen.append(batch.indices)
+        return linearize(w, batch)
+
+    objective.linearize = noted  # type: ignore[method-assign]
+    run(NLCG(preconditioner="identity", subset_least=least), objective, 4, batches=mini_batches(objective)[:1])
+    assert all(len(indices) in (size, size + 1) for indices in seen)  # parts of a cycle differ by one at most
+    assert torch.equal(seen[0], seen[1]) == (size == 450)
 
 
 def flattering() -> FunctionObjective:
@@ -247,7 +262,7 @@ def test_a_preconditioner_that_wants_pairs_gets_those_of_one_batch(mini: bool) -
 def test_bad_options_are_refused() -> None:
     with pytest.raises(UsageError, match="preconditioner = 'identiti'"):
         NLCG(preconditioner="identiti")
-    with pytest.raises(UsageError, match=r"next_decrease_above = 0\.1"):
-        NLCG(next_decrease_above=0.1)
+    with pytest.raises(UsageError, match=r"next_decrease_above = -1"):
+        NLCG(next_decrease_above=-1.0)
     with pytest.raises(UsageError, match="step_rule"):
         NLCG(step_rule="strong")
