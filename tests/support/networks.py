@@ -60,10 +60,11 @@ def on_own_ranks(
     loss: str = "cross_entropy",
     activation: str = "tanh",
     dtype: torch.dtype = torch.float64,
+    rows: slice = slice(None),
     **options: Any,
 ) -> NetworkObjective:
-    """The problem with every layer on ranks of its own, each given what it holds. *Collective*."""
-    own = columns(DisjointLayout(sizes, split), comm.rank, loss, dtype)
+    """The problem, or some instances of it, with every layer on ranks of its own. *Collective*."""
+    own = columns(DisjointLayout(sizes, split), comm.rank, loss, dtype, rows)
     return NetworkObjective(sizes, activation, loss, *own, comm, mapping="paper", split=split, **options)
 
 
@@ -77,12 +78,14 @@ def columns(
     return inputs[:, layout.features(rank).slice].to(dtype), targets
 
 
-def replicated(comm: Any, replicas: int, grid: tuple[int, int], *given: Any, **options: Any) -> NetworkReplicas:
-    """The problem of ``on_grid`` on replicas of which each has its block of the instances. *Collective*."""
+def replicated(comm: Any, replicas: int, cut: tuple[int, ...], *given: Any, **options: Any) -> NetworkReplicas:
+    """Replicas of the problem, each with its block of the instances, on grids or split by layers. *Collective*."""
+    made_by: Any = on_grid if len(cut) == 2 else on_own_ranks
 
     def make(ranks: Any) -> NetworkObjective:
         rows = block(SAMPLES, replicas, comm.rank // ranks.size).slice
-        return on_grid(ranks, grid, *given, rows=rows, **options)
+        found: NetworkObjective = made_by(ranks, cut, *given, rows=rows, **options)
+        return found
 
     return NetworkReplicas(comm, replicas, make)
 

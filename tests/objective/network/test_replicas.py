@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -28,14 +29,11 @@ from tests.support.networks import (
 from tests.support.simulated import SimulatedCommunicator, on_ranks
 
 DECAY = 0.01
-CASES = [(1, (1, 2)), (2, (1, 1)), (2, (2, 1)), (2, (1, 2)), (3, (1, 1)), (3, (2, 2))]
+PAPER = "every layer on ranks of its own"
+SPLITS = {FOUR: (2, 1, 1, 1, 1), THREE: (1, 1, 2, 2)}
+CASES = [(1, (1, 2)), (2, (1, 1)), (2, (2, 1)), (2, (1, 2)), (3, (1, 1)), (3, (2, 2)), (2, PAPER)]
 PROBLEMS = [(FOUR, "squared"), (THREE, "cross_entropy")]
 CHOSEN = [0, 3, 4, 8, 10]
-
-
-@pytest.fixture(params=CASES, ids=lambda case: f"{case[0]} of {list(case[1])}")
-def case(request: pytest.FixtureRequest) -> Any:
-    return request.param
 
 
 @pytest.fixture(params=PROBLEMS, ids=lambda problem: problem[1])
@@ -43,8 +41,21 @@ def problem(request: pytest.FixtureRequest) -> Any:
     return request.param
 
 
+@pytest.fixture(params=CASES, ids=lambda case: f"{case[0]} of {case[1]}")
+def case(request: pytest.FixtureRequest, problem: Any) -> Any:
+    """Number of replicas, and how each is cut: a grid, or a split by layers."""
+    replicas, cut = request.param
+    return replicas, SPLITS[problem[0]] if cut == PAPER else cut
+
+
+def cells(case: Any) -> int:
+    """Ranks of a replica."""
+    cut = case[1]
+    return math.prod(cut) if len(cut) == 2 else sum(a * b for a, b in pairwise(cut))
+
+
 def ranks_of(case: Any) -> int:
-    return case[0] * math.prod(case[1])
+    return case[0] * cells(case)
 
 
 def made(comm: Any, case: Any, problem: Any, **options: Any) -> tuple[NetworkReplicas, torch.Tensor]:
@@ -130,11 +141,10 @@ def test_products_are_those_of_one_process(case: Any, problem: Any, jacobian: st
     outputs = torch.randn(SAMPLES, problem[0][-1], generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     products, pulled, pushed, bent = alone(problem, expect)
     found = on_ranks(ranks_of(case), run)
-    cells = math.prod(case[1])
     for number, expected in enumerate((products, pulled)):
         for vector in whole_vectors([each[number] for each in found]):
             torch.testing.assert_close(vector, expected, rtol=1e-12, atol=1e-13)
-    torch.testing.assert_close(torch.cat([each[2] for each in found[::cells]]), pushed, rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(torch.cat([each[2] for each in found[:: cells(case)]]), pushed, rtol=1e-12, atol=1e-13)
     for *_, curvatures in found:
         torch.testing.assert_close(curvatures, bent, rtol=1e-12, atol=1e-12)
         assert torch.equal(curvatures, found[0][3])
@@ -165,7 +175,7 @@ def test_figures_and_inner_products_are_those_of_one_process(case: Any, problem:
     found = on_ranks(ranks_of(case), run)
     for numbers, _ in found:
         assert numbers == found[0][0] == pytest.approx(expected, rel=1e-12)
-    predicted = torch.cat([each for _, each in found[:: math.prod(case[1])]])
+    predicted = torch.cat([each for _, each in found[:: cells(case)]])
     torch.testing.assert_close(predicted, predictions, rtol=1e-12, atol=1e-13)
 
 
@@ -212,7 +222,7 @@ def test_a_direction_by_blocks_is_the_mean_of_the_replicas_and_one_of_descent(
     assert all(iterations == counts for iterations, *_ in found)
     assert len(counts) == ranks_of(case)
     assert min(counts) > 3 if solver == "cg" else max(counts) == 0
-    assert sum(samples for _, samples, _ in found) == SAMPLES * math.prod(case[1])
+    assert sum(samples for _, samples, _ in found) == SAMPLES * cells(case)
     first, *others = whole_vectors([each for *_, each in found])
     assert all(torch.equal(vector, first) for vector in others)
 
