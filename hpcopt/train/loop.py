@@ -135,8 +135,17 @@ class TrainingLoop:
         self._step_waited += self._spent().seconds_waited - waited
         standing.iterations, standing.batch = standing.iterations + 1, batch.total
         if self.criteria.check_agreement:
-            check_agreement(objective.comm, self._shared(state, report), standing.iterations)
+            self._check_agreement(state, report)
         return state, report
+
+    def _check_agreement(self, state: State, report: StepReport) -> None:
+        """Prove that the ranks have alike what they must have alike. *Collective*."""
+        objective, done = self.objective, self._standing.iterations
+        check_agreement(objective.comm, self._shared(state, report), done)
+        replicas = getattr(objective, "across", None)
+        if replicas is not None:
+            with objective.comm.together("comparing the replicas"):
+                check_agreement(replicas, state["parameters"], done)
 
     def _shared(self, state: State, report: StepReport) -> torch.Tensor:
         """What every rank must have alike after a step: the variables, or what was decided where they are cut up."""

@@ -12,7 +12,7 @@ from mpi4py import MPI
 
 from hpcopt.analysis.history import open_run
 from hpcopt.comm.communicator import Communicator
-from hpcopt.errors import UsageError
+from hpcopt.errors import HpcoptError, UsageError
 from hpcopt.layout.network import network_grid
 from hpcopt.objective.network.replicas import NetworkReplicas
 from hpcopt.train.job import PreparedJob
@@ -100,6 +100,15 @@ def test_blocks_of_replicas_train_and_every_rank_is_in_the_record(
     assert (run.local_iterations[0] > 3).all()
     assert run.facts["replicas"] == replicas
     assert run.facts["grid"][0] * run.facts["grid"][1] == comm.size // replicas
+
+
+@pytest.mark.mpi(min_size=2)
+def test_replicas_that_drift_apart_are_found_out(comm: Communicator, monkeypatch: pytest.MonkeyPatch) -> None:
+    mean = NetworkReplicas.mean
+    monkeypatch.setattr(NetworkReplicas, "mean", lambda self, *given: mean(self, *given) + 1e-13 * self.number)
+    settings = ("solver.name=sgd", f"parallel.data={comm.size}", "debug.check_agreement=true")
+    with pytest.raises(HpcoptError, match="no longer agree"):
+        prepared(comm, *settings).run(None)
 
 
 @pytest.mark.mpi(min_size=2)
