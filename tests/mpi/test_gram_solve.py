@@ -32,11 +32,12 @@ def block_of(objective: NetworkObjective, made: ExplicitLinearization) -> list[L
     """This rank's layers, with ones in the inputs where it holds the biases."""
     (piece,) = made.block_factors()
     layers = []
-    for view, given in zip(objective.network.views(objective.initial_vector()), piece.inputs, strict=True):
+    for view in objective.network.views(objective.initial_vector()):
+        given = piece.inputs[view.number]
         inputs = given if view.biases is None else torch.cat([given, given.new_ones(len(given), 1)], dim=1)
         last, own = view.number == len(SIZES) - 1, objective.network.outputs
         identity = output_factors(SIZES[-1], own.start, own.count, given)
-        layers.append(LayerFactors(inputs, identity if last else piece.units[view.number - 1]))
+        layers.append(LayerFactors(inputs, identity if last else piece.units[view.number]))
     return layers
 
 
