@@ -13,10 +13,10 @@ from hpcopt.comm.communicator import Communicator
 from hpcopt.layout.block import block
 from hpcopt.objective.data_parallel import DataParallelObjective
 from hpcopt.objective.variable_blocks import VariableBlockObjective
-from hpcopt.optim import NLCG
+from hpcopt.optim.model_objective import ModelObjective
 from hpcopt.solvers.kronecker import KroneckerFactors
 from hpcopt.solvers.solver import State
-from tests.support.problems import sharded, small_network
+from tests.support.problems import samples, sharded, small_network
 
 pytestmark = pytest.mark.mpi
 
@@ -42,11 +42,11 @@ def alone() -> Communicator:
 
 
 @pytest.mark.parametrize(
-    ("loss", "fisher", "samples"),
+    ("loss", "fisher", "size"),
     [("cross_entropy", "true", 12), ("squared", "true", 2000), ("squared", "empirical", 12)],
 )
-def test_the_numbers_are_those_of_one_rank(comm: Communicator, loss: str, fisher: str, samples: int) -> None:
-    options = {"fisher": fisher, "factor_samples": samples}
+def test_the_numbers_are_those_of_one_rank(comm: Communicator, loss: str, fisher: str, size: int) -> None:
+    options = {"fisher": fisher, "factor_samples": size}
     ours = after(sharded(comm, loss, weight_decay=0.1), **options)
     assert_same(ours, after(sharded(alone(), loss, weight_decay=0.1), **options))
 
@@ -55,9 +55,13 @@ def test_ranks_without_samples_take_part(comm: Communicator) -> None:
     assert_same(after(sharded(comm, count=2)), after(sharded(alone(), count=2)))
 
 
-def test_ranks_that_share_samples_share_the_sums(comm: Communicator) -> None:
-    inputs, targets = sharded(alone()).shard.inputs, sharded(alone()).shard.targets
-    found = VariableBlockObjective(deep(), "cross_entropy", inputs, targets, comm, shards=1)
+@pytest.mark.parametrize("shards", [1, 2])
+def test_ranks_that_share_samples_share_the_sums(comm: Communicator, shards: int) -> None:
+    if comm.size % shards:
+        pytest.skip(f"{comm.size} ranks are not {shards} rows")
+    (inputs, targets), (start, length) = samples(), block(37, shards, comm.rank * shards // comm.size)
+    own = slice(start, start + length)
+    found = VariableBlockObjective(deep(), "cross_entropy", inputs[own], targets[own], comm, shards=shards)
     assert_same(after(found), after(sharded(alone(), model=deep())))
 
 
@@ -137,17 +141,26 @@ class Fails(torch.nn.Module):
         return self.layer(x)  # type: ignore[no-any-return]
 
 
-def test_a_model_that_fails_on_one_rank_fails_on_all(comm: Communicator) -> None:
-    inputs, targets = sharded(comm).shard.inputs, sharded(comm).shard.targets
-    model = Fails(comm.rank)
-    optimizer = NLCG(model, "cross_entropy", comm=comm)
-    optimizer.step(inputs, targets)
-    before = model.layer.weight.detach().clone()
-    model.failing = comm.size - 1
-    with pytest.raises((ValueError, RuntimeError), match="does not like"):
-        optimizer.step(inputs, targets)
-    model.failing = -1
-    assert torch.equal(model.layer.weight, before)
-    optimizer.step(inputs, targets)
-    assert bool(optimizer._state["factors"].isfinite().all())  # type: ignore[union-attr]
-    assert math.isfinite(optimizer._objective.work.gradients)
+def test_a_model_that_fails_on_one_rank_leaves_factors_and_work_finite(comm: Communicator) -> None:
+    whole, model, solver = sharded(comm), Fails(comm.rank), KroneckerFactors(factor_every=1)
+    objective = ModelObjective(model, "cross_entropy", comm, 0.0, None, 0)
+    w = objective.initial_vector()
+    state: State = {"parameters": w} | solver.init(objective, w)
+    with torch.no_grad():  # as in a step of an optimiser
+        objective.begin(whole.shard.inputs, whole.shard.targets)
+        objective.samples = whole.samples
+        solver.end(objective, state, solver.begin(objective, state, whole.full_batch), 0.04)
+        before = solver.apply(state, w)
+        assert not torch.allclose(before, w)
+        model.failing = comm.size - 1
+        solver.end(objective, state, solver.begin(objective, state, whole.full_batch), 0.04)
+        assert state["factor_failures"] == 1
+        solver.begin(objective, state, whole.full_batch)
+        with pytest.raises((ValueError, RuntimeError), match="does not like"):
+            objective.value(w, whole.full_batch)
+        model.failing = -1
+        objective.begin(whole.shard.inputs, whole.shard.targets)
+        assert torch.equal(solver.apply(state, w), before)
+        solver.end(objective, state, solver.begin(objective, state, whole.full_batch), 0.04)
+    assert state["factor_refreshes"] == 2
+    assert math.isfinite(objective.work.gradients)
