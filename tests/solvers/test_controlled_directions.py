@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -202,11 +201,3 @@ def test_pairs_are_of_one_batch_and_cost_a_gradient_in_every_fifth_step() -> Non
 def test_the_state_is_complete(solver: ControlledDirections) -> None:
     objective = digits()
     assert_state_is_complete(solver, objective, batches=mini_batches(objective))
-
-
-def test_products_are_those_of_whole_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "PIECE", 5)
-    x = torch.randn(3, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    pairs: Sequence[tuple[torch.Tensor, torch.Tensor]] = [(x[0], x[1]), (x[2], x[2]), (x[1], x[2])]
-    found = products.products(QuadraticObjective(12), pairs)
-    assert found == pytest.approx([float(a @ b) for a, b in pairs])
