@@ -30,12 +30,12 @@ def alone() -> Communicator:
     return Communicator(MPI.COMM_SELF)
 
 
-@pytest.fixture(params=[2, 3, 4])
-def replicas(request: pytest.FixtureRequest, comm: Communicator) -> int:
-    """Every number of replicas that the job's ranks can hold."""
-    if comm.size % request.param:
-        pytest.skip(f"{comm.size} ranks are not {request.param} replicas")
-    return int(request.param)
+@pytest.fixture
+def replicas(comm: Communicator) -> int:
+    """Two where the ranks can be halved, else one a rank."""
+    if comm.size == 1:
+        pytest.skip("one rank holds one replica")
+    return 2 if comm.size % 2 == 0 else comm.size
 
 
 def test_value_gradient_and_product_are_those_of_one_rank(
@@ -126,15 +126,15 @@ def test_a_quorum_is_one_of_all_ranks_of_all_replicas_and_is_repeated(comm: Comm
 
 
 def layouts(ranks: int) -> list[tuple[int, int]]:
-    """Numbers of ranks and of replicas, from the most replicas to none and back."""
+    """Numbers of ranks and of replicas, from the most replicas to none."""
     middle = (ranks, ranks // 2) if ranks % 2 == 0 else (ranks - 1, 1)
-    return [(ranks, ranks), (1, 1), middle, (ranks, 1), (ranks, ranks)]
+    return [(ranks, ranks), (1, 1), middle, (ranks, 1)]
 
 
 @pytest.mark.mpi(min_size=2)
 def test_a_run_goes_on_with_other_replicas_on_other_grids(comm: Communicator, shared_path: Path) -> None:
     """One iteration on each layout, to the curve of a run in one go; only one replica writes its blocks."""
-    whole = prepared(comm, *NEWTON).run(None)
+    whole = prepared(comm, *NEWTON, "run.iterations=4").run(None)
     for iterations, (ranks, replicas) in enumerate(layouts(comm.size), 1):
         part = comm.split(int(comm.rank >= ranks))
         if comm.rank < ranks:
