@@ -85,7 +85,7 @@ class ModelOptions:
     """``[model]``: the network. All other keys go to the model's builder."""
 
     name: str = "mlp"
-    """mlp, cnn, resnet32, or 'package.module:function'."""
+    """mlp, cnn, resnet32, antisymmetric_resnet, or 'package.module:function'."""
     options: dict[str, Any] = field(default_factory=dict)
     """The builder's own keys."""
 

@@ -16,6 +16,7 @@ from hpcopt.models.user import make_user_model
 from hpcopt.random import key64
 
 MODELS: dict[str, str] = {
+    "antisymmetric_resnet": "hpcopt.models.antisymmetric:AntisymmetricResNet",
     "cnn": "hpcopt.models.cnn:CNN",
     "mlp": "hpcopt.models.mlp:MLP",
     "resnet32": "hpcopt.models.resnet:ResNet32",

@@ -3,5 +3,6 @@
 from hpcopt.optim.apts import APTS
 from hpcopt.optim.newton import Newton
 from hpcopt.optim.nlcg import NLCG
+from hpcopt.optim.slimtrain import SlimTrain
 
-__all__ = ["APTS", "NLCG", "Newton"]
+__all__ = ["APTS", "NLCG", "Newton", "SlimTrain"]

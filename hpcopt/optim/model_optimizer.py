@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, ClassVar, cast
 
 import torch
 
@@ -11,7 +12,7 @@ from hpcopt.checks import is_whole
 from hpcopt.comm.communicator import Communicator
 from hpcopt.errors import UsageError
 from hpcopt.objective.losses import Loss
-from hpcopt.objective.protocol import Batch
+from hpcopt.objective.protocol import Batch, Vector
 from hpcopt.optim.checks import check_alike, check_constants
 from hpcopt.optim.model_objective import ModelObjective, modes_kept
 from hpcopt.optim.one_vector import OneVectorOptimizer
@@ -145,7 +146,8 @@ class ModelOptimizer(OneVectorOptimizer):
 
     def _forget(self) -> None:
         """The parameters are others than the last step left: of what it found nothing holds that is of a point."""
-        self._state["known"] = False
+        if "known" in self._state:
+            self._state["known"] = False
 
     def _check_model(self, model: object) -> None:
         if not isinstance(model, torch.nn.Module):
@@ -157,6 +159,29 @@ class ModelOptimizer(OneVectorOptimizer):
             raise UsageError(
                 f"{self._name} was given a model without trainable parameters; there must be something to train"
             )
+
+
+class AveragingOptimizer(ModelOptimizer):
+    """One whose method may keep a running mean of its iterates."""
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within this block the model holds the running mean of its iterates, the better point to evaluate and to keep.
+
+        On mini-batches the mean is smoother than the last iterate; after a full batch, or with ``average=0``, it is
+        that iterate. At the end of the block the parameters are those of the last step again. Local.
+        """
+        parameters = self._objective.shard.parameters
+        parameters.bind(cast(Vector, self._state.get("average", self._parameters)))
+        try:
+            yield
+        finally:
+            parameters.bind(self._parameters)
+
+    def _forget(self) -> None:
+        super()._forget()
+        if "average" in self._state:
+            cast(Vector, self._state["average"]).copy_(self._parameters)
 
 
 def _check_samples(inputs: object, targets: object) -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any, cast
 
 from hpcopt.errors import UsageError
-from hpcopt.objective.protocol import Vector
-from hpcopt.optim.model_optimizer import ModelOptimizer
+from hpcopt.optim.model_optimizer import AveragingOptimizer
 from hpcopt.solvers import nlcg as solvers_nlcg
 from hpcopt.solvers.solver import Solver, State
 
@@ -16,7 +14,7 @@ NOTHING_BEFORE: State = {"has_previous": False, "has_direction": False, "restart
 """What the states of the step rules hold before the first step, of what is of the last one."""
 
 
-class NLCG(ModelOptimizer):
+class NLCG(AveragingOptimizer):
     """Preconditioned nonlinear conjugate gradients, for a training loop of the user's own. *Collective*.
 
     Every rank has the same model and its own samples, and calls ``step`` equally often, on batches of some thousand
@@ -46,20 +44,6 @@ class NLCG(ModelOptimizer):
 
     METHOD = "nlcg"
 
-    @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """Within this block the model holds the running mean of its iterates, the better point to evaluate and to keep.
-
-        On mini-batches the mean is smoother than the last iterate; after a full batch, or with ``average=0``, it is
-        that iterate. At the end of the block the parameters are those of the last step again. Local.
-        """
-        parameters = self._objective.shard.parameters
-        parameters.bind(cast(Vector, self._state.get("average", self._parameters)))
-        try:
-            yield
-        finally:
-            parameters.bind(self._parameters)
-
     def _make(self, options: Mapping[str, Any]) -> Solver:
         solver = cast(solvers_nlcg.NLCG, super()._make(options))
         if solver.step_rule == "control" and (solver.warmup_epochs or solver.schedule != "constant"):
@@ -73,5 +57,3 @@ class NLCG(ModelOptimizer):
     def _forget(self) -> None:
         super()._forget()
         self._state |= {key: value for key, value in NOTHING_BEFORE.items() if key in self._state}
-        if "average" in self._state:
-            cast(Vector, self._state["average"]).copy_(self._parameters)
