@@ -33,7 +33,7 @@ SETS: dict[str, list[str]] = {
     "higgs_11k": ["data.test=0.2", "data.shuffle=true"],
 }
 """Name -> what its files do not say."""
-COMMON = ["model.widths=[512,256]", "loss.weight_decay=1e-4"]
+COMMON = ["model.widths=[512,256]", "loss.weight_decay=1e-3"]
 LEAD = 1.5
 """Adam is given so much more than its pace says, so that its run is long enough where the machine slows down."""
 AIM = 4
