@@ -29,6 +29,7 @@ class Batch:
         total: number of samples in the batch over all ranks.
         key: (epoch, number of the batch in its epoch), which seeds what is random within the iteration.
         position: epochs done before this batch, a fraction within an epoch.
+        ends_epoch: whether it is the last of several in its epoch.
     """
 
     indices: torch.Tensor | None
@@ -36,6 +37,7 @@ class Batch:
     total: int
     key: tuple[int, int] = (0, 0)
     position: float = 0.0
+    ends_epoch: bool = False
 
 
 @dataclass

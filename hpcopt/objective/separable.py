@@ -81,6 +81,13 @@ class Separable(Protocol):
         """The features of a batch at w (n,), and residuals with ``weights`` (t, m). No communication."""
         ...
 
+    def everything(self, w: Vector) -> Features:
+        """The features of all training samples at w (n,), as they are evaluated; residuals are -C. *Collective*.
+
+        They cannot be differentiated.
+        """
+        ...
+
     def sum(self, buffer: torch.Tensor) -> torch.Tensor:
         """The sum over the ranks of a float64 buffer, in place. *Collective*."""
         ...

@@ -64,6 +64,14 @@ class SeparableModel:
         """The features of a batch at w (n,), and residuals with ``weights`` (t, m). No communication."""
         return BatchFeatures(self._objective, self.layer, w, batch, weights)
 
+    def everything(self, w: Vector) -> BatchFeatures:
+        """The features of all training samples at w (n,), as they are evaluated; residuals are -C. *Collective*."""
+        objective = self._objective
+        objective.model.synchronize_buffers()
+        objective.work.values += 1.0
+        weights = torch.zeros(self.outputs, self.width, dtype=torch.float64)
+        return EvaluatedFeatures(objective, self.layer, w, objective.full_batch, weights)
+
     def sum(self, buffer: torch.Tensor) -> torch.Tensor:
         """The sum over the ranks, in place. *Collective*."""
         return self._comm.allreduce(buffer, label="last layer") if not self.alone else buffer
@@ -115,11 +123,7 @@ class BatchFeatures:
     ) -> None:
         self._objective, self._layer, self._w, self._batch, self._weights = objective, layer, w, batch, weights
         self._shard, self.count = objective.shard, batch.total
-        micro = self._shard.micro_batch
-        in_one = micro is None or batch.count <= micro
-        self._kept: list[Piece] | None = None
-        if in_one:
-            self._kept = self._shard.guarded(lambda: list(self._pieces()), list[Piece])
+        self._kept = self._keep()
 
     def rows(self) -> list[Rows]:
         """This rank's rows, in parts."""
@@ -147,6 +151,12 @@ class BatchFeatures:
             total += float(loss.detach())
         return total
 
+    def _keep(self) -> list[Piece] | None:
+        micro = self._shard.micro_batch
+        if micro is not None and self._batch.count > micro:
+            return None
+        return self._shard.guarded(lambda: list(self._pieces()), list[Piece])
+
     @torch.no_grad()
     def _rows(self) -> Iterator[Rows]:
         scale = 1 / math.sqrt(self._batch.total)
@@ -161,3 +171,22 @@ class BatchFeatures:
             with shard.stochastic.frozen(self._batch.key, number, self._w.device, may_update=True, rank=rank):
                 features = self._layer.features(inputs)
             yield features, targets
+
+
+class EvaluatedFeatures(BatchFeatures):
+    """Features without a graph, of the module as it is evaluated: without dropout, by running statistics."""
+
+    def _keep(self) -> None:
+        return None
+
+    def _pieces(self) -> Iterator[Piece]:
+        shard = self._shard
+        shard.prepare(self._w)
+        training = shard.module.training
+        for piece in shard.pieces(self._batch):
+            shard.module.eval()
+            try:
+                features = self._layer.features(piece.inputs)
+            finally:
+                shard.module.train(training)
+            yield features, piece.targets

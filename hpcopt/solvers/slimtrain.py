@@ -20,9 +20,9 @@ from hpcopt.linalg.sampled_tikhonov import Bounds, Sampled, best, cross_validati
 from hpcopt.objective.protocol import Batch, Objective, Vector
 from hpcopt.objective.separable import Features, Separable, SeparableObjective
 from hpcopt.solvers.adam import Adam
-from hpcopt.solvers.averaging import empty_average, take_into_average
+from hpcopt.solvers.averaging import empty_average, share_of_next
 from hpcopt.solvers.checks import check_choice, check_count, check_flag, check_number, fail
-from hpcopt.solvers.feature_window import FORMS, KnownBatch, converted, loses, make_known, plan
+from hpcopt.solvers.feature_window import FORMS, KnownBatch, Plan, converted, loses, make_known, plan
 from hpcopt.solvers.schedules import ScheduledRate
 from hpcopt.solvers.sgd import SGD
 from hpcopt.solvers.solver import Solver, State, StepReport
@@ -80,7 +80,7 @@ class SlimTrain(ScheduledRate):
             "lambda_min": 1e-7,
             "lambda_max": 1e3,
             "candidates": 60,
-            "average": 0.0,
+            "deliver": "iterate",
         }
     }
 
@@ -120,9 +120,11 @@ class SlimTrain(ScheduledRate):
     """sgd: share of the last update that is kept."""
     nesterov: bool = False
     """sgd: look ahead by the momentum."""
-    average: float = 0.25
-    """On mini-batches the point that is evaluated and delivered is a running mean over about this part of all iterates
-    so far, the latest; 0 delivers the iterate itself."""
+    deliver: str = "refit"
+    """What is evaluated and delivered on mini-batches: "refit", at the end of each epoch W solved on all samples, with
+    lambda by cross-validation; "mean", a running mean of W; or "iterate", all as it is."""
+    average: float = 0.1
+    """mean: it is over about this part of all W so far, the latest."""
 
     def __post_init__(self) -> None:
         """Check every option.
@@ -144,7 +146,8 @@ class SlimTrain(ScheduledRate):
         check_number(self, "noise_factor", 0.0, open_low=True)
         check_choice(self, "form", FORMS)
         check_choice(self, "theta_solver", tuple(THETA_SOLVERS))
-        check_number(self, "average", 0.0, 1.0)
+        check_choice(self, "deliver", ("refit", "mean", "iterate"))
+        check_number(self, "average", 0.0, 1.0, open_low=True)
         object.__setattr__(self, "betas", tuple(self.betas) if isinstance(self.betas, list) else self.betas)
         for name in THETA_SOLVERS:
             self._theta(name)  # what it checks of its own options
@@ -157,7 +160,7 @@ class SlimTrain(ScheduledRate):
         """
         separable = last_layer_of(objective)
         state = self._theta(self.theta_solver).init(objective)
-        if self.average:
+        if self.deliver != "iterate":
             state |= empty_average(cast(Vector, state["parameters"]))
         return state | {
             "window": torch.zeros(self.memory, separable.width, separable.width, dtype=torch.float64),
@@ -189,8 +192,7 @@ class SlimTrain(ScheduledRate):
         if report.accepted:
             separable.put(w, solved.weights)
             self._remember(state, known, solved)
-            if self.average:
-                take_into_average(state, batch, self.average)
+            self._deliver(objective, state, batch)
         report.damping = float(state["damping"])
         return state, report
 
@@ -245,6 +247,34 @@ class SlimTrain(ScheduledRate):
             cast(torch.Tensor, state["window"])[int(state["solved"]) % self.memory] = known.block
         numbers = {"damping": solved.damping, "smallest": solved.smallest, "largest": solved.largest}
         state |= {**numbers, "solved": int(state["solved"]) + 1}
+
+    def _deliver(self, objective: Objective, state: State, batch: Batch) -> None:
+        """The point that is evaluated follows the iterate. *Collective* at the end of an epoch, if W is refitted."""
+        if self.deliver == "iterate":
+            return
+        separable, point = last_layer_of(objective), cast(Vector, state["average"])
+        mean, now = separable.weights(point), separable.weights(point.copy_(cast(Vector, state["parameters"])))
+        if self.deliver == "mean":
+            separable.put(point, mean.lerp_(now, share_of_next(state, batch, self.average)))
+        elif batch.indices is not None and batch.ends_epoch:
+            found = self._refitted(separable, point)
+            if found is not None:
+                separable.put(point, found)
+
+    def _refitted(self, separable: Separable, point: Vector) -> torch.Tensor | None:
+        """W (t, m) of the ridge regression on all samples; None where something is not finite. *Collective*."""
+        everything = separable.everything(point)
+        known = make_known(Plan(gather=False, triangle=True), separable, everything.rows())
+        nothing = torch.zeros(separable.outputs, separable.width, dtype=torch.float64)
+        found = torch.full_like(nothing, math.nan)
+        if known.finite:
+            sampled = known.sampled(torch.empty(0, separable.width, separable.width, dtype=torch.float64), nothing)
+            bounds = Bounds(self.lambda_min, self.lambda_max, self.candidates, negative=False)
+            trials = bounds.candidates(0.0)
+            trial = best(trials, cross_validation(sampled, trials, 0.0, everything.count), bounds, 0.0)
+            found = moved(sampled, nothing, trial, trial)
+        separable.settle(found)
+        return found if bool(found.isfinite().all()) else None
 
     def _theta(self, name: str) -> Solver:
         """The method of all other variables, with those of these options that have the names of its own."""

@@ -83,7 +83,7 @@ class BatchSequence:
         if plan.per_epoch == 1:
             return Batch(None, plan.count, plan.total, key, position)
         indices = torch.from_numpy(plan.local(*key)).to(self._device)
-        return Batch(indices, len(indices), plan.size(key[1], key[0]), key, position)
+        return Batch(indices, len(indices), plan.size(key[1], key[0]), key, position, ends_epoch=self._number == 0)
 
     @property
     def wants_loss(self) -> bool:

@@ -14,8 +14,9 @@ from hpcopt.objective.protocol import Batch
 from hpcopt.solvers.slimtrain import SlimTrain
 from hpcopt.solvers.solver import State
 from hpcopt.train.job import PreparedJob
+from hpcopt.train.minimize import minimize
 from tests.support.closures import same_everywhere
-from tests.support.problems import CLASSES, samples, small_network
+from tests.support.problems import CLASSES, samples, sharded, small_network
 
 pytestmark = pytest.mark.mpi
 
@@ -28,7 +29,7 @@ def trained(comm: Communicator, form: str, count: int, steps: int = 10) -> tuple
     inputs, targets = samples("squared")
     owners = max(1, comm.size - 1)
     objective = DataParallelObjective(small_network(), "squared", inputs, targets, comm)
-    solver = SlimTrain(form=form, memory=2, average=0.0, lambda_min=1e-4)
+    solver = SlimTrain(form=form, memory=2, lambda_min=1e-4)
     state, dampings = solver.init(objective), []
     for number in range(steps):
         batch = torch.arange(count) + number
@@ -55,6 +56,16 @@ def test_ten_steps_are_those_of_one_rank(comm: Communicator, form: str, count: i
     assert dampings == pytest.approx(expected, rel=1e-11)
     assert same_everywhere(comm, ours["parameters"])  # type: ignore[arg-type]
     assert int(ours[taken]) >= 9
+
+
+def test_an_epoch_ends_with_the_same_last_layer_as_on_one_rank(comm: Communicator) -> None:
+    def delivered(ranks: Communicator) -> torch.Tensor:
+        options = {"learning_rate": 0.01, "memory": 1}
+        return minimize(sharded(ranks, "squared"), SlimTrain(**options), epochs=1, batch=12).parameters
+
+    ours = delivered(comm)
+    torch.testing.assert_close(ours, delivered(Communicator(MPI.COMM_SELF)), rtol=1e-8, atol=1e-9)
+    assert same_everywhere(comm, ours)
 
 
 @pytest.mark.parametrize(("form", "calls", "words"), [("gram", 2, WORDS), ("tsqr", 2, WORDS), ("gather", 3, 4 * 11)])

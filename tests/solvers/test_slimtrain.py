@@ -62,7 +62,7 @@ def dense(lambdas: list[float], memory: int, rate: float, start: float) -> torch
 @pytest.mark.parametrize("form", ["gram", "tsqr"])
 @pytest.mark.parametrize("memory", [0, 2])
 def test_steps_are_those_of_normal_equations_and_of_torch_adam(comm: Communicator, form: str, memory: int) -> None:
-    given = {"selection": "fixed", "lambda_start": 0.3, "learning_rate": 0.05, "average": 0.0}
+    given = {"selection": "fixed", "lambda_start": 0.3, "learning_rate": 0.05, "deliver": "iterate"}
     state, _ = run(SlimTrain(memory=memory, form=form, **given), sharded(comm, "squared"), 5)
     expected = dense([0.3] * 5, memory, 0.05, 0.3)
     theirs = torch.cat([p.detach().flatten() for p in expected.parameters()])
@@ -90,7 +90,7 @@ def test_lambda_grows_by_half_of_itself_at_most(comm: Communicator) -> None:
 def test_one_step_on_all_samples_solves_the_last_layer(comm: Communicator) -> None:
     """No memory and next to no lambda: no other weights of the last layer leave a smaller loss."""
     objective = sharded(comm, "squared")
-    solver = SlimTrain(memory=0, selection="fixed", lambda_start=1e-12, average=0.0, theta_solver="sgd")
+    solver = SlimTrain(memory=0, selection="fixed", lambda_start=1e-12, deliver="iterate", theta_solver="sgd")
     solver = replace(solver, learning_rate=1e-12)
     state, _ = solver.step(objective, solver.init(objective), objective.full_batch)
     _, gradient = objective.value_and_gradient(state["parameters"], objective.full_batch)  # type: ignore[arg-type]
@@ -108,7 +108,7 @@ def test_the_loss_it_reports_is_that_at_the_start_of_the_step(comm: Communicator
 
 
 def test_weight_decay_moves_the_other_variables_only(comm: Communicator) -> None:
-    options = {"learning_rate": 1.0, "theta_solver": "sgd", "average": 0.0}
+    options = {"learning_rate": 1.0, "theta_solver": "sgd", "deliver": "iterate"}
     free, decayed = (run(SlimTrain(**options), sharded(comm, "squared", weight_decay=d), 1)[0] for d in (0.0, 0.1))
     start, last = sharded(comm, "squared").initial_vector(), slice(-CLASSES * WIDTH, None)
     moved = free["parameters"] - decayed["parameters"]  # type: ignore[operator]
@@ -131,7 +131,9 @@ def test_labels_stand_for_one_hot_vectors(comm: Communicator) -> None:
     assert torch.equal(ours["parameters"], theirs["parameters"])  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("options", [{}, {"theta_solver": "sgd", "momentum": 0.9}, {"form": "tsqr", "average": 0.0}])
+@pytest.mark.parametrize(
+    "options", [{}, {"theta_solver": "sgd", "momentum": 0.9}, {"form": "tsqr", "deliver": "iterate"}]
+)
 def test_the_state_is_complete(comm: Communicator, options: dict[str, Any]) -> None:
     assert_state_is_complete(SlimTrain(memory=2, **options), sharded(comm, "squared"), 4, BATCHES)
 
@@ -148,6 +150,58 @@ def test_a_sample_that_is_not_finite_is_a_rejected_step(comm: Communicator, bad:
         assert torch.equal(torch.as_tensor(state[key]), torch.as_tensor(before[key])), key
     _, report = solver.step(objective, state, BATCHES[1])
     assert report.accepted
+
+
+def epoch(objective: DataParallelObjective, **options: Any) -> State:
+    """One pass in three batches, the last of which says so."""
+    solver = SlimTrain(memory=1, learning_rate=0.01, **options)
+    state = solver.init(objective)
+    for batch in (*BATCHES[:2], replace(BATCHES[2], ends_epoch=True)):
+        state, _ = solver.step(objective, state, batch)
+    return state
+
+
+def test_at_the_end_of_an_epoch_the_last_layer_is_that_of_all_samples(comm: Communicator) -> None:
+    """Ridge regression: no gradient but that of lambda |W|^2 / 2 is left in W, and all else is the iterate's."""
+    objective = sharded(comm, "squared")
+    state, last = epoch(objective, candidates=2, lambda_min=1e-3, lambda_max=1.0), slice(-CLASSES * WIDTH, None)
+    found, iterate = state["average"], state["parameters"]
+    assert torch.equal(found[: last.start], iterate[: last.start])  # type: ignore[index]
+    _, gradient = objective.value_and_gradient(found, objective.full_batch)  # type: ignore[arg-type]
+    ratios = -gradient[last] / found[last]  # type: ignore[index]
+    chosen = 1.0 if float(ratios[0]) > 0.1 else 1e-3
+    torch.testing.assert_close(ratios, torch.full_like(ratios, chosen), rtol=1e-6, atol=1e-9)
+
+
+def test_between_the_ends_of_epochs_and_on_full_batches_the_iterate_is_delivered(comm: Communicator) -> None:
+    objective, solver = sharded(comm, "squared"), SlimTrain()
+    state = solver.init(objective)
+    for batch in (*BATCHES, objective.full_batch):
+        state, _ = solver.step(objective, state, batch)
+        assert torch.equal(state["average"], state["parameters"])  # type: ignore[arg-type]
+
+
+def test_a_refit_sees_the_network_as_it_is_evaluated(comm: Communicator) -> None:
+    """By running statistics and without dropout; pieces of the set make no difference, and the graph is not kept."""
+    found = []
+    for micro_batch in (None, 10):
+        model = small_network(dropout=0.5, batch_norm=True)
+        objective = sharded(comm, "squared", model=model, micro_batch=micro_batch)
+        separable = objective.separable
+        features = separable.everything(objective.initial_vector())
+        found.append(torch.cat([rows.design for rows in features.rows()]))
+        assert model.training
+    torch.testing.assert_close(found[0], found[1], rtol=1e-12, atol=1e-14)
+    expected = model.eval()[:-1](samples("squared")[0]).detach() / len(found[0]) ** 0.5
+    torch.testing.assert_close(found[0][:, :-1], expected, rtol=1e-12, atol=1e-14)
+
+
+def test_a_mean_is_of_the_last_layer_only(comm: Communicator) -> None:
+    state, last = epoch(sharded(comm, "squared"), deliver="mean", average=1.0), slice(-CLASSES * WIDTH, None)
+    found, iterate = state["average"], state["parameters"]
+    assert torch.equal(found[: last.start], iterate[: last.start])  # type: ignore[index]
+    assert not torch.allclose(found[last], iterate[last])  # type: ignore[index]
+    assert state["averaged"] == 3
 
 
 class Nearly(torch.nn.Module):
@@ -207,7 +261,7 @@ def test_weights_that_are_shared_or_fixed_and_another_loss_are_refused(comm: Com
 def test_the_paper_preset_delivers_the_iterate_itself() -> None:
     solver = make_solver("slimtrain", {"preset": "paper"})
     assert isinstance(solver, SlimTrain)
-    assert (solver.average, solver.memory, solver.lambda_min) == (0.0, 10, 1e-7)
+    assert (solver.deliver, solver.memory, solver.lambda_min) == ("iterate", 10, 1e-7)
 
 
 def test_the_methods_of_the_other_variables_get_their_options() -> None:
