@@ -84,9 +84,9 @@ class SlimTrain(ScheduledRate):
         }
     }
 
-    memory: int = 10
-    """r: batches before the present one whose predictions are to stay; (r + 1) times the batch should not be below m,
-    the inputs of the last layer."""
+    memory: int = 0
+    """r: batches before the present one whose predictions are to stay. Without a refit, (r + 1) times the batch should
+    not be below m, the inputs of the last layer."""
     selection: str = "gcv"
     """How lambda is chosen in each step: "gcv" (generalised cross-validation on the batch), "discrepancy" (the residual
     that ``noise`` makes) or "fixed" (``lambda_start``)."""
