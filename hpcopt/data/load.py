@@ -13,7 +13,7 @@ from hpcopt.data.options import DataOptions
 from hpcopt.data.reader import Reader, Source, read_rows
 from hpcopt.data.sources import open_source
 from hpcopt.data.split import split_rows
-from hpcopt.data.standardize import Scaling, choose_kind, fit
+from hpcopt.data.standardize import Scaling, check_augment, choose_kind, fit
 from hpcopt.data.targets import check_labels, class_values, distinct_labels, infer_task, to_classes, to_values
 from hpcopt.errors import UsageError
 from hpcopt.layout.block import Block, block
@@ -81,6 +81,7 @@ def load(options: DataOptions, comm: Communicator, seed: int, grid: ProcessGrid 
     standardize = source.standardize if options.standardize is None else options.standardize
     with comm.together("checking the data"):
         kind = choose_kind(standardize, shards[0].inputs.shape[1:])
+        check_augment(options.augment, shards[0].inputs.shape[1:])
         for shard in shards:
             _refuse_not_finite(shard)
     task = options.task or source.task
@@ -294,6 +295,8 @@ def _scaling_facts(scaling: Scaling, raw: np.ndarray, what: str) -> dict[str, An
     """Mean and scale for the record; those of uint8 pixels in units of 0..1, as is usual."""
     if scaling.kind == "none":
         return {f"{what}_unit": "0..1 from 0..255"} if raw.dtype == np.uint8 else {}
+    if scaling.kind == "image":
+        return {}
     unit = 255.0 if raw.dtype == np.uint8 else 1.0
     return {
         f"{what}_mean": (scaling.mean / unit).ravel().tolist(),

@@ -9,7 +9,8 @@ from hpcopt.data.batches import BatchGrowth
 from hpcopt.errors import UsageError, nearest
 
 TASKS = ("classification", "regression")
-STANDARDIZE = ("feature", "channel", "global")
+STANDARDIZE = ("feature", "channel", "global", "image")
+AUGMENT = ("none", "crop_flip")
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,14 @@ class DataOptions:
 
     standardize: bool | str | None = None
     """true: mean 0 and standard deviation 1 for each feature of a table, for each channel of images; "feature",
-    "channel" or "global" choose; false: as in the file (pixels of type uint8 as 0..1). The numbers come from the
-    training set. Default: true, but false for cdr, burgers and peaks, whose experiments use raw values."""
+    "channel" or "global" choose; "image": each image by itself; false: as in the file (pixels of type uint8 as 0..1).
+    But for "image" the numbers come from the training set. Default: true, but false for cdr, burgers and peaks, whose
+    experiments use raw values."""
+
+    augment: str = "none"
+    """"crop_flip": in every epoch each training image, once it is scaled, is padded by 4 zeros on every side, cropped
+    to its size at a random place, and mirrored with probability 1/2. Losses over whole sets are of the images as they
+    are."""
 
     standardize_targets: bool | None = None
     """Regression: targets with mean 0 and standard deviation 1 too. Default: as `standardize`."""
@@ -96,6 +103,7 @@ class DataOptions:
             raise UsageError(
                 f"data.standardize is {self.standardize!r}; it must be true, false, or one of {', '.join(STANDARDIZE)}."
             )
+        self._one_of("augment", self.augment, AUGMENT)
         self._at_least("classes", self.classes, 2)
         self._at_least("limit", self.limit, 1)
         for name in ("root", "inputs"):

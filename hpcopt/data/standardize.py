@@ -28,7 +28,7 @@ class Scaling:
     """Numbers z = (x - mean) / scale, with mean and scale in a shape that broadcasts over one sample.
 
     Attributes:
-        kind: "feature", "channel", "global", or "none".
+        kind: "feature", "channel", "global", "image" (mean and scale of each image are its own), or "none".
         mean: float64; zero where nothing is centred.
         scale: float64; one for features that are constant over the training set, which are centred only.
         constant: how many of them are constant.
@@ -42,6 +42,10 @@ class Scaling:
     def apply(self, array: np.ndarray) -> np.ndarray:
         """The scaled numbers, float32, in a new array."""
         out = np.empty(array.shape, np.float32)
+        if self.kind == "image":
+            for rows in _chunks(array):
+                out[rows] = _each_by_itself(array[rows].astype(np.float64))
+            return out
         if array.dtype == np.uint8 and self.kind != "feature":
             # 256 numbers a channel are looked up, four times as fast as computing each pixel in float64.
             channels = self.mean.size
@@ -66,12 +70,25 @@ def choose_kind(standardize: bool | str, shape: tuple[int, ...]) -> str:
         return "none"
     if standardize is True:
         return "channel" if len(shape) > 1 else "feature"
-    if standardize == "channel" and len(shape) < 2:
+    if standardize in ("channel", "image") and len(shape) < 2:
         raise UsageError(
-            'data.standardize is "channel", but the samples are plain rows of features without channels.'
+            f'data.standardize is "{standardize}", but the samples are plain rows of features without channels.'
             ' Use "feature" (each feature by itself) or "global" (one mean for all).'
         )
     return standardize
+
+
+def check_augment(augment: str, shape: tuple[int, ...]) -> None:
+    """Refuse to augment samples that are no images.
+
+    Raises:
+        UsageError: see above.
+    """
+    if augment != "none" and len(shape) not in (2, 3):
+        raise UsageError(
+            f'data.augment is "{augment}", which is for images, (channels, height, width) or (height, width), but a'
+            f" sample of the data has shape {shape}. Remove data.augment for this data."
+        )
 
 
 def no_scaling(array: np.ndarray) -> Scaling:
@@ -85,11 +102,13 @@ def fit(array: np.ndarray, kind: str, comm: Communicator) -> Scaling:
 
     Args:
         array: this rank's samples, any numerical type, shape (count, ...); count may be 0.
-        kind: "feature", "channel" (the first axis of a sample) or "global".
+        kind: "feature", "channel" (the first axis of a sample) or "global"; for "image" nothing is fitted.
         comm: the ranks that hold the set.
     """
     if kind == "none":
         return no_scaling(array)
+    if kind == "image":
+        return Scaling(kind, np.zeros(()), np.ones(()))
     if array.dtype == np.uint8 and kind != "feature":
         return _fit_pixels(array, kind, comm)
     axes = _summed_axes(kind, array.ndim)
@@ -141,6 +160,14 @@ def round_to_float32(numbers: np.ndarray, scale: np.ndarray | None = None) -> np
     """Round to 24 significant bits, or to the 24 bits below a scale: an error of 6e-8 of a standard deviation."""
     exponent = np.frexp(numbers if scale is None else scale)[1] - 24
     return np.asarray(np.ldexp(np.round(np.ldexp(numbers, -exponent)), exponent))
+
+
+def _each_by_itself(images: np.ndarray) -> np.ndarray:
+    """Images (b, ...) in float64 with mean 0 and standard deviation 1 each; a constant one is centred only."""
+    axes = tuple(range(1, images.ndim))
+    centred = images - images.mean(axes, keepdims=True)
+    deviation = centred.std(axes, keepdims=True)
+    return np.asarray(centred / np.where(np.ptp(images, axes, keepdims=True) == 0, 1.0, deviation))
 
 
 def _summed_axes(kind: str, axes: int) -> tuple[int, ...]:

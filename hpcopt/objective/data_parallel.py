@@ -15,6 +15,7 @@ import torch
 from hpcopt.comm.communicator import Communicator
 from hpcopt.errors import UsageError
 from hpcopt.objective import exact_sum, reductions, vectors
+from hpcopt.objective.augmentation import Augment
 from hpcopt.objective.buckets import BucketedGradient
 from hpcopt.objective.figures import squares_from_mean, sums
 from hpcopt.objective.fit import check_fit, on
@@ -49,6 +50,8 @@ class DataParallelObjective:
         micro_batch: most samples in one forward pass on a rank; larger batches are accumulated.
         bucket_bytes: size of the pieces in which a long gradient is reduced during the backward pass.
         seed: of dropout masks.
+        augment: changes the samples of every batch in each epoch, such as ``CropAndFlip``; evaluations of whole sets
+            see the samples as they are.
 
     Raises:
         UsageError: shapes of inputs, targets and outputs do not fit together, or no rank has a sample.
@@ -66,6 +69,7 @@ class DataParallelObjective:
         micro_batch: int | None = None,
         bucket_bytes: int = BUCKET_BYTES,
         seed: int = 0,
+        augment: Augment | None = None,
     ) -> None:
         first = next(model.parameters(), None)
         dtype, device = (torch.float32, torch.device("cpu")) if first is None else (first.dtype, first.device)
@@ -74,7 +78,7 @@ class DataParallelObjective:
             (on(inputs, dtype, device), on(targets, dtype, device)),
             StochasticState(model, seed, comm.rank),
         )
-        shard = Shard(model, make_loss(loss), *data, parameters, stochastic, micro_batch, [self._own_part])
+        shard = Shard(model, make_loss(loss), *data, parameters, stochastic, micro_batch, [self._own_part], augment)
         with comm.together("checking the data against the model"):
             outputs, draws = check_fit(shard)
         own, _ = shard.evaluated()
@@ -119,7 +123,7 @@ class DataParallelObjective:
     @property
     def deterministic(self) -> bool:
         """Whether two evaluations of one point on the same samples agree whatever the batch's key: nothing is drawn."""
-        return not self.shard.stochastic.draws
+        return self.shard.deterministic
 
     def initial_vector(self) -> Vector:
         """A fresh copy of the model's parameters as they are now."""

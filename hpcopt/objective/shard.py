@@ -11,6 +11,7 @@ from typing import NamedTuple, TypeVar
 import torch
 
 from hpcopt.layout.block import block
+from hpcopt.objective.augmentation import Augment
 from hpcopt.objective.losses import Loss
 from hpcopt.objective.parameters import FlatParameters
 from hpcopt.objective.protocol import Batch, Vector
@@ -57,6 +58,7 @@ class Shard:
         stochastic: holds dropout and running statistics still.
         micro_batch: most samples in one forward pass; None for no limit. Larger batches are accumulated.
         parts: what is evaluated of every batch; by default all that this rank holds of it.
+        augment: changes the samples of every batch, but not those of ``evaluated``.
     """
 
     def __init__(
@@ -69,18 +71,19 @@ class Shard:
         stochastic: StochasticState,
         micro_batch: int | None = None,
         parts: Sequence[Part] | None = None,
+        augment: Augment | None = None,
     ) -> None:
         self.module, self.loss = module, loss
         self.inputs, self.targets = inputs, targets
         self.parameters, self.stochastic = parameters, stochastic
-        self.micro_batch = micro_batch
+        self.micro_batch, self.augment = micro_batch, augment
         self.parts = [Part(0, 1, stochastic.rank)] if parts is None else list(parts)
 
     def with_parts(self, parts: Sequence[Part]) -> Shard:
         """The same module and samples, of which other parts are evaluated."""
         return Shard(
             *(self.module, self.loss, self.inputs, self.targets, self.parameters, self.stochastic, self.micro_batch),
-            parts,
+            *(parts, self.augment),
         )
 
     def evaluated(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -88,6 +91,11 @@ class Shard:
         (part,) = self.parts
         mine = block(len(self.inputs), part.of, part.number).slice
         return self.inputs[mine], self.targets[mine]
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether an evaluation on given samples is the same whatever the batch's key: nothing is drawn."""
+        return self.augment is None and not self.stochastic.draws
 
     def chunks(self, batch: Batch) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Inputs and targets of what is evaluated of ``batch``, at most ``micro_batch`` samples at a time."""
@@ -157,7 +165,10 @@ class Shard:
                 chosen: slice | torch.Tensor = slice(first, min(first + step, start + count))
                 if batch.indices is not None:
                     chosen = batch.indices[chosen]
-                yield Piece(part.rank, number, first, self.inputs[chosen], self.targets[chosen])
+                inputs = self.inputs[chosen]
+                if self.augment is not None:
+                    inputs = self.augment(inputs, batch.key[0], chosen)
+                yield Piece(part.rank, number, first, inputs, self.targets[chosen])
 
     def prepare(self, w: Vector) -> None:
         """The module is at w (n,), in training mode."""

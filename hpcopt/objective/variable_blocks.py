@@ -17,6 +17,7 @@ from hpcopt.comm.communicator import Communicator
 from hpcopt.errors import UsageError
 from hpcopt.layout.block import blocks
 from hpcopt.layout.blocks import ParameterGroup, divide_groups, variable_grid
+from hpcopt.objective.augmentation import Augment
 from hpcopt.objective.block_local import BlockLocalObjective
 from hpcopt.objective.data_parallel import BUCKET_BYTES, DataParallelObjective
 from hpcopt.objective.losses import Loss
@@ -42,6 +43,7 @@ class VariableBlockObjective(DataParallelObjective):
         micro_batch: most samples in one forward pass on a rank; larger batches are accumulated.
         bucket_bytes: size of the pieces in which a long gradient is reduced during the backward pass.
         seed: of dropout masks.
+        augment: as ``DataParallelObjective`` has it.
         key: what the user calls ``shards``, for messages.
 
     Attributes:
@@ -65,6 +67,7 @@ class VariableBlockObjective(DataParallelObjective):
         micro_batch: int | None = None,
         bucket_bytes: int = BUCKET_BYTES,
         seed: int = 0,
+        augment: Augment | None = None,
         key: str = "shards",
     ) -> None:
         with comm.together("arranging the ranks"):
@@ -76,6 +79,7 @@ class VariableBlockObjective(DataParallelObjective):
             micro_batch=micro_batch,
             bucket_bytes=bucket_bytes,
             seed=seed,
+            augment=augment,
         )
         self._check_rows()
         with comm.together("dividing the variables"):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,6 +17,7 @@ from hpcopt.errors import UsageError
 from hpcopt.layout.blocks import variable_grid
 from hpcopt.layout.grid import ProcessGrid
 from hpcopt.models.registry import build, make_options
+from hpcopt.objective.augmentation import Augment, CropAndFlip
 from hpcopt.objective.data_parallel import DataParallelObjective
 from hpcopt.objective.local import Pace
 from hpcopt.objective.network.data import make_layout
@@ -102,17 +105,23 @@ def make_objective(
     model.to(device=device, dtype=precision)
     test = _on(data.test, precision, device) if data.test else None
     given = (model, loss_name(job, data), *_on(data.train, precision, device), comm)
-    decay, micro_batch, seed = job.loss.weight_decay, job.loss.micro_batch, job.run.seed
-    objective: DataParallelObjective
-    if job.parallel.layout == "data":
-        objective = DataParallelObjective(*given, weight_decay=decay, micro_batch=micro_batch, seed=seed)
-    else:
-        shards, key = job.parallel.data, "parallel.data"
-        objective = VariableBlockObjective(
-            *given, shards=shards, weight_decay=decay, micro_batch=micro_batch, seed=seed, key=key
-        )
+    make: Callable[..., DataParallelObjective] = DataParallelObjective
+    if job.parallel.layout == "variables":
+        make = partial(VariableBlockObjective, shards=job.parallel.data, key="parallel.data")
+    objective = make(
+        *given,
+        weight_decay=job.loss.weight_decay,
+        micro_batch=job.loss.micro_batch,
+        seed=job.run.seed,
+        augment=_augmentation(job, data.train, device),
+    )
     objective.local.pace = pace
     return objective, test
+
+
+def _augmentation(job: Job, train: Part, device: torch.device) -> Augment | None:
+    """What the job does to the training samples of every batch."""
+    return None if job.data.augment == "none" else CropAndFlip(job.run.seed, train.start, train.count, device)
 
 
 def loss_name(job: Job, data: DataSet) -> str:
@@ -175,6 +184,12 @@ def _check_network(job: Job) -> None:
         raise UsageError(
             f'parallel.layout = "variables" with solver.name = "{job.solver.name}" cuts a fully connected network over '
             f'the ranks, but model.name = "{name}". Use model.name = "mlp", or parallel.layout = "data".'
+        )
+    if job.data.augment != "none":
+        raise UsageError(
+            f'data.augment = "{job.data.augment}" needs whole images on every rank, but with parallel.layout = '
+            f'"variables" and solver.name = "{job.solver.name}" the pixels are cut over the ranks. Remove '
+            'data.augment, or use parallel.layout = "data".'
         )
     options = make_options(name, job.model.options)
     for key, allowed in (("activation", ("relu", "tanh", "sigmoid")), ("init", ("he", "xavier", "sparse"))):

@@ -39,6 +39,13 @@ def test_mnist_files_become_scaled_images_with_classes(comm: Communicator, tmp_p
     np.testing.assert_allclose(raw.train.inputs[:, 0], pixels / 255, rtol=1e-6)
 
 
+def test_what_needs_images_is_refused_for_tables(comm: Communicator, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r'data\.augment is "crop_flip", which is for images'):
+        from_table(comm, tmp_path, [[1.0, 0], [2, 1]], augment="crop_flip")
+    with pytest.raises(UsageError, match=r'data\.standardize is "image"'):
+        from_table(comm, tmp_path, [[1.0, 0], [2, 1]], standardize="image")
+
+
 def test_regression_scales_its_targets_by_the_training_set(comm: Communicator, tmp_path: Path) -> None:
     table = np.column_stack([np.arange(50.0), 3 * np.arange(50.0) + 7.5])
     data = from_table(comm, tmp_path, table, test=10)

@@ -39,6 +39,7 @@ def test_the_source_alone_is_enough() -> None:
         ({"source": "x", "test": True}, "test is True"),
         ({"source": "x", "task": "clasification"}, r"did you mean 'classification'\? It must be one of"),
         ({"source": "x", "standardize": "feture"}, r"did you mean 'feature'\? It must be one of"),
+        ({"source": "x", "augment": "crop_flop"}, r"did you mean 'crop_flip'\? It must be one of"),
         ({"source": "x", "classes": 1}, "classes is 1.*at least 2"),
         ({"source": "x", "limit": 0}, "limit is 0.*at least 1"),
         ({"source": "x", "limit": 2.5}, "limit is 2.5"),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hpcopt.comm.communicator import Communicator
-from hpcopt.data.standardize import choose_kind, fit, no_scaling, round_to_float32
+from hpcopt.data.standardize import check_augment, choose_kind, fit, no_scaling, round_to_float32
 from hpcopt.errors import UsageError
 
 AXES = {"feature": (0,), "channel": (0, 2, 3), "global": (0, 1, 2, 3)}
@@ -71,8 +71,28 @@ def test_the_kind_follows_the_shape() -> None:
     assert choose_kind(True, (3, 32, 32)) == "channel"
     assert choose_kind(False, (5,)) == "none"
     assert choose_kind("feature", (3, 32, 32)) == "feature"
-    with pytest.raises(UsageError, match="plain rows of features without channels"):
-        choose_kind("channel", (5,))
+    for kind in ("channel", "image"):
+        with pytest.raises(UsageError, match=f'"{kind}", but the samples are plain rows of features without channels'):
+            choose_kind(kind, (5,))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_an_image_is_scaled_by_itself(comm: Communicator, dtype: type) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (9, 3, 5, 4)).astype(dtype)
+    images[4] = 77
+    out = fit(images[:2], "image", comm).apply(images)
+    for image, scaled in zip(np.delete(images, 4, 0), np.delete(out, 4, 0), strict=True):
+        np.testing.assert_allclose(scaled, (image - image.mean()) / image.astype(float).std(), atol=1e-5)
+    assert not out[4].any()
+    assert out.dtype == np.float32
+
+
+def test_only_images_are_augmented() -> None:
+    for shape in ((3, 8, 8), (8, 8)):
+        check_augment("crop_flip", shape)
+    check_augment("none", (5,))
+    with pytest.raises(UsageError, match=r"is for images.*shape \(5,\)"):
+        check_augment("crop_flip", (5,))
 
 
 def test_rounding_removes_what_the_order_of_a_sum_changes() -> None:

@@ -6,6 +6,7 @@ import torch
 
 from hpcopt.comm.communicator import Communicator
 from hpcopt.layout.block import block
+from hpcopt.objective.augmentation import CropAndFlip
 from hpcopt.objective.data_parallel import DataParallelObjective
 
 SAMPLES, FEATURES, CLASSES = 37, 5, 3
@@ -54,3 +55,20 @@ def sharded(
         comm,
         **options,  # type: ignore[arg-type]
     )
+
+
+def augmented(comm: Communicator, **options: object) -> DataParallelObjective:
+    """The problem of ``sharded`` with every sample taken for an image of one row, shifted and mirrored."""
+    start, length = block(SAMPLES, comm.size, comm.rank)[:2]
+    crop = CropAndFlip(9, start, length, torch.device("cpu"))
+
+    def augment(inputs: torch.Tensor, epoch: int, chosen: slice | torch.Tensor) -> torch.Tensor:
+        return crop(inputs.unsqueeze(1), epoch, chosen).squeeze(1)
+
+    return sharded(comm, augment=augment, **options)  # type: ignore[arg-type]
+
+
+def plain_crops(epoch: int) -> torch.Tensor:
+    """All inputs of ``augmented`` in an epoch."""
+    crop = CropAndFlip(9, 0, SAMPLES, torch.device("cpu"))
+    return crop(samples()[0].unsqueeze(1), epoch, slice(None)).squeeze(1)
