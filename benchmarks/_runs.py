@@ -17,7 +17,9 @@ HPCOPT = [sys.executable, "-m", "hpcopt"]
 DONE = ("finished", "diverged")
 
 
-def trained(job: Path, ranks: int, parent: Path, name: str, root: str, settings: Sequence[str]) -> dict[str, Any]:
+def trained(
+    job: Path, ranks: int, parent: Path, name: str, root: str, settings: Sequence[str], *, resume: bool = False
+) -> dict[str, Any]:
     """What ``hpcopt inspect --json --history`` says of a run, which is trained first if it is not there.
 
     Added is ``passes_of_a_batch``: what the last batch, with overlap, is of the training set.
@@ -30,12 +32,15 @@ def trained(job: Path, ranks: int, parent: Path, name: str, root: str, settings:
         name: of the run.
         root: folder with the data.
         settings: ``table.key=value``, as for ``hpcopt run --set``.
+        resume: go on with a run that was interrupted, whose seconds may then be of several machines; else it is
+            trained anew.
     """
     digest = hashlib.blake2b("\n".join([job.read_text(encoding="utf-8"), *settings]).encode(), digest_size=4)
     directory = parent.resolve() / f"{name}-{digest.hexdigest()}"
     if _facts(directory).get("status") not in DONE:
         options = [word for setting in (f"data.root={root}", *settings) for word in ("--set", setting)]
-        command = ["mpirun", "-n", str(ranks), *HPCOPT, "run", str(job), "--run-dir", str(directory), "--fresh"]
+        command = ["mpirun", "-n", str(ranks), *HPCOPT, "run", str(job), "--run-dir", str(directory)]
+        command += [] if resume else ["--fresh"]
         status = subprocess.run([*command, *options], cwd=REPOSITORY, check=False).returncode
         if _facts(directory).get("status") not in DONE:
             raise SystemExit(f"{' '.join(command)} ended with status {status}")
