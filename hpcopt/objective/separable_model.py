@@ -174,7 +174,7 @@ class BatchFeatures:
 
 
 class EvaluatedFeatures(BatchFeatures):
-    """Features without a graph, of the module as it is evaluated: without dropout, by running statistics."""
+    """Features without a graph, as the module is evaluated: no dropout, no augmentation, running statistics."""
 
     def _keep(self) -> None:
         return None
@@ -183,7 +183,7 @@ class EvaluatedFeatures(BatchFeatures):
         shard = self._shard
         shard.prepare(self._w)
         training = shard.module.training
-        for piece in shard.pieces(self._batch):
+        for piece in shard.pieces(self._batch, augmented=False):
             shard.module.eval()
             try:
                 features = self._layer.features(piece.inputs)

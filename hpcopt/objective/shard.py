@@ -156,8 +156,8 @@ class Shard:
         """``evaluate()``; where a model may fail on one rank alone, ``otherwise()`` after that."""
         return evaluate()
 
-    def pieces(self, batch: Batch) -> Iterator[Piece]:
-        """The forward passes over what is evaluated of ``batch``."""
+    def pieces(self, batch: Batch, *, augmented: bool = True) -> Iterator[Piece]:
+        """The forward passes over what is evaluated of ``batch``, of the samples as they are if not ``augmented``."""
         step = self.micro_batch or max(batch.count, 1)
         for part in self.parts:
             start, count = block(batch.count, part.of, part.number)
@@ -166,7 +166,7 @@ class Shard:
                 if batch.indices is not None:
                     chosen = batch.indices[chosen]
                 inputs = self.inputs[chosen]
-                if self.augment is not None:
+                if augmented and self.augment is not None:
                     inputs = self.augment(inputs, batch.key[0], chosen)
                 yield Piece(part.rank, number, first, inputs, self.targets[chosen])
 

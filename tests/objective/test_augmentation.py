@@ -92,6 +92,15 @@ def test_whole_sets_are_evaluated_as_they_are(comm: Communicator) -> None:
     assert Evaluator(ours, samples())(w) == Evaluator(theirs, samples())(w)
 
 
+def test_a_last_layer_is_solved_for_on_all_samples_as_they_are(comm: Communicator) -> None:
+    ours, theirs = augmented(comm, loss="squared"), sharded(comm, "squared")
+    w = ours.initial_vector()
+    (found,), (want,) = (objective.separable.everything(w).rows() for objective in (ours, theirs))
+    torch.testing.assert_close(found.design, want.design)
+    seen = ours.separable.features(w, ours.full_batch, torch.zeros(3, 8, dtype=torch.float64)).rows()
+    assert not torch.allclose(seen[0].design, want.design)
+
+
 @pytest.mark.parametrize(
     ("solver", "options"),
     [("trust_region", {}), ("apts", {}), ("lbfgs", {}), ("nlcg", {}), ("newton", {"subset_least": 1})],
