@@ -90,7 +90,7 @@ def test_methods_that_cannot_work_say_so(name):
     def run(ranks):
         objective = on_grid(ranks, (1, 2))
         solver = make_solver(name, {}, 20.0)
-        with pytest.raises(UsageError, match="cut over a grid"):
+        with pytest.raises(UsageError, match="cut over the ranks"):
             solver.step(objective, solver.init(objective), objective.full_batch)
         return True
 
