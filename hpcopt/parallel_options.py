@@ -17,6 +17,9 @@ class ParallelOptions:
     """data: every rank varies all variables on its shard of the samples. variables: groups of ranks share the samples
     of a shard. With APTS each rank of a group varies a block of the variables in the local phase; with other methods
     the network is cut over the ranks as ``mapping`` says, and none of them holds all of its weights or features."""
+    state: Literal["replicated", "sharded"] = "replicated"
+    """With layout = "data": every rank keeps all of w and of the method's vectors (replicated), or one slice of each
+    (sharded), which takes less memory and time for steps; w is gathered for every evaluation."""
     grid: list[int] | None = None
     """With layout = "variables" and a method other than APTS: rows and columns of the grid. None: the squarest that
     fits the network."""
@@ -65,6 +68,11 @@ class ParallelOptions:
             raise UsageError(
                 f'parallel.grid = {self.grid} needs parallel.layout = "variables", which cuts the network over a '
                 "grid of ranks. Remove parallel.grid or change the layout."
+            )
+        if self.layout != "data" and self.state != "replicated":
+            raise UsageError(
+                f'parallel.state = "{self.state}" needs parallel.layout = "data"; with layout = "{self.layout}" ranks '
+                "hold parts of the variables as that layout says. Remove parallel.state or change the layout."
             )
         if self.layout == "data" and self.data != 1:
             raise UsageError(

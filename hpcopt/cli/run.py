@@ -140,7 +140,7 @@ class _Display:
         header = Text.assemble(
             ("hpcopt", "bold"),
             f" {job.run.name}: {job.solver.name} on {data.name} "
-            f"({objective.samples} samples, {data.outputs} outputs), {job.model.name} with {objective.size} "
+            f"({objective.samples} samples, {data.outputs} outputs), {job.model.name} with {objective.parameters} "
             f"parameters, {ranks} of {threads.threads} thread{'s' if threads.threads > 1 else ''}",
         )
         console.print(header, highlight=False, soft_wrap=True)

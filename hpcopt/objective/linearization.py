@@ -125,20 +125,19 @@ class ImplicitLinearization:
 
     def jvp(self, v: Vector) -> torch.Tensor:
         """J v for this rank's samples, shape (b, C)."""
-        tangents = [piece.push(self._shaped(v))[1] for piece, _ in self._pieces]
+        shaped = self._shaped(self._whole(v))
+        tangents = [piece.push(shaped)[1] for piece, _ in self._pieces]
         return torch.cat(tangents) if tangents else self._w.new_zeros(0, self._objective.outputs)
 
     def vjp(self, u: torch.Tensor) -> Vector:
         """J^T u summed over the samples of all ranks, for u of shape (b, C). *Collective*."""
         parts = u.split([len(targets) for _, targets in self._pieces]) if self._pieces else []
-        return self._objective.reduce(
-            self._sum(piece.pull(part) for (piece, _), part in zip(self._pieces, parts, strict=True))
-        )
+        return self._reduced(self._sum(piece.pull(part) for (piece, _), part in zip(self._pieces, parts, strict=True)))
 
     def gauss_newton(self, v: Vector) -> Vector:
         """(1/B) J^T H J v + weight_decay v, a new vector. *Collective*, one reduction."""
         self._objective.count_products(self._batch)
-        product = self._objective.reduce(self._local_product(v).div_(max(self._batch.total, 1)))
+        product = self._reduced(self._local_product(self._whole(v)).div_(max(self._batch.total, 1)))
         return product.add_(v, alpha=self._objective.weight_decay)
 
     def curvatures(self, directions: torch.Tensor) -> torch.Tensor:
@@ -165,6 +164,14 @@ class ImplicitLinearization:
             'ranks: parallel.layout = "variables" in a job, NetworkObjective in Python.',
             collective=True,
         )
+
+    def _whole(self, v: Vector) -> Vector:
+        """All numbers of a vector of which this rank gave what it holds: here all of them."""
+        return v
+
+    def _reduced(self, vector: Vector) -> Vector:
+        """What this rank holds of the sum of a vector over the ranks: here all of it, in place. *Collective*."""
+        return self._objective.reduce(vector)
 
     def _local_product(self, v: Vector) -> Vector:
         """J^T H J v over this rank's samples."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 import torch
 
@@ -10,6 +11,8 @@ from hpcopt.comm.communicator import Communicator
 from hpcopt.layout.partitioned import Partitioned
 from hpcopt.objective.parameters import FlatParameters
 from hpcopt.objective.protocol import Vector
+
+T = TypeVar("T")
 
 
 class ReplicatedModel:
@@ -48,26 +51,46 @@ class ReplicatedModel:
 
     def tensors_at(self, w: Vector, buffers: Sequence[torch.Tensor]) -> dict[str, torch.Tensor | Partitioned]:
         """As ``tensors``, of another point and with other running statistics; without what is neither."""
-        values = {id(t): v for t, v in zip(self.parameters.tensors, self.parameters.views(w), strict=True)}
-        values |= {id(b): kept for b, kept in zip(self.module.buffers(), buffers, strict=True)}
+        values = zip(self.parameters.tensors, self.parameters.views(w), strict=True)
+        return self.named({id(tensor): value for tensor, value in values}) | self.named_buffers(buffers)
+
+    def named(self, values: Mapping[int, T]) -> dict[str, T]:
+        """Values that are given for some of the module's tensors, known by their ``id``, by the tensors' names."""
         # By object, not by name: a tensor that two layers share has two names, and both are needed to load it.
         named = self.module.state_dict(keep_vars=True).items()
         return {name: values[id(tensor)] for name, tensor in named if id(tensor) in values}
 
+    def named_buffers(self, buffers: Sequence[torch.Tensor]) -> dict[str, torch.Tensor | Partitioned]:
+        """What ``copy_buffers`` gave, by the names of those that the module's ``state_dict()`` has."""
+        return self.named({id(buffer): kept for buffer, kept in zip(self.module.buffers(), buffers, strict=True)})
+
     def blocks(self, tensor: torch.Tensor) -> None:
         """None: every rank holds all of a vector."""
 
+    def stored(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A tensor (..., n) of a method's state as it is saved: itself."""
+        return tensor
+
     def load(self, tensors: Mapping[str, torch.Tensor]) -> Vector:
         """Become what ``tensors`` told once; returns a fresh copy of w."""
-        for name, tensor in self.module.state_dict().items():
-            tensor.copy_(tensors[name])
+        self.copy_named({name: tensors[name] for name in self.module.state_dict()})
         return self.parameters.copy()
+
+    def copy_named(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Copy into some of the module's tensors."""
+        own = self.module.state_dict()
+        for name, tensor in tensors.items():
+            own[name].copy_(tensor)
 
     def read(self, tensors: Mapping[str, torch.Tensor]) -> tuple[Vector, list[torch.Tensor]]:
         """W and the running statistics that ``tensors_at`` told once; what is missing of the latter is as it is."""
         w = torch.cat([tensors[name].reshape(-1).to(self.device, self.dtype) for name in self.parameters.names])
+        return w, self.read_buffers(tensors)
+
+    def read_buffers(self, tensors: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
+        """The running statistics of ``read``."""
         named = zip((name for name, _ in self.module.named_buffers()), self.copy_buffers(), strict=True)
-        return w, [tensors[name].to(kept) if name in tensors else kept for name, kept in named]
+        return [tensors[name].to(kept) if name in tensors else kept for name, kept in named]
 
     def copy_buffers(self) -> list[torch.Tensor]:
         """What the module holds besides parameters, such as running statistics."""

@@ -45,7 +45,7 @@ class Model(Protocol):
         ...
 
     def bind(self, w: Vector) -> None:
-        """The model is at w (n,) from now on."""
+        """The model is at w (n,) from now on. *Collective* where a rank gets the whole of w for it."""
         ...
 
     def tensors(self) -> dict[str, torch.Tensor | Partitioned]:
@@ -63,8 +63,12 @@ class Model(Protocol):
         """
         ...
 
+    def stored(self, tensor: torch.Tensor) -> torch.Tensor | Partitioned | dict[str, Partitioned]:
+        """A tensor (..., n) of a method's state as it is saved: as a whole, or its ``blocks``."""
+        ...
+
     def load(self, tensors: Mapping[str, torch.Tensor]) -> Vector:
-        """Become what ``tensors`` told once; returns a fresh copy of w."""
+        """Become what ``tensors`` told once; returns a fresh copy of w. *Collective* as ``bind``."""
         ...
 
     def read(self, tensors: Mapping[str, torch.Tensor]) -> tuple[Vector, list[torch.Tensor]]:

@@ -1,7 +1,8 @@
 """Inner products that are the same on all ranks to the last bit, so that all ranks take the same branch on them.
 
 Replicated vectors are equal on all ranks, but their products need not be: the order of summation depends on the
-processor, the threads and the alignment of memory. One small broadcast settles it.
+processor, the threads and the alignment of memory. One small broadcast settles it. Where variables are partitioned the
+products are a reduction's, which has the same bits on all ranks already.
 """
 
 from __future__ import annotations
@@ -17,15 +18,21 @@ def agreed_inner(objective: Objective) -> Inner:
     """``objective.inner`` with the same result on all ranks (*collective*)."""
 
     def inner(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        products = objective.inner(x, y)
-        return torch.tensor(objective.agree(*products.flatten().tolist()), dtype=torch.float64).view(products.shape)
+        return agreed_products(objective, objective.inner(x, y))
 
     return inner
 
 
+def agreed_products(objective: Objective, products: torch.Tensor) -> torch.Tensor:
+    """What ``objective.inner`` gave, the same on all ranks (*collective* where it was not reduced)."""
+    if getattr(objective, "reduces_products", False):
+        return products
+    return torch.tensor(objective.agree(*products.flatten().tolist()), dtype=torch.float64).view(products.shape)
+
+
 def agreed_dot(objective: Objective, x: Vector, y: Vector) -> float:
     """``objective.dot`` with the same result on all ranks (*collective*)."""
-    return objective.agree(objective.dot(x, y))[0]
+    return float(agreed_products(objective, torch.tensor(objective.dot(x, y), dtype=torch.float64)))
 
 
 def agreed_coefficients(objective: Objective, coefficients: torch.Tensor, *scalars: float) -> tuple[torch.Tensor, ...]:

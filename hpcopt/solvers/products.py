@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from hpcopt.objective.protocol import Objective, Vector
+from hpcopt.solvers.agreement import agreed_products
 
 PIECE = 1 << 16
 """Numbers of a piece for each thread: five vectors of float32 take 1.3 MB of its cache."""
@@ -35,7 +36,8 @@ def totals(objective: Objective, parts: Sequence[Sequence[torch.Tensor]]) -> lis
     sums = torch.stack([torch.stack(list(part)) for part in parts]).sum(0, dtype=torch.float64)
     # Products of partial sums with 1 are reduced as those of vectors are: not at all where all ranks hold all of w.
     reduced = objective.inner(sums[:, None], torch.ones_like(sums[:1, None]))
-    return list(objective.agree(*reduced[:, 0].tolist()))
+    found: list[float] = agreed_products(objective, reduced[:, 0]).tolist()
+    return found
 
 
 def products(objective: Objective, pairs: Sequence[tuple[Vector, Vector]]) -> list[float]:

@@ -296,7 +296,7 @@ def last_layer_of(objective: object) -> Separable:
     if not hasattr(type(objective), "separable"):
         raise UsageError(
             "SlimTrain solves for the last layer of a model that every rank holds whole, which this objective does not "
-            'have. Use parallel.layout = "data".',
+            'have. Use parallel.layout = "data" and parallel.state = "replicated".',
             collective=True,
         )
     return cast(SeparableObjective, objective).separable

@@ -24,6 +24,7 @@ from hpcopt.objective.network.data import make_layout
 from hpcopt.objective.network.objective import NetworkObjective
 from hpcopt.objective.network.replicas import NetworkReplicas
 from hpcopt.objective.problem import Problem, Samples
+from hpcopt.objective.sharded import ShardedStateObjective
 from hpcopt.objective.variable_blocks import VariableBlockObjective
 from hpcopt.parallel_options import ParallelOptions
 from hpcopt.solvers.newton import Newton
@@ -115,6 +116,8 @@ def make_objective(
         seed=job.run.seed,
         augment=_augmentation(job, data.train, device),
     )
+    if job.parallel.state == "sharded":
+        return ShardedStateObjective(objective, job.run.seed), test
     objective.local.pace = pace
     return objective, test
 

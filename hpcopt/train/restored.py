@@ -163,7 +163,7 @@ def _load_entry(model: Model, key: str, empty: Value, saved: Mapping[str, Any], 
     path = f"{SOLVER}/{key}"
     names = spread(model, key, empty).keys()
     if names == {path} and path in saved:
-        return _like(empty, saved[path], key)
+        return empty if isinstance(saved[path], Partitioned) else _like(empty, saved[path], key)
     if key == "parameters" and not any(name == path or name.startswith(f"{path}/") for name in saved):
         return point.clone()
     if names == {path} or not names <= saved.keys():

@@ -124,8 +124,8 @@ def is_own(solver: Solver, key: str) -> bool:
 def spread(model: Model, key: str, value: Any) -> dict[str, Any]:
     """An entry of the method's state by its names in a checkpoint: in blocks where the variables are partitioned."""
     path = f"{SOLVER}/{key}"
-    blocks = model.blocks(value) if isinstance(value, torch.Tensor) and key not in OTHER_TENSORS else None
-    return {path: value} if blocks is None else in_group_of(path, blocks)
+    stored = model.stored(value) if isinstance(value, torch.Tensor) and key not in OTHER_TENSORS else value
+    return in_group_of(path, stored) if isinstance(stored, dict) else {path: stored}
 
 
 def in_group_of(group: str, tensors: Mapping[str, Any]) -> dict[str, Any]:

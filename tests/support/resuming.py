@@ -95,7 +95,7 @@ class Started:
         self.comm, self.case, self.ear = comm, case, Ear()
         self.objective = make(comm, loss=loss_for(case.solver), model=model, weight_decay=0.01, seed=3)
         self.solver = make_solver(case.solver, case.options, 10.0)
-        device = self.objective.shard.inputs.device
+        device = self.objective.model.device
         self.sampler = Sampler(plan_batches(self.objective, case.batch, 0.0, 5), device, case.growth)
         self.restored: Restored | None = None
         self.snapshot, self.keeper = None, None

@@ -62,6 +62,10 @@ class PartitionedModel:
         """Views of a tensor (..., n) as this rank's blocks of arrays (..., outputs, inputs) and (..., outputs)."""
         return self._blocks(tensor)
 
+    def stored(self, tensor: torch.Tensor) -> dict[str, Partitioned]:
+        """A tensor (..., n) of a method's state as it is saved: its ``blocks``."""
+        return self._blocks(tensor)
+
     def places(self) -> torch.Tensor:
         """The number of each of this rank's variables in the whole, int64 (n,): arrays one after the other, by rows."""
         found, first = torch.empty(len(self._w), dtype=torch.int64), 0

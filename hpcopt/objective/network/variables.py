@@ -22,10 +22,16 @@ class CutVariables:
     Attributes:
         comm: all ranks.
         counts: whether this rank's numbers enter sums over the ranks; not where another one does that for the same.
+        reduces_products: ``dot`` and ``inner`` are reductions, which have the same bits on all ranks.
+        held: what keeps a method from working, for messages.
+        remedy: what has all that such a method needs.
     """
 
     comm: Communicator
     counts = True
+    reduces_products = True
+    held = "is cut over the ranks: they hold blocks of its layers and none of them whole"
+    remedy = "layout = 'data'"
 
     @property
     def deterministic(self) -> bool:
@@ -78,7 +84,6 @@ class CutVariables:
 
     def _refuse(self, what: str, instead: str = "another method") -> NoReturn:
         raise UsageError(
-            f"{what} cannot work on a network that is cut over the ranks: they hold blocks of its layers and none of "
-            f"them whole. Use layout = 'data', or {instead}.",
+            f"{what} cannot work on a network that {self.held}. Use {self.remedy}, or {instead}.",
             collective=True,
         )
