@@ -112,6 +112,7 @@ class _Output:
         self.error: OSError | None = None
 
     def write(self, data: Any) -> int:
+        """As that of the file; the first error is kept as well."""
         try:
             return self._file.write(data)
         except OSError as error:

@@ -72,6 +72,7 @@ def abort_on_exception() -> None:
     """Give a script of the user's own the same ending: an exception no one catches aborts the whole job. Local."""
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        """End as ``python -m hpcopt`` does."""
         if isinstance(error, HpcoptError):
             status = _end_with_paragraph(error)
         elif isinstance(error, Exception):

@@ -77,6 +77,7 @@ class BucketedGradient:
 
     def _hook(self, index: int) -> Callable[[torch.Tensor], None]:
         def ready(tensor: torch.Tensor) -> None:
+            """Take this gradient into the buffer, and start the reduction of a bucket that is full."""
             if self._buffer is None or tensor.grad is None:
                 return
             self._buffer[self._slices[index]] = tensor.grad.reshape(-1)

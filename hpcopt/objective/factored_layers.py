@@ -158,6 +158,8 @@ def traced(
     edges: list[tuple[int, Any]] = []
 
     def noted(number: int) -> Callable[..., None]:
+        """A hook that notes what the layer ``number`` is given, and the edge of its outputs."""
+
         def hook(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any], outputs: torch.Tensor) -> None:
             if outputs.requires_grad:
                 note(number, (given[0] if given else named["input"]).detach())

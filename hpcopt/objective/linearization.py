@@ -269,6 +269,7 @@ class ImplicitLinearization:
         known = {self._w.untyped_storage().data_ptr()}
 
         def note(tensor: torch.Tensor) -> torch.Tensor:
+            """Count its memory once, and keep it as it is."""
             storage = tensor.untyped_storage()
             if storage.data_ptr() not in known:
                 saved[storage.data_ptr()] = storage.nbytes()

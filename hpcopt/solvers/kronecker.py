@@ -134,6 +134,7 @@ class KroneckerFactors:
         *factors, diagonal = state["factors"].split([*sizes, squares.rest])  # type: ignore[union-attr]
 
         def inverses(i: int) -> Vector:
+            """Triangles of both inverses of layer ``i``, and 1; zeros and 0 where an inverse failed."""
             a, o = layers[i].inputs, layers[i].outputs
             first, second = factors[i].split([triangle_size(a), triangle_size(o)])
             found = None

@@ -39,6 +39,7 @@ def ray(
     parameters: Vector = state["parameters"]  # type: ignore[assignment]
 
     def evaluate(step: float) -> Point[Place]:
+        """Loss and slope at w + step d. *Collective*."""
         point = parameters.add(direction, alpha=step)
         loss, gradient = objective.value_and_gradient(point, batch)
         slope, square = products(objective, [(gradient, direction), (gradient, gradient)])

@@ -144,6 +144,7 @@ def _network(
     tests: list[Samples] = []
 
     def make(ranks: Communicator) -> NetworkObjective:
+        """The network on ``ranks``, which may be all or those of one replica. *Collective*."""
         with ranks.together("laying out the network"):
             layout = make_layout(sizes, parallel.grid, ranks.size, parallel.mapping, parallel.split)
         train = _on(by_columns(data.train, layout, ranks), precision, device)

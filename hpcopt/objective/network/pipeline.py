@@ -85,6 +85,7 @@ class PipelinedNetwork(Network):
             kept[layer.number] = values
 
         def work(rows: slice) -> torch.Tensor:
+            """The layer's sums for these instances (rows, v_l)."""
             given = values[rows] if first else self.kernels.activate(self.activation, values[rows])
             return self.kernels.affine(given, layer.weights, layer.biases)
 
@@ -97,6 +98,7 @@ class PipelinedNetwork(Network):
         arriving = errors if self._is_last else errors.new_zeros(len(errors), layer.weights.shape[1])
 
         def work(rows: slice) -> torch.Tensor | None:
+            """Add their part of the gradient; the errors of the layer before (rows, v_l-1)."""
             self.kernels.add_gradient(inputs[rows], arriving[rows], into.weights, into.biases)
             return self._pulled(layer, inputs[rows], arriving[rows]) if layer.number > 1 else None
 
@@ -109,6 +111,7 @@ class PipelinedNetwork(Network):
         tangents = None if layer.number == 1 else torch.zeros_like(inputs)
 
         def work(rows: slice) -> torch.Tensor:
+            """The tangents of the layer's sums (rows, v_l)."""
             sums = self.kernels.affine(inputs[rows], move.weights, move.biases)
             if tangents is not None:
                 self.kernels.scale_by_slope(self.activation, inputs[rows], tangents[rows])
@@ -131,6 +134,7 @@ class PipelinedNetwork(Network):
             found[layer.number] = inputs.new_zeros(len(inputs), self.width, layer.weights.shape[1])
 
         def work(rows: slice) -> torch.Tensor | None:
+            """The factors of the layer before (rows, outputs, v_l-1)."""
             if output_weights is not None:
                 return self.kernels.last_factors(output_weights, self.activation, inputs[rows])
             return self._pulled(layer, inputs[rows], found[layer.number][rows]) if layer.number > 1 else None
@@ -168,6 +172,7 @@ class PipelinedNetwork(Network):
         found: list[torch.Tensor] = []
 
         def give(rows: slice) -> Request | None:
+            """Send what these instances came to, or keep it where no layer follows."""
             sums = work(rows)
             if self._is_last:
                 found.append(sums)
@@ -180,6 +185,7 @@ class PipelinedNetwork(Network):
         """Blocks arrive from the layer behind, and what ``work`` makes of them goes to the one before. *Collective*."""
 
         def give(rows: slice) -> Request | None:
+            """Send what these instances came to, unless no layer comes before."""
             part = work(rows)
             return None if part is None else self._before.backward(part, label)
 
