@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from hpcopt.analysis.machine import disk_facts, hdf5_facts, launchers, process_facts, vendor
+from hpcopt.analysis.machine import disk_facts, hdf5_facts, process_facts
+from hpcopt.comm.mpi_library import fits, launchers, vendor
 from hpcopt.errors import UsageError
 
 Level = Literal["green", "yellow", "red"]
@@ -23,8 +24,6 @@ REQUIRED = {"torch": (2, 4), "numpy": (1, 26), "mpi4py": (4, 1), "h5py": (3, 10)
 SLOW_WRITES = 30e6
 LITTLE_SPACE = 1 << 30
 SLOW_ALLREDUCE = 1e-3
-MPICH_FAMILY = ("MPICH", "Intel MPI", "MVAPICH", "Cray MPICH")
-"""Launchers and libraries of these find each other (they share the process manager interface PMI)."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +152,7 @@ def judge_mpi(mpi: Mapping[str, Any], found: Sequence[Mapping[str, str]]) -> lis
     for place, launcher in enumerate(found):
         maker = vendor(launcher["version"])
         text = f"{launcher['path']}: {launcher['version']}"
-        if _fits(maker, library):
+        if fits(maker, library):
             lines.append(Finding("mpirun", "green", text))
         elif not maker or not library:
             lines.append(Finding("mpirun", "yellow", text, "It is not known whether it fits the MPI library above."))
@@ -169,12 +168,8 @@ def judge_mpi(mpi: Mapping[str, Any], found: Sequence[Mapping[str, str]]) -> lis
     return lines
 
 
-def _fits(launcher: str, library: str) -> bool:
-    return bool(launcher) and (launcher == library or (launcher in MPICH_FAMILY and library in MPICH_FAMILY))
-
-
 def _one_fits(found: Sequence[Mapping[str, str]], library: str) -> bool:
-    return any(_fits(vendor(launcher["version"]), library) for launcher in found)
+    return any(fits(vendor(launcher["version"]), library) for launcher in found)
 
 
 def judge_ranks(mpi: Mapping[str, Any], ranks: Sequence[Mapping[str, Any]]) -> list[Finding]:

@@ -6,8 +6,6 @@ import os
 import platform
 import shutil
 import socket
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -35,17 +33,6 @@ LAUNCH_VARIABLES = (
     "HDF5_USE_FILE_LOCKING",
     "HPCOPT_DATA",
 )
-VENDORS = (
-    ("Open MPI", "Open MPI"),
-    ("OpenRTE", "Open MPI"),
-    ("PRRTE", "Open MPI"),
-    ("Intel(R) MPI", "Intel MPI"),
-    ("CRAY MPICH", "Cray MPICH"),
-    ("MVAPICH", "MVAPICH"),
-    ("MPICH", "MPICH"),
-    ("HYDRA", "MPICH"),
-)
-
 WRITE_BYTES = 64 << 20
 WRITE_SECONDS = 1.5
 
@@ -83,19 +70,6 @@ def launch_variables(environ: Mapping[str, str]) -> dict[str, str]:
     """The variables that launchers, batch systems and libraries of threads set, cut to 60 characters."""
     known = [name for name in environ if name.startswith(LAUNCH_PREFIXES) or name in LAUNCH_VARIABLES]
     return {name: environ[name][:60] for name in sorted(known)}
-
-
-def vendor(text: str) -> str:
-    """The maker of an MPI library or launcher from what it says of itself, or an empty string."""
-    return next((name for mark, name in VENDORS if mark.lower() in text.lower()), "")
-
-
-def launchers() -> list[dict[str, str]]:
-    """The mpirun beside Python and the first on PATH, with what they say of themselves."""
-    beside = Path(sys.executable).parent / "mpirun"
-    found = [str(beside) if beside.exists() else "", shutil.which("mpirun") or ""]
-    unique = list(dict.fromkeys(os.path.realpath(path) for path in found if path))
-    return [{"path": path, "version": _version(path)} for path in unique]
 
 
 def hdf5_facts(directory: Path) -> dict[str, Any]:
@@ -144,16 +118,6 @@ def file_system(path: Path) -> str:
 
 def _cores() -> int:
     return os.cpu_count() or 1
-
-
-def _version(path: str) -> str:
-    try:
-        done = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=20, check=False)
-    except (OSError, subprocess.SubprocessError) as error:
-        return f"cannot be started: {error}"
-    words = " ".join((done.stdout or done.stderr).split())
-    # Hydra follows its name and version with a long list of build options.
-    return words.split(" Release Date:")[0].split(" Report bugs")[0][:120]
 
 
 def _try_record(directory: Path) -> str:

@@ -19,7 +19,8 @@ from hpcopt.analysis.doctor import (
     judge_variables,
     judge_versions,
 )
-from hpcopt.analysis.machine import file_system, launch_variables, vendor
+from hpcopt.analysis.machine import file_system, launch_variables
+from hpcopt.comm.mpi_library import vendor
 from hpcopt.train.run_directory import plain
 
 OPEN_MPI = {"error": "", "library": "Open MPI v5.0.11, package: x", "size": 2, "launcher": "none", "launch_error": ""}
