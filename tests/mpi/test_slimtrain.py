@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from mpi4py import MPI
@@ -56,6 +58,35 @@ def test_ten_steps_are_those_of_one_rank(comm: Communicator, form: str, count: i
     assert dampings == pytest.approx(expected, rel=1e-11)
     assert same_everywhere(comm, ours["parameters"])  # type: ignore[arg-type]
     assert int(ours[taken]) >= 9
+
+
+def from_nearly_dependent_features(comm: Communicator, form: str) -> tuple[torch.Tensor, torch.Tensor, State]:
+    """Two steps on features of condition number 1e10, the targets linear in them: those and what is predicted."""
+    generator = torch.Generator().manual_seed(3)
+    make: dict[str, Any] = {"generator": generator, "dtype": torch.float64}
+    left, right = (torch.linalg.qr(torch.randn(rows, WIDTH, **make)).Q for rows in (64, WIDTH))
+    inputs = left @ torch.diag(torch.logspace(0, -10, WIDTH, dtype=torch.float64)) @ right.T
+    targets = inputs @ torch.randn(WIDTH, CLASSES, **make)
+    model = torch.nn.Sequential(torch.nn.Linear(WIDTH, WIDTH, bias=False), torch.nn.Linear(WIDTH, CLASSES, bias=False))
+    torch.nn.init.eye_(model.double()[0].weight)
+    own = slice(comm.rank, None, comm.size)
+    objective = DataParallelObjective(model, "squared", inputs[own], targets[own], comm)
+    solver = SlimTrain(form=form, lambda_start=1e-30, lambda_min=1e-30, selection="fixed", learning_rate=1e-14)
+    state = solver.init(objective)
+    for _ in range(2):
+        state, _ = solver.step(objective, state, objective.full_batch)
+    weights = objective.separable.weights(state["parameters"])  # type: ignore[arg-type]
+    return targets, inputs @ weights.T, state
+
+
+@pytest.mark.parametrize("form", ["gram", "tsqr", "auto"])
+def test_of_features_that_are_nearly_dependent_nothing_is_lost_but_in_gram_matrices(
+    comm: Communicator, form: str
+) -> None:
+    targets, predicted, state = from_nearly_dependent_features(comm, form)
+    assert int(state["by_gram" if form == "gram" else "by_tsqr"]) == 2
+    error = float((predicted - targets).norm() / targets.norm())
+    assert error > 1e-6 if form == "gram" else error < 1e-6
 
 
 def test_an_epoch_ends_with_the_same_last_layer_as_on_one_rank(comm: Communicator) -> None:
