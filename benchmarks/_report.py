@@ -35,7 +35,7 @@ def write_report(path: str | Path, title: str, command: str, lines: Sequence[str
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """A Markdown table with aligned columns, numbers to the right."""
-    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
+    widths = [max(3, *(len(row[i]) for row in (head, *rows))) for i in range(len(head))]
     ruler = [(width - 1) * "-" + (":" if i else "-") for i, width in enumerate(widths)]
     cells = [[cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
              for row in (head, ruler, *rows)]  # fmt: skip

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from benchmarks._runs import JOBS
-from benchmarks.nlcg import accuracy
-from benchmarks.nlcg.accuracy import PROBLEMS, RATES, Run, arguments, best, report, rows, train, verdicts
+from benchmarks.nlcg import _comparison
+from benchmarks.nlcg._comparison import RATES, Problem, Run, best, figures, train
+from benchmarks.nlcg.accuracy import LINE_SEARCH, PROBLEMS, arguments, report, verdicts
 from hpcopt.config import parse_job
 
 MNIST = PROBLEMS["mnist"]
@@ -49,20 +50,22 @@ def test_a_run_that_diverged_has_no_figure_and_is_not_the_best() -> None:
 def test_the_best_rate_is_that_of_the_mean_over_the_seeds_at_the_budget() -> None:
     first, second = [run("a", 0.4), run("b", 0.8)], [run("a", 0.9), run("b", 0.8)]
     assert best([first, second], MNIST) == 1
-    assert rows(MNIST, [seed(0.9, 0.4, 0.8), seed(0.9, 0.9, 0.8)])[1][:3] == ["adam, 0.8", "20.00", "20.00 20.00"]
+    last = figures(MNIST, [seed(0.9, 0.4, 0.8), seed(0.9, 0.9, 0.8)])[-1]
+    assert [cell.strip() for cell in last.split("|")][1:4] == ["adam, 0.8", "20.00", "20.00 20.00"]
 
 
-@pytest.mark.parametrize(("nlcg", "adam", "expected"), [(0.99, 0.98, "0.00"), (0.5, 0.8, "0.33"), (0.2, 0.8, "1.00")])
+@pytest.mark.parametrize(("nlcg", "adam", "expected"), [(0.99, 0.98, "never"), (0.5, 0.8, "0.33"), (0.2, 0.8, "1.00")])
 def test_seconds_are_compared_at_the_accuracy_that_nlcg_reaches(nlcg: float, adam: float, expected: str) -> None:
     """Adam is there never, after 60 and after 20 seconds."""
     lines = verdicts(MNIST, [seed(nlcg, 0.01, adam)])
     assert lines[0].endswith(f"(aim: 98.20): {'met' if nlcg > 0.982 else 'NOT met'}")
-    assert f"never gets there: {expected} " in lines[-1]
+    assert f"does not get there: {expected} " in lines[-1]
     assert lines[-1].endswith(": met")
 
 
 def test_the_training_loss_is_compared_with_the_lowest_of_all_rates() -> None:
     runs = {"nlcg": [run("nlcg", 0.99, 60.0, loss=1e-3)], "adam": [run("a", 0.9, loss=0.1), run("b", 0.5, loss=0.009)]}
+    runs["nlcg, hager_zhang"] = [run("nlcg, hager_zhang", 0.99, loss=1e-9)]
     assert "- training loss 0.111 of the lowest other (aim: 0.1): NOT met" in verdicts(PROBLEMS["full"], [runs])
 
 
@@ -73,14 +76,16 @@ def test_all_methods_get_the_same_problem_and_nlcg_nothing_of_its_own(monkeypatc
         seen.append(settings)
         return {"history": run(name, 0.5).history}
 
-    monkeypatch.setattr(accuracy, "trained", trained)
-    found = train(MNIST, 3, arguments(["--root", "data", "--set", "loss.weight_decay=1e-3"]))
-    assert {key: len(runs) for key, runs in found.items()} == {"nlcg": 1, **dict.fromkeys(RATES, 5), "lbfgs": 1}
+    monkeypatch.setattr(_comparison, "trained", trained)
+    found = train(MNIST, 3, arguments(["--root", "data", "--set", "loss.weight_decay=1e-3"]), LINE_SEARCH)
+    one = dict.fromkeys(["nlcg", "nlcg, hager_zhang", "lbfgs"], 1)
+    assert {key: len(runs) for key, runs in found.items()} == {**one, **dict.fromkeys(RATES, 5)}
     assert {tuple(settings[:3]) for settings in seen} == {("run.seed=3", "data.batch=10000", "loss.weight_decay=1e-3")}
     own = [[key for key in settings if key.startswith("solver.")] for settings in seen]
     assert own[0] == ["solver.name=nlcg"]
+    assert own[1] == ["solver.name=nlcg", "solver.step_rule=hager_zhang"]
     assert own[-1] == ["solver.name=lbfgs"]
-    assert all(any(key.startswith("solver.learning_rate=") for key in keys) for keys in own[1:-1])
+    assert all(any(key.startswith("solver.learning_rate=") for key in keys) for keys in own[2:-1])
 
 
 def test_the_report_has_a_table_for_each_problem() -> None:
@@ -90,7 +95,12 @@ def test_the_report_has_a_table_for_each_problem() -> None:
     assert "cifar10-nlcg.toml, batch 10000" in text
 
 
+def test_only_where_a_later_loss_is_compared_is_there_a_column_of_it() -> None:
+    heads = [figures(PROBLEMS[name], [seed(0.99, 0.5)])[0] for name in ("mnist", "full")]
+    assert [head.count("loss at") for head in heads] == [1, 2]
+
+
 @pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)
-def test_the_job_of_a_problem_has_no_option_of_the_method(problem: accuracy.Problem) -> None:
+def test_the_job_of_a_problem_has_no_option_of_the_method(problem: Problem) -> None:
     job = parse_job((JOBS / problem.job).read_text())
     assert (job.solver.name, job.solver.options) == ("nlcg", {})

@@ -6,23 +6,19 @@ import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from benchmarks import _runs
 from benchmarks._runs import percent, trained
 from benchmarks.nlcg import cifar100
 from benchmarks.nlcg.cifar100 import JOB, main, methods, rows
-from hpcopt.analysis.history import open_run
-from hpcopt.analysis.summary import summary
 from hpcopt.comm.communicator import Communicator
 from hpcopt.config import parse_job
-from hpcopt.data.cifar import LAYOUTS
 from hpcopt.solvers.conjugate_options import PAPER
 from hpcopt.solvers.nlcg import NLCG
 from hpcopt.solvers.registry import make_solver
 from hpcopt.solvers.sgd import SGD
-from hpcopt.train.job import PreparedJob
+from tests.support.benchmarks import in_process, write_images
 
 
 def solver(settings: list[str]) -> Any:
@@ -79,29 +75,13 @@ def test_a_run_that_was_interrupted_goes_on_where_that_is_asked_for(
     assert ("--fresh" in commands[0]) is not resume
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    draw = np.random.default_rng(0)
-    for name in LAYOUTS["cifar100"].npz:
-        images, labels = draw.integers(0, 256, (8, 3, 32, 32), np.uint8), draw.integers(0, 100, 8, np.uint8)
-        np.savez(tmp_path / name, images=images, labels=labels)
-    return tmp_path
-
-
 def test_the_whole_benchmark_in_short(
-    comm: Communicator, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    comm: Communicator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """In this process instead of under mpirun; given twice, the second time all runs are there."""
-    made = []
-
-    def in_process(job: Path, ranks: int, parent: Path, name: str, root: str, settings: Any, **_: Any) -> Any:
-        if not (parent / name).exists():
-            made.append(name)
-            text = parse_job(job.read_text(), [f"data.root={root}", "run.device=cpu", *settings])
-            PreparedJob(text, comm).run(parent / name)
-        return summary(open_run(parent / name))
-
-    monkeypatch.setattr(cifar100, "trained", in_process)
+    made: list[str] = []
+    root = write_images(tmp_path, "cifar100")
+    monkeypatch.setattr(cifar100, "trained", in_process(comm, made))
     monkeypatch.setattr(cifar100, "PARTS", (1 / 4, 1.0))
     words = ["--root", str(root), "--runs", str(tmp_path / "runs"), "--epochs", "1", "--limit", "24"]
     for _ in range(2):
