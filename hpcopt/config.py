@@ -14,6 +14,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from hpcopt.checks import check_number
+from hpcopt.cluster.options import SlurmOptions
 from hpcopt.data.options import DataOptions
 from hpcopt.errors import UsageError, nearest
 from hpcopt.parallel_options import ParallelOptions
@@ -188,6 +189,7 @@ class Job:
     parallel: ParallelOptions = field(default_factory=ParallelOptions)
     checkpoint: CheckpointOptions = field(default_factory=CheckpointOptions)
     debug: DebugOptions = field(default_factory=DebugOptions)
+    slurm: SlurmOptions = field(default_factory=SlurmOptions)
 
     def to_toml(self) -> str:
         """The resolved job as a job file that says the same thing."""

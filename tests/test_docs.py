@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from hpcopt.cluster.options import SlurmOptions
 from hpcopt.config import CheckpointOptions, DebugOptions, LossOptions, RunOptions, StopOptions
 from hpcopt.data.files import SUFFIXES
 from hpcopt.data.options import DataOptions
@@ -25,6 +26,7 @@ TABLES = {
     "parallel": (ParallelOptions,),
     "checkpoint": (CheckpointOptions,),
     "debug": (DebugOptions,),
+    "slurm": (SlurmOptions,),
 }
 
 

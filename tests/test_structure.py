@@ -30,7 +30,7 @@ LAYERS = (
         "solvers",
         "optim",
     ),
-    *("checkpoint", "parallel_options", "config", "train", "analysis", "cli", "__main__"),
+    *("checkpoint", "cluster", "parallel_options", "config", "train", "analysis", "cli", "__main__"),
 )
 """A layer knows the layers before it, never those behind it. The public names in hpcopt/__init__.py know all."""
 

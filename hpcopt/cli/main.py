@@ -198,3 +198,15 @@ def _data(context: typer.Context) -> None:
     from hpcopt.cli.data import app as data
 
     data(args=context.args, prog_name="hpcopt data")
+
+
+@app.command(
+    "submit",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+    add_help_option=False,
+)
+def _submit(context: typer.Context) -> None:
+    """Submit a job to Slurm, or show its script: hpcopt submit JOB.toml --nodes N --time HH:MM:SS [--print]."""
+    from hpcopt.cli.submit import submit_from
+
+    submit_from(context.args)

@@ -15,6 +15,8 @@ from hpcopt.config import Job, SolverTable
 from hpcopt.data.dataset import DataSet
 from hpcopt.data.load import load
 from hpcopt.errors import UsageError
+from hpcopt.layout.grid import ProcessGrid
+from hpcopt.models.registry import make_options
 from hpcopt.objective.network.objective import NetworkObjective
 from hpcopt.objective.network.replicas import NetworkReplicas
 from hpcopt.solvers.registry import make_solver
@@ -48,10 +50,7 @@ class PreparedJob:
         comm.gpu_aware = job.parallel.gpu_aware
         with comm.together("checking the method's options"):
             # What is wrong in the job is refused before the data are read.
-            solver = make_solver(job.solver.name, job.solver.options, 1.0)
-            check_pace(job.parallel, job.debug, solver)
-            check_blocks(job.parallel, solver)
-            grid = shard_grid(job, comm.size)
+            solver, grid = check_before_data(job, comm.size)
         self.pace = make_pace(job.parallel, job.debug, comm, solver)
         device = choose_device(job.run.device, comm)
         self.data = load(job.data, comm, job.run.seed, grid)
@@ -134,6 +133,27 @@ def solver_options(solver: Solver) -> dict[str, Any]:
     """The method's options as they stand in a job file."""
     options = {f.name: getattr(solver, f.name) for f in fields(solver)}  # type: ignore[arg-type]
     return {k: list(v) if isinstance(v, tuple) else v for k, v in options.items() if k != "horizon_epochs"}
+
+
+def check_before_data(job: Job, ranks: int) -> tuple[Solver, ProcessGrid | None]:
+    """What can be checked before the data are known.
+
+    Args:
+        job: the job.
+        ranks: how many it will have.
+
+    Returns:
+        The method, without the length of the run, and the grid of ranks as ``shard_grid`` has it.
+
+    Raises:
+        UsageError: options that the method or the network does not have, or that do not fit together or the ranks.
+    """
+    solver = make_solver(job.solver.name, job.solver.options, 1.0)
+    check_pace(job.parallel, job.debug, solver)
+    check_blocks(job.parallel, solver)
+    if ":" not in job.model.name:
+        make_options(job.model.name, job.model.options)
+    return solver, shard_grid(job, ranks)
 
 
 def check_job(job: Job, data: DataSet) -> None:

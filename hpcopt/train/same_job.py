@@ -27,6 +27,7 @@ MAY_CHANGE = (
     "parallel",
     "checkpoint",
     "debug",
+    "slurm",
 )
 """Keys and tables that say how long and where a run goes on, not what it computes."""
 
