@@ -1,1 +1,1 @@
-"""The hot products of a fully connected network behind one interface, once an array library."""
+"""The hot products of a network and work on long vectors, behind one interface an array library."""

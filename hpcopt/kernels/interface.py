@@ -7,6 +7,7 @@ respect to the value that unit j passes to its activation. The letters are those
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol, TypeVar
 
 Array = TypeVar("Array")
@@ -57,6 +58,28 @@ class Kernels(Protocol[Array]):
 
     def units(self, factors: Array, outputs: Array) -> Array:
         """r[i, j] = sum_c M[i, c, j] y[i, c], a new array (b, v), for ``outputs`` y (b, C)."""
+        ...
+
+    def bend(
+        self,
+        factors: Sequence[Array],
+        units: Sequence[Array],
+        outputs: Array,
+        probabilities: Array | None,
+        scale: float,
+    ) -> list[Array]:
+        """Compute y = scale B (q + sum_l M_l t_l) in place of q, and r_l = M_l^T y: the work of a block.
+
+        Args:
+            factors: M_l (b, C, v_l) of some layers, none to any number.
+            units: t_l (b, v_l), used up: what is returned may be in their place.
+            outputs: q (b, C).
+            probabilities: p (b, C) of a softmax, whose B is diag(p) - p p^T; None where B is the identity.
+            scale: of y.
+
+        Returns:
+            r_l (b, v_l).
+        """
         ...
 
     def add_gradient(self, inputs: Array, errors: Array, weights: Array, biases: Array | None) -> None:

@@ -6,6 +6,7 @@ doi:10.1137/S003614459631241X).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -57,6 +58,23 @@ class NumpyKernels:
         """r[i, j] = sum_c M[i, c, j] y[i, c]."""
         product: Matrix = np.einsum("icj,ic->ij", factors, outputs)
         return product
+
+    def bend(
+        self,
+        factors: Sequence[Matrix],
+        units: Sequence[Matrix],
+        outputs: Matrix,
+        probabilities: Matrix | None,
+        scale: float,
+    ) -> list[Matrix]:
+        """Compute y = scale B (q + sum_l M_l t_l) in place of q, and r_l = M_l^T y."""
+        for layer, tangents in zip(factors, units, strict=True):
+            self.add_outputs(layer, tangents, outputs)
+        if probabilities is not None:
+            outputs -= (probabilities * outputs).sum(axis=-1, keepdims=True)
+            outputs *= probabilities
+        outputs *= scale
+        return [self.units(layer, outputs) for layer in factors]
 
     def add_gradient(self, inputs: Matrix, errors: Matrix, weights: Matrix, biases: Matrix | None) -> None:
         """G += Z^T r, and the column sums of r."""

@@ -7,11 +7,15 @@ product as t^T M^T 1.0 ms, and reading M once takes about 0.6 ms.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 
 class TorchKernels:
     """``hpcopt.kernels.interface.Kernels`` for torch tensors. Nothing is recorded for autograd."""
+
+    name = "torch"
 
     @torch.no_grad()
     def affine(self, inputs: torch.Tensor, weights: torch.Tensor, biases: torch.Tensor | None) -> torch.Tensor:
@@ -45,12 +49,29 @@ class TorchKernels:
     @torch.no_grad()
     def add_outputs(self, factors: torch.Tensor, units: torch.Tensor, out: torch.Tensor) -> None:
         """q[i, c] += sum_j M[i, c, j] t[i, j]."""
-        out.unsqueeze(1).baddbmm_(units.unsqueeze(1), factors.transpose(1, 2))
+        out.unsqueeze(1).baddbmm_(units.unsqueeze(1), factors.to(units.dtype).transpose(1, 2))
 
     @torch.no_grad()
     def units(self, factors: torch.Tensor, outputs: torch.Tensor) -> torch.Tensor:
         """r[i, j] = sum_c M[i, c, j] y[i, c]."""
-        return torch.bmm(outputs.unsqueeze(1), factors).squeeze(1)
+        return torch.bmm(outputs.unsqueeze(1), factors.to(outputs.dtype)).squeeze(1)
+
+    @torch.no_grad()
+    def bend(
+        self,
+        factors: Sequence[torch.Tensor],
+        units: Sequence[torch.Tensor],
+        outputs: torch.Tensor,
+        probabilities: torch.Tensor | None,
+        scale: float,
+    ) -> list[torch.Tensor]:
+        """Compute y = scale B (q + sum_l M_l t_l) in place of q, and r_l = M_l^T y."""
+        for layer, tangents in zip(factors, units, strict=True):
+            self.add_outputs(layer, tangents, outputs)
+        if probabilities is not None:
+            outputs.copy_(softmax_product(probabilities, outputs))
+        outputs.mul_(scale)
+        return [self.units(layer, outputs) for layer in factors]
 
     @torch.no_grad()
     def add_gradient(
@@ -60,6 +81,12 @@ class TorchKernels:
         weights.addmm_(inputs.T, errors)
         if biases is not None:
             biases.add_(errors.sum(dim=0))
+
+
+def softmax_product(probabilities: torch.Tensor, tangents: torch.Tensor) -> torch.Tensor:
+    """(diag(p) - p p^T) t of every instance (..., b, C), a new array."""
+    weighted = probabilities * tangents
+    return weighted.addcmul_(probabilities, weighted.sum(dim=-1, keepdim=True), value=-1)
 
 
 def _slope(activation: str, activations: torch.Tensor) -> torch.Tensor:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import torch
 
+from hpcopt.kernels.choice import kernels_on
 from hpcopt.linalg.pairs import Inner
 
 CANCELLATION = 100.0
@@ -57,24 +58,28 @@ def conjugate_gradients(
     tolerance: float,
     most: int,
     goes_on: Callable[[int], bool] = always,
+    local: bool = False,
 ) -> Solution:
     """Solve (G + lambda I) d = -g from d = 0, so that g^T d < 0 wherever it ends.
 
     Args:
-        product: v (n,) -> G v, a new vector that may be written to.
+        product: v (n,) -> G v, a vector of its own.
         gradient: g (n,), left as it is.
         damping: lambda.
         inner: X Y^T of stacked vectors, float64; called once an iteration.
         tolerance: the end is where |r| <= tolerance |g|.
         most: iterations, at least 1.
         goes_on: whether another iteration may be made after so many, at least 1; asked while there is a reason for one.
+        local: nothing in it communicates, so that scalars may stay on a device that has kernels for it. Whether they
+            have ended is then looked at every few iterations, and ``inner`` is not called.
     """
-    iteration = _Iteration(gradient, inner, tolerance)
+    kernels = kernels_on(gradient.device, gradient.dtype).vectors if local else None
+    iteration = kernels.conjugate_steps(gradient, tolerance) if kernels else _Iteration(gradient, inner, tolerance)
     for number in range(1, most + 1):
-        again = iteration.advance(product(iteration.residual).add_(iteration.residual, alpha=damping))
+        again = iteration.advance(product(iteration.residual), damping)
         if not again or number == most or not goes_on(number):
             break
-    return Solution(iteration.direction, iteration.residual, number, iteration.converged, iteration.finite)
+    return Solution(iteration.direction, iteration.residual, *iteration.end())
 
 
 class _Iteration:
@@ -89,11 +94,16 @@ class _Iteration:
         self._v, self.direction = torch.zeros_like(gradient), torch.zeros_like(gradient)
         self._bound, self._square, self._step = -1.0, math.inf, math.inf
         self._eps = torch.finfo(gradient.dtype).eps
-        self.converged, self.finite = False, True
+        self._made, self.converged, self.finite = 0, False, True
 
-    def advance(self, product: torch.Tensor) -> bool:
-        """One iteration with (G + lambda I) r; whether another one makes sense."""
-        self._rows[1] = product
+    def end(self) -> tuple[int, bool, bool]:
+        """Iterations made, whether they converged, and whether all numbers were finite."""
+        return self._made, self.converged, self.finite
+
+    def advance(self, product: torch.Tensor, damping: float) -> bool:
+        """One iteration with G r; whether another one makes sense."""
+        self._made += 1
+        torch.add(product, self.residual, alpha=damping, out=self._rows[1])
         gram = self._inner(self._rows, self._rows)
         if not bool(gram.isfinite().all()):
             self.finite = False

@@ -7,22 +7,39 @@ from __future__ import annotations
 
 import torch
 
+from hpcopt.kernels.choice import kernels_on
+
 _BLOCK = 1 << 16  # columns of a product summed in the vectors' own precision before float64 takes over
 _DOT_BLOCK = 1 << 18  # likewise for one pair of vectors, where BLAS keeps many partial sums itself
 
 
 def inner(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """X Y^T in float64 on the CPU, shape (k, l): products in the vectors' precision, block sums in float64."""
+    vector_kernels = kernels_on(x.device, x.dtype).vectors
+    if vector_kernels is not None:
+        return vector_kernels.inner(x, y).cpu()
     if x.dtype == torch.float64:
         return (x @ y.T).cpu()
+    if x.is_cuda:
+        return _by_blocks(x, y).cpu()
     total = torch.zeros(x.shape[0], y.shape[0], dtype=torch.float64, device=x.device)
     for start in range(0, x.shape[1], _BLOCK):
         total += x[:, start : start + _BLOCK] @ y[:, start : start + _BLOCK].T
     return total.cpu()
 
 
+def _by_blocks(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """As ``inner``, all blocks at once: (k, l) on the device."""
+    whole = x.shape[1] // _BLOCK * _BLOCK
+    blocks = [rows[:, :whole].unflatten(1, (-1, _BLOCK)).transpose(0, 1) for rows in (x, y)]
+    total = torch.bmm(blocks[0], blocks[1].mT).sum(0, dtype=torch.float64)
+    return total.add_(x[:, whole:] @ y[:, whole:].T)
+
+
 def dot(x: torch.Tensor, y: torch.Tensor) -> float:
     """x^T y of two vectors (n,), as ``inner``."""
+    if x.is_cuda:
+        return float(inner(x[None], y[None]))
     if x.dtype == torch.float64:
         return float(torch.dot(x, y))
     parts = [torch.dot(a, b) for a, b in zip(x.split(_DOT_BLOCK), y.split(_DOT_BLOCK), strict=True)]

@@ -94,6 +94,7 @@ class BlockSolver:
             tolerance=self.tolerance,
             most=self.most,
             goes_on=block.goes_on,
+            local=True,
         )
         return _Own(found.direction, found.iterations, float(found.iterations), found.finite)
 

@@ -18,16 +18,17 @@ Shapes: n parameters of this rank.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 
+from hpcopt.kernels.choice import sweeps_on
 from hpcopt.linalg.conjugacy import Pack, conjugacy
 from hpcopt.objective.protocol import Batch, Objective, Vector
 from hpcopt.solvers.diagonal_bfgs import EPSILON, ReleasedDiagonalBFGS
 from hpcopt.solvers.lars import scale_layers
 from hpcopt.solvers.preconditioner import Preconditioner
-from hpcopt.solvers.products import pieces, products, totals
+from hpcopt.solvers.products import products, totals
 from hpcopt.solvers.solver import State, StepReport
 from hpcopt.solvers.step_control import StepControl
 
@@ -132,12 +133,8 @@ class ControlledDirections:
 
     def _measure(self, objective: Objective, state: State, gradient: Vector) -> list[float]:
         """Products that the released form needs before z: g^T g, g^T d, d^T y, d^T d for hz, d^T diag(h) d."""
-        vectors = [gradient, state["previous_gradient"], state["direction"], state["hessian"]]
-        parts, zero, wants_norm = [], gradient.new_zeros(()), self._options.beta == "hz"
-        for g, previous, d, h in pieces(*vectors):  # type: ignore[arg-type]
-            square = torch.dot(d, d) if wants_norm else zero
-            parts.append([torch.dot(g, g), torch.dot(g, d), torch.dot(d, g - previous), square, torch.dot(d, d * h)])
-        return totals(objective, parts)
+        previous, d, h = (cast(Vector, state[name]) for name in ("previous_gradient", "direction", "hessian"))
+        return totals(objective, sweeps_on(gradient).measure(gradient, previous, d, h, self._options.beta == "hz"))
 
     def _precondition(
         self, objective: Objective, state: State, gradient: Vector, scale: float, dy: float, dhd: float
@@ -149,22 +146,10 @@ class ControlledDirections:
         metric, first = ReleasedDiagonalBFGS, int(state["steps"]) == 0
         ys, shs = scale * dy, scale * scale * dhd
         learns, epsilon = not first and metric.usable(ys, shs), 0.0 if first else EPSILON
-        vectors = [gradient, state["previous_gradient"], state["hessian"], state["direction"]]
-        vectors += [state["previous_preconditioned"]] if self._keeps_z else []
-        parts, zero = [], gradient.new_zeros(())
-        for g, previous, h, d, *kept in pieces(*vectors):  # type: ignore[arg-type]
-            y = g - previous
-            if learns:
-                metric.update(h, d, y, scale, ys, shs)
-            previous.copy_(g)
-            z = g.div_(h + epsilon)
-            gz = torch.dot(previous, z)
-            if kept:
-                parts.append([gz, gz - torch.dot(previous, kept[0]), torch.dot(y, y / (h + epsilon))])
-                kept[0].copy_(z)
-            else:
-                parts.append([gz, zero, zero])
-        return totals(objective, parts)
+        previous, d, h = (cast(Vector, state[name]) for name in ("previous_gradient", "direction", "hessian"))
+        kept = cast(Vector, state["previous_preconditioned"]) if self._keeps_z else None
+        pair = metric.pair(scale, ys, shs) if learns else None
+        return totals(objective, sweeps_on(gradient).precondition(gradient, previous, h, d, kept, pair, epsilon))
 
     def _beta(self, state: State, pack: Pack, rate: float) -> float:
         options = self._options
@@ -186,14 +171,9 @@ class ControlledDirections:
         state["steps"] = steps + 1
         # The average of the released code counts steps: (1 + k) / (10 + k), as in TensorFlow.
         leaves = 1 - min(self._options.weight_average, (2 + steps) / (11 + steps))
-        vectors = [z, state["direction"], state["parameters"]]
-        vectors += [state["average"]] if self._options.weight_average else []
-        for each, d, w, *average in pieces(*vectors):  # type: ignore[arg-type]
-            if undo:
-                w.add_(d, alpha=-undo * old)
-            w.add_(d.mul_(beta).sub_(each), alpha=(1 - undo) * new)
-            for mean in average:
-                mean.lerp_(w, leaves)
+        d, w = cast(Vector, state["direction"]), cast(Vector, state["parameters"])
+        mean = cast(Vector, state["average"]) if self._options.weight_average else None
+        sweeps_on(z).move(z, d, w, mean, beta=beta, undo=undo * old, rate=(1 - undo) * new, leaves=leaves)
         return new
 
     def _observe(self, objective: Objective, state: State, batch: Batch, start: Vector, gradient: Vector) -> None:

@@ -16,8 +16,9 @@ from typing import Any, ClassVar
 
 import torch
 
+from hpcopt.kernels.sweeps import Pair, learn, pieces
 from hpcopt.objective.protocol import Batch, Objective, Vector
-from hpcopt.solvers.products import pieces, totals
+from hpcopt.solvers.products import totals
 from hpcopt.solvers.solver import State
 
 ANGLE = 0.1
@@ -114,7 +115,7 @@ class ReleasedDiagonalBFGS:
         ys, shs = totals(objective, [[torch.dot(y, s), torch.dot(s, h * s)] for s, y, h in cuts])
         if self.usable(ys, shs):
             for s, y, h in pieces(step, change, hessian):
-                self.update(h, s, y, 1.0, ys, shs)
+                learn(h, s, y, self.pair(1.0, ys, shs))
 
     def restart(self, objective: Objective, state: State) -> None:
         """Forget all pairs."""
@@ -126,9 +127,10 @@ class ReleasedDiagonalBFGS:
         return ys >= EPSILON and shs >= EPSILON
 
     @staticmethod
-    def update(h: Vector, d: Vector, y: Vector, scale: float, ys: float, shs: float) -> None:
-        """Update a piece of h in place by y and s = ``scale`` d, for y^T s and s^T diag(h) s of all pieces."""
-        bent, per_bend, per_change = h * d, 1 / (shs + EPSILON), 1 / (ys + EPSILON)
-        h.addcmul_(bent, bent, value=-scale * scale * per_bend).addcmul_(y, y, value=per_change)
-        # |h - ((h s)^2 + epsilon) / (shs + epsilon) + (y^2 + epsilon) / (ys + epsilon)|
-        h.add_(EPSILON * (per_change - per_bend)).abs_()
+    def pair(scale: float, ys: float, shs: float) -> Pair:
+        """How h learns from y and s = ``scale`` d, for y^T s and s^T diag(h) s.
+
+        h <- |h - ((h s)^2 + epsilon) / (shs + epsilon) + (y^2 + epsilon) / (ys + epsilon)|
+        """
+        per_bend, per_change = 1 / (shs + EPSILON), 1 / (ys + EPSILON)
+        return Pair(scale, per_bend, per_change, EPSILON * (per_change - per_bend))

@@ -6,27 +6,16 @@ memory once. Shapes: n parameters of this rank, k products.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 
+from hpcopt.kernels.sweeps import Parts, pieces
 from hpcopt.objective.protocol import Objective, Vector
 from hpcopt.solvers.agreement import agreed_products
 
-PIECE = 1 << 16
-"""Numbers of a piece for each thread: five vectors of float32 take 1.3 MB of its cache."""
 
-PIECE_ON_DEVICE = 1 << 22
-"""Numbers of a piece on an accelerator, which would wait for shorter ones."""
-
-
-def pieces(*vectors: Vector) -> Iterator[tuple[Vector, ...]]:
-    """The vectors, cut at the same places."""
-    length = PIECE_ON_DEVICE if vectors[0].is_cuda else PIECE * torch.get_num_threads()
-    return zip(*(vector.split(length) for vector in vectors), strict=True)
-
-
-def totals(objective: Objective, parts: Sequence[Sequence[torch.Tensor]]) -> list[float]:
+def totals(objective: Objective, parts: Parts) -> list[float]:
     """Sums over pieces and ranks, float64. *Collective*: one small reduction where variables are partitioned.
 
     Args:

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from hpcopt.kernels import sweeps
 from hpcopt.linalg.conjugacy import RULES
 from hpcopt.objective.protocol import Batch, Objective, Vector
-from hpcopt.solvers import products
 from hpcopt.solvers.controlled_directions import ControlledDirections
 from hpcopt.solvers.diagonal_bfgs import DiagonalBFGS, ReleasedDiagonalBFGS
 from hpcopt.solvers.gauss_newton_diagonal import GaussNewtonDiagonal
@@ -67,7 +67,7 @@ def test_the_preset_of_the_paper_is_the_released_code(
     rule: str, trust: float, problem: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On mini-batches through warm-up and drops, with pairs that are refused and steps of which a part is undone."""
-    monkeypatch.setattr(products, "PIECE", 100 if problem == "network" else 7)
+    monkeypatch.setattr(sweeps, "PIECE", 100 if problem == "network" else 7)
     objective, batches = given_gradients()
     if problem == "network":
         objective = digits(torch.float64)

@@ -152,7 +152,8 @@ class ExplicitLinearization:
         kept, total = self.block_factors(), self._new_vector()
         moves, into = self._network.views(v), self._network.views(total)
         for part in [slice(m, m + 1) for m in range(len(moves))] if by_layer else [slice(None)]:
-            self._pull(kept, self._bent(kept, self._push(kept, moves[part])), into[part])
+            for piece in kept:
+                self._bend(piece, moves[part], into[part])
         return total.add_(v, alpha=self._objective.weight_decay)
 
     def block_factors(self) -> list[Factors]:
@@ -181,6 +182,26 @@ class ExplicitLinearization:
         # A value, and as many sweeps through the weights as there are outputs.
         objective.work.values += (1 + objective.outputs) * (rows.stop - rows.start) / objective.samples
         return Factors(rows, kept, units, curvature)
+
+    def _bend(self, piece: Factors, moves: Sequence[LayerView], into: Sequence[LayerView]) -> None:
+        """Add (1/B) J^T B J v to the blocks ``into``, for the blocks ``moves`` of v and the instances of a piece."""
+        kernels, own = self._network.kernels, self._network.outputs.slice
+        sums = self._layers[0].weights.new_zeros(piece.rows.stop - piece.rows.start, self._network.width)
+        units = {}
+        for move in moves:
+            tangents = kernels.affine(piece.inputs[move.number], move.weights, move.biases)
+            if move.number in piece.units:
+                units[move.number] = tangents
+            else:
+                sums[:, own] += tangents
+        factors = [piece.units[number] for number in units]
+        errors = kernels.bend(factors, list(units.values()), sums, piece.curvature, 1 / self._batch.total)
+        units = dict(zip(units, errors, strict=True))
+        for block in into:
+            found = units.get(block.number)
+            kernels.add_gradient(
+                piece.inputs[block.number], sums[:, own] if found is None else found, block.weights, block.biases
+            )
 
     def _push(self, group: Sequence[Factors], moves: Sequence[LayerView]) -> torch.Tensor:
         """What the blocks ``moves`` add to J v on the instances of a group, (b, C)."""

@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 
 from hpcopt.comm.communicator import Communicator
+from hpcopt.kernels.torch_kernels import softmax_product
 
 
 class SplitLoss(Protocol):
@@ -119,10 +120,7 @@ SPLIT_LOSSES: dict[str, Callable[[Communicator], SplitLoss]] = {
 
 def whole_hessian_product(curvature: torch.Tensor | None, tangents: torch.Tensor) -> torch.Tensor:
     """B_i t_i of all C outputs, (..., b, C), with the curvature (b, C) gathered; a new array or the tangents. Local."""
-    if curvature is None:
-        return tangents
-    weighted = curvature * tangents
-    return weighted.addcmul_(curvature, weighted.sum(dim=-1, keepdim=True), value=-1)
+    return tangents if curvature is None else softmax_product(curvature, tangents)
 
 
 def _over(groups: Communicator, numbers: torch.Tensor, op: str) -> torch.Tensor:

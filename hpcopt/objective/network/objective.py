@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from hpcopt.comm.communicator import Communicator
+from hpcopt.kernels.choice import kernels_on
 from hpcopt.objective import vectors
 from hpcopt.objective.local import Pace
 from hpcopt.objective.network.data import (
@@ -131,7 +132,8 @@ class NetworkObjective(CutVariables):
         check_same(comm, same | {"targets": kind_of(targets)})
         self.size, self.samples = self.partition.size(comm.rank), len(self.inputs)
         self.outputs = self.partition.sizes[-1]
-        self.network = make_network(self.partition, activation, comm, pipeline)
+        kernels = kernels_on(self.inputs.device, self.inputs.dtype).factors
+        self.network = make_network(self.partition, activation, comm, pipeline, kernels)
         groups = self.network.output_groups
         check_alike(comm, groups, loss, self.inputs, self.targets)
         self.split_loss = SPLIT_LOSSES[loss](groups)

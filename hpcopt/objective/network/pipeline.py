@@ -24,7 +24,6 @@ import torch
 
 from hpcopt.comm.communicator import Communicator, Request
 from hpcopt.kernels.interface import Kernels
-from hpcopt.kernels.torch_kernels import TorchKernels
 from hpcopt.layout.block import blocks
 from hpcopt.layout.disjoint import DisjointLayout
 from hpcopt.layout.network import GridLayout, NetworkLayout
@@ -212,7 +211,9 @@ class PipelinedNetwork(Network):
             _wait(departure)
 
 
-def make_network(layout: NetworkLayout, activation: str, comm: Communicator, pipeline: int | None) -> Network:
+def make_network(
+    layout: NetworkLayout, activation: str, comm: Communicator, pipeline: int | None, kernels: Kernels[torch.Tensor]
+) -> Network:
     """The sweeps that fit the layout. *Collective*.
 
     Args:
@@ -220,11 +221,12 @@ def make_network(layout: NetworkLayout, activation: str, comm: Communicator, pip
         activation: of the hidden layers.
         comm: all ranks.
         pipeline: B where layers are on ranks of their own; None for 4 a layer.
+        kernels: the local products.
     """
     if isinstance(layout, GridLayout):
-        return GridNetwork(layout, activation, comm, TorchKernels())
+        return GridNetwork(layout, activation, comm, kernels)
     assert isinstance(layout, DisjointLayout)
-    return PipelinedNetwork(layout, activation, comm, TorchKernels(), pipeline or BLOCKS_A_LAYER * layout.layers)
+    return PipelinedNetwork(layout, activation, comm, kernels, pipeline or BLOCKS_A_LAYER * layout.layers)
 
 
 class _Vertex:

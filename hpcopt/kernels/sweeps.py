@@ -1,0 +1,153 @@
+"""The sweeps over long vectors that a step of the published NLCG makes beside its gradient.
+
+Each reads and writes its vectors once: on the processor in pieces that stay in its cache. Shapes: n numbers; a sum
+comes as parts, k tensors of no dimension for every piece, which ``totals`` of ``hpcopt.solvers.products`` adds up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Protocol, TypeAlias
+
+import torch
+
+PIECE = 1 << 16
+"""Numbers of a piece for each thread: five vectors of float32 take 1.3 MB of its cache."""
+
+PIECE_ON_DEVICE = 1 << 22
+"""Numbers of a piece on an accelerator, which would wait for shorter ones."""
+
+Parts: TypeAlias = Sequence[Sequence[torch.Tensor]]
+
+
+class Pair(NamedTuple):
+    """How a diagonal h learns from a pair of vectors.
+
+        h <- |h - per_bend (h s)^2 + per_change y^2 + shift|       with s = scale d
+
+    Attributes:
+        scale, per_bend, per_change, shift: as above.
+    """
+
+    scale: float
+    per_bend: float
+    per_change: float
+    shift: float
+
+
+class Sweeps(Protocol):
+    """What a step needs; all vectors are (n,), of one precision and on one device."""
+
+    def measure(
+        self, g: torch.Tensor, previous: torch.Tensor, d: torch.Tensor, h: torch.Tensor, with_norm: bool
+    ) -> Parts:
+        """Parts of g^T g, g^T d, d^T y with y = g - previous, d^T d (0 unless ``with_norm``) and d^T diag(h) d."""
+        ...
+
+    def precondition(
+        self,
+        g: torch.Tensor,
+        previous: torch.Tensor,
+        h: torch.Tensor,
+        d: torch.Tensor,
+        kept: torch.Tensor | None,
+        pair: Pair | None,
+        epsilon: float,
+    ) -> Parts:
+        """Let h learn, put g to ``previous`` and z = g / (h + epsilon) in the place of g, all in place.
+
+        Returns:
+            Parts of g^T z, and with ``kept``, the z of the last step, which becomes that of this one, of g^T (z - kept)
+            and y^T (y / (h + epsilon)); zeros without.
+        """
+        ...
+
+    def move(
+        self,
+        z: torch.Tensor,
+        d: torch.Tensor,
+        w: torch.Tensor,
+        mean: torch.Tensor | None,
+        *,
+        beta: float,
+        undo: float,
+        rate: float,
+        leaves: float,
+    ) -> None:
+        """In place w -= undo d, d = beta d - z, w += rate d, and ``mean`` goes by ``leaves`` of the way to w."""
+        ...
+
+
+class TorchSweeps:
+    """``Sweeps`` on any device."""
+
+    def measure(
+        self, g: torch.Tensor, previous: torch.Tensor, d: torch.Tensor, h: torch.Tensor, with_norm: bool
+    ) -> Parts:
+        """Five products for one reading of four vectors."""
+        parts, zero = [], g.new_zeros(())
+        for own, before, along, metric in pieces(g, previous, d, h):
+            square = torch.dot(along, along) if with_norm else zero
+            products = [torch.dot(own, own), torch.dot(own, along), torch.dot(along, own - before), square]
+            parts.append([*products, torch.dot(along, along * metric)])
+        return parts
+
+    def precondition(
+        self,
+        g: torch.Tensor,
+        previous: torch.Tensor,
+        h: torch.Tensor,
+        d: torch.Tensor,
+        kept: torch.Tensor | None,
+        pair: Pair | None,
+        epsilon: float,
+    ) -> Parts:
+        """Four or five vectors read and three or four written, once."""
+        parts, zero = [], g.new_zeros(())
+        vectors = [g, previous, h, d] + ([] if kept is None else [kept])
+        for own, before, metric, along, *old in pieces(*vectors):
+            y = own - before
+            if pair is not None:
+                learn(metric, along, y, pair)
+            before.copy_(own)
+            z = own.div_(metric + epsilon)
+            gz = torch.dot(before, z)
+            if old:
+                parts.append([gz, gz - torch.dot(before, old[0]), torch.dot(y, y / (metric + epsilon))])
+                old[0].copy_(z)
+            else:
+                parts.append([gz, zero, zero])
+        return parts
+
+    def move(
+        self,
+        z: torch.Tensor,
+        d: torch.Tensor,
+        w: torch.Tensor,
+        mean: torch.Tensor | None,
+        *,
+        beta: float,
+        undo: float,
+        rate: float,
+        leaves: float,
+    ) -> None:
+        """Three or four vectors read and two or three written, once."""
+        for each, along, point, *average in pieces(*[z, d, w] + ([] if mean is None else [mean])):
+            if undo:
+                point.add_(along, alpha=-undo)
+            point.add_(along.mul_(beta).sub_(each), alpha=rate)
+            for one in average:
+                one.lerp_(point, leaves)
+
+
+def learn(h: torch.Tensor, d: torch.Tensor, y: torch.Tensor, pair: Pair) -> None:
+    """Update a piece of h in place."""
+    bent = h * d
+    h.addcmul_(bent, bent, value=-pair.scale * pair.scale * pair.per_bend).addcmul_(y, y, value=pair.per_change)
+    h.add_(pair.shift).abs_()
+
+
+def pieces(*vectors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
+    """The vectors, cut at the same places."""
+    length = PIECE_ON_DEVICE if vectors[0].is_cuda else PIECE * torch.get_num_threads()
+    return zip(*(vector.split(length) for vector in vectors), strict=True)
