@@ -35,7 +35,33 @@ FLAT = 1e-12
 
 
 class Sampled(Protocol):
-    """The new batch in the basis U of the window.
+    """The new batch and the window, ready for any lambda."""
+
+    @property
+    def outputs(self) -> int:
+        """Outputs t."""
+        ...
+
+    @property
+    def extremes(self) -> tuple[float, float]:
+        """Squares of the smallest and the largest singular value of the window, or bounds of them."""
+        ...
+
+    def trace(self, damping: torch.Tensor) -> torch.Tensor:
+        """That of Z^T (G + Lambda I)^-1 Z for each Lambda (k,)."""
+        ...
+
+    def residuals(self, trials: torch.Tensor, damping: torch.Tensor) -> torch.Tensor:
+        """|W(l) Z - C|^2 for each trial l (k,), with Lambda + l as ``damping`` (k,)."""
+        ...
+
+    def moved(self, weights: torch.Tensor, trial: float, damping: float) -> torch.Tensor:
+        """W after a step with lambda = ``trial`` and Lambda = ``damping``, (t, m)."""
+        ...
+
+
+class SampledDiagonal:
+    """In the basis U of the window, where that is diagonal.
 
     Attributes:
         squares: sigma^2 (m,), not negative.
@@ -51,12 +77,27 @@ class Sampled(Protocol):
     weights: torch.Tensor
     diagonal: torch.Tensor
 
-    def residuals(self, trials: torch.Tensor, damping: torch.Tensor) -> torch.Tensor:
-        """|W(l) Z - C|^2 for each trial l (k,), with Lambda + l as ``damping`` (k,)."""
-        ...
+    @property
+    def outputs(self) -> int:
+        """Outputs t."""
+        return len(self.right)
+
+    @property
+    def extremes(self) -> tuple[float, float]:
+        """Squares of the smallest and the largest singular value of the window."""
+        return float(self.squares.min()), float(self.squares.max())
+
+    def trace(self, damping: torch.Tensor) -> torch.Tensor:
+        """That of Z^T (G + Lambda I)^-1 Z for each Lambda (k,)."""
+        return (self.diagonal / (self.squares + damping[:, None])).sum(1)
+
+    def moved(self, weights: torch.Tensor, trial: float, damping: float) -> torch.Tensor:
+        """W after a step with lambda = ``trial`` and Lambda = ``damping``, (t, m)."""
+        step = (self.right + trial * self.weights) / (self.squares + damping)
+        return weights - step @ self.basis.T
 
 
-class SampledGram:
+class SampledGram(SampledDiagonal):
     """The new batch as Gram matrices.
 
     Args:
@@ -87,7 +128,7 @@ class SampledGram:
         return found.clamp_(min=0.0)
 
 
-class SampledTriangle:
+class SampledTriangle(SampledDiagonal):
     """The new batch by its triangle: nothing is squared, and nothing cancels.
 
     Args:
@@ -109,12 +150,6 @@ class SampledTriangle:
         steps = (self.right + trials[:, None, None] * self.weights) * d[:, None, :]
         found: torch.Tensor = (self._new.right - self._rows @ steps.mT).square().sum((1, 2))
         return found + self._new.tail
-
-
-def moved(sampled: Sampled, weights: torch.Tensor, trial: float, damping: float) -> torch.Tensor:
-    """W after a step with lambda = ``trial`` and Lambda = ``damping``, (t, m)."""
-    step = (sampled.right + trial * sampled.weights) / (sampled.squares + damping)
-    return weights - step @ sampled.basis.T
 
 
 @dataclass(frozen=True)
@@ -151,9 +186,8 @@ class Bounds:
 
 def cross_validation(sampled: Sampled, trials: torch.Tensor, damping: float, rows: int) -> torch.Tensor:
     """The sGCV of each trial (k,); Lambda is ``damping`` before the step, N is ``rows``."""
-    damped, count = damping + trials, rows * len(sampled.right)
-    trace = len(sampled.right) * (sampled.diagonal / (sampled.squares + damped[:, None])).sum(1)
-    freedom = (count - trace).clamp_(min=LEAST_FREEDOM * count)
+    damped, count = damping + trials, rows * sampled.outputs
+    freedom = (count - sampled.outputs * sampled.trace(damped)).clamp_(min=LEAST_FREEDOM * count)
     return sampled.residuals(trials, damped) / freedom.square()
 
 

@@ -139,7 +139,7 @@ def candidates(module: nn.Module, parameters: FlatParameters) -> list[FactoredLa
     numbers = {id(tensor): index for index, tensor in enumerate(parameters.tensors)}
     found = []
     for m in module.modules():
-        if type(m) is nn.Linear or (type(m) is nn.Conv2d and _is_plain(m)):
+        if type(m) is nn.Linear or (type(m) is nn.Conv2d and is_plain(m)):
             weight, bias = m._parameters.get("weight"), m._parameters.get("bias")
             alone = all(p is None or owners[id(p)] == 1 for p in (weight, bias))
             if alone and id(weight) in numbers:
@@ -206,7 +206,8 @@ def _is_close(found: torch.Tensor, expected: torch.Tensor) -> bool:
     return float((found - expected).norm()) <= 1e-2 * float(expected.norm())
 
 
-def _is_plain(m: nn.Conv2d) -> bool:
+def is_plain(m: nn.Conv2d) -> bool:
+    """Whether all outputs of a convolution see all channels, padded by zeros alike on both sides."""
     return m.groups == 1 and m.padding_mode == "zeros" and _padding(m) is not None
 
 

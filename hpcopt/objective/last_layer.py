@@ -1,6 +1,6 @@
 """The linear last layer of a module: its place among the parameters, its weights as a matrix, its rows on a batch.
 
-Shapes: b samples, m columns of the design with that of the bias, t outputs.
+Shapes: b samples, m columns of the design with that of the bias, t outputs at a position (one, but in a convolution).
 """
 
 from __future__ import annotations
@@ -10,18 +10,20 @@ from collections.abc import Iterator
 import torch
 
 from hpcopt.errors import UsageError
+from hpcopt.objective.design import Design, Seen, design_of
 from hpcopt.objective.losses import target_values
 from hpcopt.objective.parameters import FlatParameters
 from hpcopt.objective.protocol import Vector
+from hpcopt.objective.separable import Rows
 
 ADVICE = (
-    "The method solves for a last layer that is linear: end the model with torch.nn.Linear, without an activation "
-    "after it, or use another method."
+    "The method solves for a last layer that is linear: end the model with torch.nn.Linear, Conv2d or ConvTranspose2d, "
+    "without an activation after it, or use another method."
 )
 
 
 class LastLayer:
-    """The ``torch.nn.Linear`` at the end of a module.
+    """The ``torch.nn.Linear``, ``Conv2d`` or ``ConvTranspose2d`` at the end of a module.
 
     Args:
         module: the whole model.
@@ -30,13 +32,16 @@ class LastLayer:
     Attributes:
         width: m.
         outputs: t.
+        blocks: the columns of each block of the design, int64; that of the bias is the last of each.
+        positions: of the outputs of one sample; 0 as long as none was seen.
 
     Raises:
         UsageError: there is none, it is not trainable, or another layer has the same weights.
     """
 
     def __init__(self, module: torch.nn.Module, parameters: FlatParameters) -> None:
-        self._module, self._layer = module, _last(module)
+        self._module = module
+        self._layer, self._design = _last(module)
         places = {id(tensor): place for tensor, place in zip(parameters.tensors, parameters.slices(), strict=True)}
         own = dict(self._layer.named_parameters())
         names = [id(tensor) for _, tensor in module.named_parameters(remove_duplicate=False)]
@@ -45,8 +50,10 @@ class LastLayer:
                 fault = "is shared with another layer" if id(tensor) in places else "does not require a gradient"
                 raise UsageError(f"the {name} of the model's last layer {fault}, so it cannot be solved for. {ADVICE}")
         self._places = {name: places[id(tensor)] for name, tensor in own.items()}
-        self.outputs, self._inputs = self._layer.weight.shape
-        self.width = self._inputs + ("bias" in own)
+        self._shape, self.outputs, self.positions = own["weight"].shape, self._design.outputs, 0
+        self._bias = torch.full([int("bias" in own)], self._design.width)
+        self.width = self._design.width + len(self._bias)
+        self.blocks = [torch.cat([columns, self._bias]) for columns in self._design.blocks]
 
     @property
     def places(self) -> list[slice]:
@@ -55,13 +62,14 @@ class LastLayer:
 
     def weights(self, w: Vector) -> torch.Tensor:
         """W (t, m) in a vector (n,), float64 on the CPU, a copy; its last column is the bias."""
-        parts = [w[place].view(self.outputs, -1) for place in self._places.values()]
+        weight, *bias = (w[place] for place in self.places)
+        parts = [self._design.matrix(weight.view(self._shape)), *(part[:, None] for part in bias)]
         return torch.cat(parts, dim=1).to("cpu", torch.float64)
 
     def put(self, w: Vector, weights: torch.Tensor) -> None:
         """Write W (t, m) into a vector (n,)."""
-        for place, part in zip(self.places, self._parts(weights), strict=True):
-            w[place].view(self.outputs, -1).copy_(part)
+        for name, part in self._parts(weights).items():
+            w[self._places[name]].view(part.shape).copy_(part)
 
     def features(self, inputs: torch.Tensor) -> torch.Tensor:
         """What the layer gets when the module gets ``inputs``, with its graph.
@@ -69,42 +77,59 @@ class LastLayer:
         Raises:
             UsageError: the layer's outputs are not the module's.
         """
-        seen: list[tuple[torch.Tensor, torch.Tensor]] = []
-        hook = self._layer.register_forward_hook(lambda _, given, made: seen.append((given[0], made)))
+        seen: list[tuple[torch.Tensor, torch.Tensor, int]] = []
+        hook = self._layer.register_forward_hook(lambda _, given, made: seen.append((given[0], made, made._version)))
         try:
             outputs = self._module(inputs)
         finally:
             hook.remove()
-        if len(seen) != 1 or outputs.data_ptr() != seen[0][1].data_ptr() or outputs.shape != seen[0][1].shape:
+        if len(seen) != 1 or not _same_numbers(outputs, *seen[0][1:]):
             raise UsageError(f"the last layer {self._layer} does not make the outputs of the model. {ADVICE}")
+        if len(inputs):
+            self.positions = outputs[0].numel() // self.outputs
         return seen[0][0]
 
     def outputs_of(self, features: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """What the layer would make of ``features`` with W (t, m)."""
-        parts = zip(self._places, self._parts(weights.to(features)), strict=True)
-        given = {name: part.reshape(getattr(self._layer, name).shape) for name, part in parts}
-        made: torch.Tensor = torch.func.functional_call(self._layer, given, (features,))
+        made: torch.Tensor = torch.func.functional_call(self._layer, self._parts(weights.to(features)), (features,))
         return made
 
     def rows(
-        self, features: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor
-    ) -> Iterator[tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]]:
-        """Columns (None for all), design (b, m) and residual (b, t) of a batch, in float64."""
-        design = features.detach().to(torch.float64).reshape(-1, self._inputs)
-        if self.width > self._inputs:
-            design = torch.cat([design, torch.ones_like(design[:, :1])], dim=1)
-        made = design @ weights.to(design).T
-        yield None, design, made - target_values(made, targets)
+        self, features: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, scale: float
+    ) -> Iterator[Rows]:
+        """The rows of a batch, scaled, and their residuals with ``weights`` (t, m), in float64."""
+        features, weights = features.detach().to(torch.float64) * scale, weights.to(features.device)
+        like = torch.empty(len(features), self.positions * self.outputs, dtype=torch.float64, device="meta")
+        for seen in self._design.rows(features, target_values(like, targets).to(torch.float64) * scale):
+            yield self._rows(seen, weights, scale)
 
-    def _parts(self, weights: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Weight (t, m - 1) and bias (t, 1), where there is one."""
-        sizes = [self._inputs, self.width - self._inputs][: len(self._places)]
-        return tuple(weights.split(sizes, dim=1))
+    def _rows(self, seen: Seen, weights: torch.Tensor, scale: float) -> Rows:
+        design, _, targets = seen
+        if len(self._bias):
+            design = torch.cat([design, design.new_full((len(design), 1), scale)], dim=1)
+        residuals = [
+            torch.addmm(wanted, design, weights[:, self.blocks[block].to(weights.device)].T, beta=-1)
+            for block, wanted in zip(seen.blocks, targets, strict=True)
+        ]
+        return Rows(seen.blocks, design, torch.cat(residuals, dim=1))
+
+    def _parts(self, weights: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Weight and, where there is one, bias as the layer has them."""
+        bias = dict.fromkeys([name for name in self._places if name == "bias"], weights[:, -1])
+        return {"weight": self._design.weight(weights[:, : self._design.width]), **bias}
 
 
-def _last(module: torch.nn.Module) -> torch.nn.Linear:
+def _last(module: torch.nn.Module) -> tuple[torch.nn.Module, Design]:
     with_parameters = [m for m in module.modules() if next(m.parameters(recurse=False), None) is not None]
-    if not with_parameters or not isinstance(with_parameters[-1], torch.nn.Linear):
+    design = design_of(with_parameters[-1]) if with_parameters else None
+    if design is None:
         last = type(with_parameters[-1]).__name__ if with_parameters else "nothing"
         raise UsageError(f"the last layer of the model {type(module).__name__} with variables is {last}. {ADVICE}")
-    return with_parameters[-1]
+    return with_parameters[-1], design
+
+
+def _same_numbers(outputs: torch.Tensor, made: torch.Tensor, version: int) -> bool:
+    """Whether the outputs are what a layer has made, at most flattened, and nothing has changed them since."""
+    flattened = outputs.numel() == made.numel() and outputs.is_contiguous() and made.is_contiguous()
+    alike = flattened or (outputs.shape == made.shape and outputs.stride() == made.stride())
+    return alike and outputs.data_ptr() == made.data_ptr() and outputs._version == version

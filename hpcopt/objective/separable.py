@@ -1,14 +1,15 @@
 """What a model with a linear last layer offers a method that solves for that layer.
 
 The outputs on a batch are W Z, with Z the features, what the model makes of the inputs before its last layer, and a row
-of ones for the bias. In a convolution a row of the design Z^T belongs to a pixel and holds what its kernel sees.
+of ones for the bias. In a convolution a row of the design Z^T belongs to a pixel and holds what its kernel sees. Where
+that are some of the columns only, these are a block: blocks have no row in common, and no column but that of the bias.
 
 Shapes: n parameters, m columns of the design with that of the bias, t outputs, N rows of a batch over all ranks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -20,12 +21,12 @@ class Rows(NamedTuple):
     """Some of this rank's rows of a batch, float64, scaled by 1 / sqrt(samples of the batch on all ranks).
 
     Attributes:
-        columns: which of the m columns ``design`` has, int64; None for all. It is 0 in the others.
-        design: (rows, columns).
-        residual: W Z - C of these rows, (rows, t).
+        blocks: the blocks of columns that have these rows, each with outputs of its own.
+        design: (rows, columns of each of the blocks).
+        residual: W Z - C of the outputs of the first block, then of the next one, (rows, t times the blocks).
     """
 
-    columns: torch.Tensor | None
+    blocks: tuple[int, ...]
     design: torch.Tensor
     residual: torch.Tensor
 
@@ -39,8 +40,8 @@ class Features(Protocol):
 
     count: int
 
-    def rows(self) -> Sequence[Rows]:
-        """This rank's rows, in parts; there may be none."""
+    def rows(self) -> Iterable[Rows]:
+        """This rank's rows, in parts, each made when it is asked for; there may be none."""
         ...
 
     def value_and_gradient(self, weights: torch.Tensor) -> tuple[float, Vector]:
@@ -58,11 +59,13 @@ class Separable(Protocol):
     Attributes:
         width: m.
         outputs: t.
+        blocks: the columns of each block, int64; where there is a bias, its column is the last of each.
         alone: whether there is one rank only.
     """
 
     width: int
     outputs: int
+    blocks: Sequence[torch.Tensor]
     alone: bool
 
     def weights(self, w: Vector) -> torch.Tensor:
@@ -78,7 +81,7 @@ class Separable(Protocol):
         ...
 
     def features(self, w: Vector, batch: Batch, weights: torch.Tensor) -> Features:
-        """The features of a batch at w (n,), and residuals with ``weights`` (t, m). No communication."""
+        """The features of a batch at w (n,), and residuals with ``weights`` (t, m). *Collective* at first."""
         ...
 
     def everything(self, w: Vector) -> Features:
@@ -96,8 +99,8 @@ class Separable(Protocol):
         """All ranks' float64 vectors combined by an associative operation, lower ranks first. *Collective*."""
         ...
 
-    def gather(self, rows: torch.Tensor) -> torch.Tensor:
-        """The rows (k, columns) of all ranks, one below the other; k may differ. *Collective*, two calls."""
+    def gather(self, parts: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """The rows (k, columns) of all ranks for each part; k may differ from rank to rank. *Collective*, two calls."""
         ...
 
     def settle(self, buffer: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,8 @@ Shapes: n parameters, m columns of the design with that of the bias, t outputs, 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 
 from hpcopt.comm.own_operation import allreduce_by
 from hpcopt.errors import UsageError
+from hpcopt.objective.figures import CHUNK
 from hpcopt.objective.last_layer import LastLayer
 from hpcopt.objective.losses import Squared
 from hpcopt.objective.protocol import Batch, Vector
@@ -47,6 +49,7 @@ class SeparableModel:
             if len(shard.inputs):
                 self._try(shard)
         self.width, self.outputs, self.alone = self.layer.width, self.layer.outputs, self._comm.size == 1
+        self.blocks, self._positions = self.layer.blocks, 0
 
     def weights(self, w: Vector) -> torch.Tensor:
         """W (t, m) in a vector (n,), float64 on the CPU, a copy."""
@@ -61,8 +64,8 @@ class SeparableModel:
         return 0.5 * self._objective.weight_decay * self._objective.dot(w, w)
 
     def features(self, w: Vector, batch: Batch, weights: torch.Tensor) -> BatchFeatures:
-        """The features of a batch at w (n,), and residuals with ``weights`` (t, m). No communication."""
-        return BatchFeatures(self._objective, self.layer, w, batch, weights)
+        """The features of a batch at w (n,), and residuals with ``weights`` (t, m). *Collective* at first."""
+        return BatchFeatures(self._objective, self.layer, w, batch, weights, self._count_rows(batch))
 
     def everything(self, w: Vector) -> BatchFeatures:
         """The features of all training samples at w (n,), as they are evaluated; residuals are -C. *Collective*."""
@@ -70,7 +73,8 @@ class SeparableModel:
         objective.model.synchronize_buffers()
         objective.work.values += 1.0
         weights = torch.zeros(self.outputs, self.width, dtype=torch.float64)
-        return EvaluatedFeatures(objective, self.layer, w, objective.full_batch, weights)
+        batch = objective.full_batch
+        return EvaluatedFeatures(objective, self.layer, w, batch, weights, self._count_rows(batch))
 
     def sum(self, buffer: torch.Tensor) -> torch.Tensor:
         """The sum over the ranks, in place. *Collective*."""
@@ -85,28 +89,35 @@ class SeparableModel:
 
         return torch.from_numpy(allreduce_by(self._comm, buffer.numpy(), combined, label="last layer"))
 
-    def gather(self, rows: torch.Tensor) -> torch.Tensor:
-        """The rows of all ranks, one below the other. *Collective*, two calls."""
+    def gather(self, parts: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """The rows of all ranks for each part, one below the other. *Collective*, two calls."""
         if self.alone:
-            return rows
-        counts = [0.0] * self._comm.size
-        counts[self._comm.rank] = float(rows.numel())
-        counts = self._comm.reduce_scalars(counts, label="last layer")
-        gathered = self._comm.allgatherv(rows.reshape(-1), [int(count) for count in counts], label="last layer")
-        return gathered.view(-1, rows.shape[1])
+            return list(parts)
+        counts = torch.zeros(self._comm.size, len(parts), dtype=torch.float64)
+        counts[self._comm.rank] = torch.tensor([float(part.numel()) for part in parts])
+        counts = torch.tensor(self._comm.reduce_scalars(counts.flatten().tolist(), label="last layer")).view_as(counts)
+        buffer = torch.cat([part.reshape(-1) for part in parts])
+        gathered = self._comm.allgatherv(buffer, counts.sum(1).int().tolist(), label="last layer")
+        pieces = gathered.split(counts.flatten().int().tolist())
+        return [torch.cat(pieces[number :: len(parts)]).view(-1, part.shape[1]) for number, part in enumerate(parts)]
 
     def settle(self, buffer: torch.Tensor) -> torch.Tensor:
         """Rank 0's numbers on all ranks, in place. *Collective*."""
         return self._comm.bcast(buffer, label="last layer") if not self.alone else buffer
 
+    def _count_rows(self, batch: Batch) -> int:
+        """N, for which a sample must have been seen. *Collective* until one was, one number."""
+        if not self._positions:
+            shard = self._objective.shard
+            if not self.layer.positions and len(shard.inputs):
+                shard.guarded(lambda: self._try(shard), lambda: None)
+            self._positions = int(self._comm.reduce_scalars([self.layer.positions], op="max", label="samples")[0])
+        return batch.total * max(1, self._positions)
+
     @torch.no_grad()
     def _try(self, shard: Shard) -> None:
-        training = shard.module.training
-        try:
-            shard.module.eval()
+        with evaluation(shard.module):
             self.layer.features(shard.inputs[:1])
-        finally:
-            shard.module.train(training)
 
 
 class BatchFeatures:
@@ -119,15 +130,23 @@ class BatchFeatures:
     """
 
     def __init__(
-        self, objective: DataParallelObjective, layer: LastLayer, w: Vector, batch: Batch, weights: torch.Tensor
+        self,
+        objective: DataParallelObjective,
+        layer: LastLayer,
+        w: Vector,
+        batch: Batch,
+        weights: torch.Tensor,
+        count: int,
     ) -> None:
         self._objective, self._layer, self._w, self._batch, self._weights = objective, layer, w, batch, weights
-        self._shard, self.count = objective.shard, batch.total
+        self._shard, self.count = objective.shard, count
         self._kept = self._keep()
 
-    def rows(self) -> list[Rows]:
-        """This rank's rows, in parts."""
-        return self._shard.guarded(lambda: list(self._rows()), list[Rows])
+    def rows(self) -> Iterator[Rows]:
+        """This rank's rows, in parts, each made when it is asked for."""
+        rows = self._rows()
+        while (part := self._shard.guarded(lambda: next(rows, None), lambda: None)) is not None:
+            yield part
 
     def value_and_gradient(self, weights: torch.Tensor) -> tuple[float, Vector]:
         """The objective with ``weights`` in the last layer, and its gradient in the others. *Collective*."""
@@ -161,8 +180,7 @@ class BatchFeatures:
     def _rows(self) -> Iterator[Rows]:
         scale = 1 / math.sqrt(self._batch.total)
         for features, targets in self._pieces() if self._kept is None else self._kept:
-            for columns, design, residual in self._layer.rows(features, targets, self._weights):
-                yield Rows(columns, design.mul_(scale), residual.mul_(scale))
+            yield from self._layer.rows(features, targets, self._weights, scale)
 
     def _pieces(self) -> Iterator[Piece]:
         shard = self._shard
@@ -182,11 +200,20 @@ class EvaluatedFeatures(BatchFeatures):
     def _pieces(self) -> Iterator[Piece]:
         shard = self._shard
         shard.prepare(self._w)
-        training = shard.module.training
-        for piece in shard.pieces(self._batch, augmented=False):
-            shard.module.eval()
-            try:
-                features = self._layer.features(piece.inputs)
-            finally:
-                shard.module.train(training)
-            yield features, piece.targets
+        step = min(CHUNK, shard.micro_batch or CHUNK)
+        for inputs, targets in zip(*(part.split(step) for part in shard.evaluated()), strict=True):
+            if len(inputs):
+                with evaluation(shard.module):
+                    features = self._layer.features(inputs)
+                yield features, targets
+
+
+@contextmanager
+def evaluation(module: torch.nn.Module) -> Iterator[None]:
+    """Within this block the module is in evaluation mode."""
+    training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(training)

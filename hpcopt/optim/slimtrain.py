@@ -22,7 +22,7 @@ class SlimTrain(AveragingOptimizer):
     Args:
         features: all of the model before its last layer, any torch module, with one precision and one device. Rank 0's
             values are copied to all ranks. Parameters with ``requires_grad=False`` are left alone.
-        linear: the last layer, a ``torch.nn.Linear``.
+        linear: the last layer, a ``torch.nn.Linear``, ``Conv2d`` or ``ConvTranspose2d``.
         comm: the ranks that share the samples: a communicator of mpi4py or of hpcopt; None for all of the job.
         preset: "default" or "paper".
         weight_decay: coefficient of |theta|^2 / 2, with theta all variables but those of the last layer.

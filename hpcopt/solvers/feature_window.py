@@ -4,21 +4,25 @@ A batch is kept as its Gram matrix Z Z^T or, where that would lose too much, as 
 directions with sigma < sqrt(u) sigma_1 are lost in a Gram matrix, whose rounding is about u m sigma_1^2. Its rows reach
 all ranks as one sum of Gram matrices, as a triangle by an operation that combines two of them, or as they are where
 they are fewer numbers than either: N (m + t) instead of m (m + 1) / 2 + m t + 1. That they are is settled without
-regard to the number of ranks, on which the steps then do not depend.
+regard to the number of ranks, on which the steps then do not depend. Where the columns fall into blocks that have no
+row in common, all this is done block by block: what lies between two blocks is 0 and never sent.
 
-Shapes: m columns of the design with that of the bias, t outputs, N rows over all ranks, r batches. All in float64.
+Shapes: m columns of the design with that of the bias, t outputs, N rows over all ranks, r batches, s the sum of the
+squares of the widths of the blocks: m^2 where there is one. All in float64.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import reduce
-from typing import NamedTuple, Protocol
+from functools import partial
+from typing import NamedTuple
 
 import torch
 
 from hpcopt.linalg import tsqr
+from hpcopt.linalg.sampled_blocks import SampledBlocks
 from hpcopt.linalg.sampled_tikhonov import Sampled, SampledGram, SampledTriangle
 from hpcopt.objective.separable import Rows, Separable
 
@@ -39,76 +43,78 @@ class Plan(NamedTuple):
         return "gather" if self.gather else "tsqr" if self.triangle else "gram"
 
 
-class KnownBatch(Protocol):
-    """The features of the new batch and their residual, as all ranks know them.
+@dataclass(frozen=True)
+class KnownBatch(ABC):
+    """The features of the new batch and their residual, as all ranks know them, block by block.
 
     Attributes:
-        block: what is kept of the features, (m, m).
-        square: |R|^2.
+        columns: those of each block.
+        states: for each block its Gram matrix and Z R^T, or its triangle and what belongs to it of R^T.
     """
 
-    @property
-    def block(self) -> torch.Tensor:
-        """See above."""
-        ...
+    columns: Sequence[torch.Tensor]
+    states: Sequence[tsqr.Triangle]
 
     @property
+    def kept(self) -> torch.Tensor:
+        """What is kept of the features, (s,)."""
+        return torch.cat([state.factor.reshape(-1) for state in self.states])
+
+    @property
+    def finite(self) -> bool:
+        """Whether all numbers are."""
+        tensors = (bool(part.isfinite().all()) for state in self.states for part in state[:2])
+        return all(tensors) and all(abs(state.tail) < torch.inf for state in self.states)
+
+    @property
+    @abstractmethod
     def square(self) -> float:
-        """See above."""
-        ...
+        """|R|^2."""
 
-    @property
-    def finite(self) -> bool:
-        """Whether all numbers are."""
-        ...
-
+    @abstractmethod
     def sampled(self, window: torch.Tensor, weights: torch.Tensor) -> Sampled:
-        """The batch in the basis of itself and of the blocks (r, m, m) before it; ``weights`` is W (t, m)."""
-        ...
+        """The batch in the basis of itself and of the batches (r, s) before it; ``weights`` is W (t, m)."""
 
 
-@dataclass(frozen=True)
-class GramBatch:
-    """By Gram matrices: Z Z^T (m, m), S = R Z^T (t, m) and |R|^2."""
-
-    block: torch.Tensor
-    cross: torch.Tensor
-    square: float
-
-    @property
-    def finite(self) -> bool:
-        """Whether all numbers are."""
-        return _finite(self.block, self.cross, self.square)
-
-    def sampled(self, window: torch.Tensor, weights: torch.Tensor) -> Sampled:
-        """See ``KnownBatch``."""
-        return SampledGram(window.sum(0) + self.block, self.block, self.cross, self.square, weights)
-
-
-@dataclass(frozen=True)
-class TriangleBatch:
-    """By a triangle, of which the right-hand sides are R^T."""
-
-    state: tsqr.Triangle
-
-    @property
-    def block(self) -> torch.Tensor:
-        """F."""
-        return self.state.factor
+class GramBatch(KnownBatch):
+    """By Gram matrices: Z Z^T, Z R^T and, as tails, |R|^2."""
 
     @property
     def square(self) -> float:
         """|R|^2."""
-        return float(self.state.right.square().sum()) + self.state.tail
-
-    @property
-    def finite(self) -> bool:
-        """Whether all numbers are."""
-        return _finite(self.state.factor, self.state.right, self.state.tail)
+        return sum(state.tail for state in self.states)
 
     def sampled(self, window: torch.Tensor, weights: torch.Tensor) -> Sampled:
         """See ``KnownBatch``."""
-        return SampledTriangle(window.reshape(-1, weights.shape[1]), self.state, weights)
+        before = [kept.sum(0) for kept in _by_block(window, self.columns)]
+        windows = [kept + state.factor for kept, state in zip(before, self.states, strict=True)]
+        grams, cross = [state.factor for state in self.states], [state.right.T for state in self.states]
+        if len(windows) == 1:
+            return SampledGram(windows[0], grams[0], cross[0], self.square, weights)
+        return SampledBlocks(windows, grams, cross, self.square, weights, self.columns)
+
+
+class TriangleBatch(KnownBatch):
+    """By triangles, of which the right-hand sides are R^T."""
+
+    @property
+    def square(self) -> float:
+        """|R|^2."""
+        return sum(float(state.right.square().sum()) + state.tail for state in self.states)
+
+    def sampled(self, window: torch.Tensor, weights: torch.Tensor) -> Sampled:
+        """See ``KnownBatch``."""
+        before = zip(_by_block(window, self.columns), self.columns, strict=True)
+        rows = torch.cat([_in_all_columns(kept.flatten(0, 1), own, weights) for kept, own in before])
+        return SampledTriangle(rows, self._whole(weights), weights)
+
+    def _whole(self, weights: torch.Tensor) -> tsqr.Triangle:
+        """One triangle of all blocks."""
+        if len(self.states) == 1:
+            return self.states[0]
+        factors = [_in_all_columns(s.factor, own, weights) for s, own in zip(self.states, self.columns, strict=True)]
+        whole = tsqr.leaf(torch.cat(factors), torch.cat([state.right for state in self.states]))
+        return whole._replace(tail=whole.tail + sum(state.tail for state in self.states))
 
 
 def plan(form: str, separable: Separable, rows: int, loses: bool) -> Plan:
@@ -124,8 +130,8 @@ def plan(form: str, separable: Separable, rows: int, loses: bool) -> Plan:
     """
     if form != "auto":
         return Plan(form == "gather", form != "gram")
-    raw = rows * (separable.width + separable.outputs)
-    gather = raw < tsqr.packed_size(separable.width, separable.outputs)
+    widths, outputs = [len(columns) for columns in separable.blocks], separable.outputs
+    gather = rows * (max(widths) + outputs) < sum(tsqr.packed_size(width, outputs) for width in widths)
     return Plan(gather, gather or loses)
 
 
@@ -141,12 +147,22 @@ def loses(least: float, smallest: float, largest: float, width: int) -> bool:
     return max(least, smallest) < ROUNDINGS * torch.finfo(torch.float64).eps * width * largest
 
 
-def converted(window: torch.Tensor, triangle: bool) -> torch.Tensor:
-    """Gram matrices (r, m, m) as F with F^T F = Z Z^T, or such F as Gram matrices."""
+def kept_numbers(columns: Sequence[torch.Tensor]) -> int:
+    """How many numbers are kept of a batch: s."""
+    return sum(len(own) ** 2 for own in columns)
+
+
+def converted(window: torch.Tensor, columns: Sequence[torch.Tensor], triangle: bool) -> torch.Tensor:
+    """Gram matrices (r, s) as F with F^T F = Z Z^T, or such F as Gram matrices."""
+    return torch.cat([_converted(kept, triangle).flatten(1) for kept in _by_block(window, columns)], dim=1)
+
+
+def _converted(kept: torch.Tensor, triangle: bool) -> torch.Tensor:
+    """One block (r, columns, columns)."""
     if not triangle:
-        grams: torch.Tensor = window.mT @ window
+        grams: torch.Tensor = kept.mT @ kept
         return grams
-    squares, vectors = torch.linalg.eigh(window)
+    squares, vectors = torch.linalg.eigh(kept)
     factors: torch.Tensor = squares.clamp_(min=0.0).sqrt_()[..., None] * vectors.mT
     return factors
 
@@ -154,63 +170,90 @@ def converted(window: torch.Tensor, triangle: bool) -> torch.Tensor:
 def make_known(plan: Plan, separable: Separable, parts: Iterable[Rows]) -> KnownBatch:
     """The batch of which every rank has some rows, on all of them. *Collective*."""
     if plan.gather:
-        width = separable.width
-        own = [torch.cat([_full(part, width), part.residual], dim=1).cpu() for part in parts]
-        nothing = torch.empty(0, width + separable.outputs, dtype=torch.float64)
-        rows = separable.gather(torch.cat([nothing, *own]))
-        parts = [Rows(None, rows[:, :width], rows[:, width:])]
-    return (_by_triangle if plan.triangle else _by_gram)(separable, parts, reduce_here=not plan.gather)
+        parts = _gathered(separable, parts)
+    reduce_here = not (plan.gather or separable.alone)
+    if not plan.triangle:
+        states = _grams(separable, parts)
+        if reduce_here:
+            states = [_symmetric(state) for state in _unpack(separable.sum(_pack(states)), separable)]
+        return GramBatch(separable.blocks, states)
+    states = _triangles(separable, parts)
+    if reduce_here:
+        both = partial(_combined, separable)
+        states = _unpack(separable.combine(_pack(states), both), separable)
+    return TriangleBatch(separable.blocks, states)
 
 
-def _by_gram(separable: Separable, parts: Iterable[Rows], reduce_here: bool) -> GramBatch:
-    """One sum of [upper triangle of Z Z^T | S | |R|^2]."""
-    width, outputs = separable.width, separable.outputs
-    gram, cross = (torch.zeros(rows, width, dtype=torch.float64) for rows in (width, outputs))
-    square = 0.0
-    for columns, design, residual in parts:
-        own, towards = (design.T @ design).cpu(), (residual.T @ design).cpu()
-        if columns is None:
-            gram, cross = gram + own, cross + towards
-        else:
-            gram[columns[:, None], columns] += own
-            cross[:, columns] += towards
-        square += float(residual.square().sum())
-    if separable.alone or not reduce_here:
-        return GramBatch(gram, cross, square)
-    packed = tsqr.pack(tsqr.Triangle(gram, cross.T, square))
-    upper, right, square = tsqr.unpack(separable.sum(packed), width, outputs)
-    return GramBatch(upper + upper.triu(1).T, right.T, square)
+def _gathered(separable: Separable, parts: Iterable[Rows]) -> list[Rows]:
+    """All ranks' rows, a part for each block. *Collective*."""
+    outputs = separable.outputs
+    own = [[torch.empty(0, len(columns) + outputs, dtype=torch.float64)] for columns in separable.blocks]
+    for blocks, design, residual in parts:
+        for block, right in zip(blocks, residual.split(outputs, dim=1), strict=True):
+            own[block].append(torch.cat([design, right], dim=1).cpu())
+    everyone = separable.gather([torch.cat(rows) for rows in own])
+    return [Rows((block,), rows[:, :-outputs], rows[:, -outputs:]) for block, rows in enumerate(everyone)]
 
 
-def _by_triangle(separable: Separable, parts: Iterable[Rows], reduce_here: bool) -> TriangleBatch:
-    """Triangles of this rank's parts, combined with those of the others."""
-    width, outputs = separable.width, separable.outputs
-    none = torch.empty(0, width, dtype=torch.float64), torch.empty(0, outputs, dtype=torch.float64)
-    state = reduce(tsqr.combine, (_leaf(part, width) for part in parts), tsqr.leaf(*none))
-    if reduce_here and not separable.alone:
-
-        def both(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-            return tsqr.pack(tsqr.combine(*(tsqr.unpack(packed, width, outputs) for packed in (first, second))))
-
-        state = tsqr.unpack(separable.combine(tsqr.pack(state), both), width, outputs)
-    return TriangleBatch(state)
+def _grams(separable: Separable, parts: Iterable[Rows]) -> list[tsqr.Triangle]:
+    """For each block the sums of Z Z^T, of Z R^T and of |R|^2, over this rank's rows."""
+    states = [_nothing(len(columns), separable.outputs) for columns in separable.blocks]
+    for blocks, design, residual in parts:
+        gram, cross = (design.T @ design).cpu(), (design.T @ residual).cpu().split(separable.outputs, dim=1)
+        squares = residual.square().sum(0).view(len(blocks), -1).sum(1).tolist()
+        for block, right, square in zip(blocks, cross, squares, strict=True):
+            before = states[block]
+            states[block] = tsqr.Triangle(before.factor + gram, before.right + right, before.tail + square)
+    return states
 
 
-def _leaf(part: Rows, width: int) -> tsqr.Triangle:
-    """The triangle of a part in all m columns."""
-    state = tsqr.leaf(part.design, part.residual)
-    factor, right = state.factor.cpu(), state.right.cpu()
-    return tsqr.leaf(_full(Rows(part.columns, factor, right), width), right)._replace(tail=state.tail)
+def _triangles(separable: Separable, parts: Iterable[Rows]) -> list[tsqr.Triangle]:
+    """For each block the triangle of this rank's rows."""
+    states = [_nothing(len(columns), separable.outputs) for columns in separable.blocks]
+    for blocks, design, residual in parts:
+        factor, right, tail = tsqr.leaf(design, residual)
+        for block, own in zip(blocks, right.cpu().split(separable.outputs, dim=1), strict=True):
+            # What no W explains is known of all blocks together, and needed of all together.
+            states[block] = tsqr.combine(states[block], tsqr.Triangle(factor.cpu(), own, tail))
+            tail = 0.0
+    return states
 
 
-def _full(part: Rows, width: int) -> torch.Tensor:
-    """The design in all m columns."""
-    if part.columns is None:
-        return part.design
-    full = part.design.new_zeros(len(part.design), width)
-    full[:, part.columns] = part.design
+def _nothing(width: int, outputs: int) -> tsqr.Triangle:
+    rows = torch.empty(0, width + outputs, dtype=torch.float64)
+    return tsqr.leaf(rows[:, :width], rows[:, width:])
+
+
+def _combined(separable: Separable, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """The packed triangles of both sets of rows."""
+    return _pack(map(tsqr.combine, _unpack(first, separable), _unpack(second, separable)))
+
+
+def _symmetric(state: tsqr.Triangle) -> tsqr.Triangle:
+    """A Gram matrix of which the upper triangle was sent."""
+    return state._replace(factor=state.factor + state.factor.triu(1).T)
+
+
+def _pack(states: Iterable[tsqr.Triangle]) -> torch.Tensor:
+    """The states of all blocks as one vector."""
+    return torch.cat([tsqr.pack(state) for state in states])
+
+
+def _unpack(packed: torch.Tensor, separable: Separable) -> list[tsqr.Triangle]:
+    """What ``_pack`` made one vector of."""
+    widths, outputs = [len(columns) for columns in separable.blocks], separable.outputs
+    parts = packed.split([tsqr.packed_size(width, outputs) for width in widths])
+    return [tsqr.unpack(part, width, outputs) for part, width in zip(parts, widths, strict=True)]
+
+
+def _by_block(window: torch.Tensor, columns: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """What is kept of r batches, (r, s), for each block (r, columns, columns)."""
+    parts = window.split([len(own) ** 2 for own in columns], dim=1)
+    return [part.reshape(len(window), len(own), len(own)) for part, own in zip(parts, columns, strict=True)]
+
+
+def _in_all_columns(rows: torch.Tensor, columns: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Rows of a block with 0 in the columns that it does not have."""
+    full = rows.new_zeros(len(rows), weights.shape[1])
+    full[:, columns] = rows
     return full
-
-
-def _finite(first: torch.Tensor, second: torch.Tensor, number: float) -> bool:
-    return bool(first.isfinite().all()) and bool(second.isfinite().all()) and abs(number) < torch.inf

@@ -20,13 +20,13 @@ from typing import Any, ClassVar, NamedTuple, cast
 import torch
 
 from hpcopt.errors import UsageError
-from hpcopt.linalg.sampled_tikhonov import Bounds, Sampled, best, cross_validation, discrepancy, moved
+from hpcopt.linalg.sampled_tikhonov import Bounds, Sampled, best, cross_validation, discrepancy
 from hpcopt.objective.protocol import Batch, Objective, Vector
 from hpcopt.objective.separable import Features, Separable, SeparableObjective
 from hpcopt.solvers.adam import Adam
 from hpcopt.solvers.averaging import empty_average, share_of_next
 from hpcopt.solvers.checks import check_choice, check_count, check_flag, check_number, fail
-from hpcopt.solvers.feature_window import FORMS, KnownBatch, Plan, converted, loses, make_known, plan
+from hpcopt.solvers.feature_window import FORMS, KnownBatch, Plan, converted, kept_numbers, loses, make_known, plan
 from hpcopt.solvers.schedules import ScheduledRate
 from hpcopt.solvers.sgd import SGD
 from hpcopt.solvers.solver import Solver, State, StepReport
@@ -157,7 +157,7 @@ class SlimTrain(ScheduledRate):
             self._theta(name)  # what it checks of its own options
 
     def init(self, objective: Objective) -> State:
-        """The state of the other variables' method, the window (r, m, m) of features, Lambda, and counts by form.
+        """The state of the other variables' method, the window of features, Lambda, and counts by form.
 
         Raises:
             UsageError: on all ranks, when the objective's last layer cannot be solved for.
@@ -167,7 +167,7 @@ class SlimTrain(ScheduledRate):
         if self.deliver != "iterate":
             state |= empty_average(cast(Vector, state["parameters"]))
         return state | {
-            "window": torch.zeros(self.memory, separable.width, separable.width, dtype=torch.float64),
+            "window": torch.zeros(self.memory, kept_numbers(separable.blocks), dtype=torch.float64),
             "triangles": True,
             "smallest": 0.0,
             "largest": math.inf,
@@ -206,7 +206,7 @@ class SlimTrain(ScheduledRate):
         lossy = loses(least, float(state["smallest"]), float(state["largest"]), separable.width)
         chosen = plan(self.form, separable, features.count, lossy)
         if chosen.triangle != state["triangles"]:
-            state["window"] = converted(cast(torch.Tensor, state["window"]), chosen.triangle)
+            state["window"] = converted(cast(torch.Tensor, state["window"]), separable.blocks, chosen.triangle)
             state["triangles"] = chosen.triangle
         state[f"by_{chosen.form}"] = int(state[f"by_{chosen.form}"]) + 1
         return make_known(chosen, separable, features.rows())
@@ -227,8 +227,8 @@ class SlimTrain(ScheduledRate):
         if known.finite:
             sampled, before = known.sampled(cast(torch.Tensor, state["window"]), weights), float(state["damping"])
             trial = self._trial(sampled, before, *counts)
-            numbers = before + trial, float(sampled.squares.min()), float(sampled.squares.max()), known.square
-            found = moved(sampled, weights, trial, before + trial)
+            numbers = before + trial, *sampled.extremes, known.square
+            found = sampled.moved(weights, trial, before + trial)
             settled = torch.cat([found.reshape(-1), torch.tensor(numbers, dtype=torch.float64)])
         found, numbers = separable.settle(settled).split([weights.numel(), 4])
         return Solved(found.view(weights.shape), *numbers.tolist())
@@ -242,13 +242,13 @@ class SlimTrain(ScheduledRate):
         if self.selection == "gcv":
             return best(trials, cross_validation(sampled, trials, before, rows), bounds, before)
         # The residual is a mean over samples of a sum over their rows and outputs.
-        expected = self.noise_factor * self.noise * len(sampled.right) * rows / samples
+        expected = self.noise_factor * self.noise * sampled.outputs * rows / samples
         return best(trials, discrepancy(sampled, trials, before, expected), bounds, before)
 
     def _remember(self, state: State, known: KnownBatch, solved: Solved) -> None:
         """The batch joins the window in the place of the oldest."""
         if self.memory:
-            cast(torch.Tensor, state["window"])[int(state["solved"]) % self.memory] = known.block
+            cast(torch.Tensor, state["window"])[int(state["solved"]) % self.memory] = known.kept
         numbers = {"damping": solved.damping, "smallest": solved.smallest, "largest": solved.largest}
         state |= {**numbers, "solved": int(state["solved"]) + 1}
 
@@ -272,11 +272,11 @@ class SlimTrain(ScheduledRate):
         nothing = torch.zeros(separable.outputs, separable.width, dtype=torch.float64)
         found = torch.full_like(nothing, math.nan)
         if known.finite:
-            sampled = known.sampled(torch.empty(0, separable.width, separable.width, dtype=torch.float64), nothing)
+            sampled = known.sampled(torch.empty(0, kept_numbers(separable.blocks), dtype=torch.float64), nothing)
             bounds = Bounds(self.lambda_min, self.lambda_max, self.candidates, negative=False)
             trials = bounds.candidates(0.0)
             trial = best(trials, cross_validation(sampled, trials, 0.0, everything.count), bounds, 0.0)
-            found = moved(sampled, nothing, trial, trial)
+            found = sampled.moved(nothing, trial, trial)
         separable.settle(found)
         return found if bool(found.isfinite().all()) else None
 

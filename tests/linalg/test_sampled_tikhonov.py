@@ -18,7 +18,6 @@ from hpcopt.linalg.sampled_tikhonov import (
     best,
     cross_validation,
     discrepancy,
-    moved,
 )
 
 M, T, N, DAMPING = 6, 4, 5, 0.3
@@ -90,7 +89,7 @@ def proximal(p: Problem, lam: float, before: float) -> torch.Tensor:
 @pytest.mark.parametrize("lam", [-0.1, 0.0, 0.7])
 def test_the_step_is_the_stacked_and_the_proximal_one(form: Form, memory: int, lam: float) -> None:
     p = problem(memory)
-    found = moved(form(p), p.weights, lam, DAMPING + lam)
+    found = form(p).moved(p.weights, lam, DAMPING + lam)
     torch.testing.assert_close(found, stacked(p, lam, DAMPING + lam), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(found, proximal(p, lam, DAMPING), rtol=1e-12, atol=1e-12)
 
@@ -106,7 +105,7 @@ def test_one_pass_that_keeps_everything_gives_the_tikhonov_solution_of_all_data(
         batch = problem(0, seed=10 + number)
         p = Problem(old, batch.new, batch.targets, weights)
         damping += lam
-        weights = moved(form(p), weights, lam, damping)
+        weights = form(p).moved(weights, lam, damping)
         old, seen = [*old, batch.new], [*seen, batch.targets]
     z, c = torch.cat(old, dim=1), torch.cat(seen, dim=1)
     expected = torch.linalg.solve(z @ z.T + sum(lambdas) * EYE, z @ c.T).T
@@ -144,7 +143,7 @@ def test_gram_matrices_lose_what_triangles_keep() -> None:
     z = u @ torch.diag(torch.logspace(0, -10, M, dtype=torch.float64)) @ v.T
     right = torch.randn(T, M, generator=generator, dtype=torch.float64)
     p = Problem([], z, right @ z, torch.zeros(T, M, dtype=torch.float64))
-    by, wrong = (moved(form(p), p.weights, 1e-30, 1e-30) for form in (by_triangle, by_gram))
+    by, wrong = (form(p).moved(p.weights, 1e-30, 1e-30) for form in (by_triangle, by_gram))
     assert float((by - right).norm() / right.norm()) < 1e-5
     assert float((by @ z - p.targets).norm() / p.targets.norm()) < 1e-12
     assert float((wrong - right).norm() / right.norm()) > 1e-3

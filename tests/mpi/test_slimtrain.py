@@ -12,13 +12,13 @@ from hpcopt.comm.communicator import Communicator
 from hpcopt.config import parse_job
 from hpcopt.errors import UsageError
 from hpcopt.objective.data_parallel import DataParallelObjective
-from hpcopt.objective.protocol import Batch
 from hpcopt.solvers.slimtrain import SlimTrain
 from hpcopt.solvers.solver import State
 from hpcopt.train.job import PreparedJob
 from hpcopt.train.minimize import minimize
 from tests.support.closures import same_everywhere
-from tests.support.problems import CLASSES, samples, sharded, small_network
+from tests.support.last_layers import FORMS, KINDS, assert_steps_of_one_rank, trained
+from tests.support.problems import CLASSES, sharded
 
 pytestmark = pytest.mark.mpi
 
@@ -26,38 +26,21 @@ WIDTH = 8
 WORDS = WIDTH * (WIDTH + 1) // 2 + WIDTH * CLASSES + 1
 
 
-def trained(comm: Communicator, form: str, count: int, steps: int = 10) -> tuple[State, list[float]]:
-    """Batches of ``count`` samples, dealt out unevenly: the last rank has none, unless it is the only one."""
-    inputs, targets = samples("squared")
-    owners = max(1, comm.size - 1)
-    objective = DataParallelObjective(small_network(), "squared", inputs, targets, comm)
-    solver = SlimTrain(form=form, memory=2, lambda_min=1e-4)
-    state, dampings = solver.init(objective), []
-    for number in range(steps):
-        batch = torch.arange(count) + number
-        own = batch[comm.rank :: owners] if comm.rank < owners else batch[:0]
-        state, report = solver.step(objective, state, Batch(own, len(own), count, (0, number)))
-        dampings.append(report.damping)
-    return state, dampings
-
-
 @pytest.mark.parametrize(
-    ("form", "count", "taken"),
+    ("form", "count", "kind", "taken"),
     [
-        ("auto", 4, "by_gather"),
-        ("auto", 20, "by_gram"),
-        ("tsqr", 4, "by_tsqr"),
-        ("tsqr", 20, "by_tsqr"),
-        ("gather", 20, "by_gather"),
+        ("auto", 4, "dense", "by_gather"),
+        ("auto", 20, "dense", "by_gram"),
+        ("auto", 4, "decoder", "by_gram"),
+        ("tsqr", 4, "dense", "by_tsqr"),
+        ("tsqr", 20, "dense", "by_tsqr"),
+        ("gather", 20, "dense", "by_gather"),
+        *((form, 4, kind, f"by_{form}") for form in FORMS for kind in KINDS[1:]),
     ],
 )
-def test_ten_steps_are_those_of_one_rank(comm: Communicator, form: str, count: int, taken: str) -> None:
-    ours, dampings = trained(comm, form, count)
-    theirs, expected = trained(Communicator(MPI.COMM_SELF), form, count)
-    torch.testing.assert_close(ours["parameters"], theirs["parameters"], rtol=1e-11, atol=1e-11)
-    assert dampings == pytest.approx(expected, rel=1e-11)
-    assert same_everywhere(comm, ours["parameters"])  # type: ignore[arg-type]
-    assert int(ours[taken]) >= 9
+def test_ten_steps_are_those_of_one_rank(comm: Communicator, form: str, count: int, kind: str, taken: str) -> None:
+    state = assert_steps_of_one_rank(comm, Communicator(MPI.COMM_SELF), form, count, kind)
+    assert int(state[taken]) >= 9
 
 
 def from_nearly_dependent_features(comm: Communicator, form: str) -> tuple[torch.Tensor, torch.Tensor, State]:
@@ -113,6 +96,16 @@ def test_a_step_takes_the_calls_and_the_numbers_that_are_said(
     assert found["last layer"].calls == calls
     assert found["last layer"].bytes == 8 * (words + counts + answer)
     assert found["gradient"].calls == 1
+
+
+@pytest.mark.parametrize("form", ["gram", "tsqr"])
+def test_of_a_decoder_only_the_blocks_are_sent(comm: Communicator, form: str) -> None:
+    """Four of them, each with 3 x 2 x 2 columns and the bias; all columns are 3 x 4 x 4 and the bias."""
+    trained(comm, form, 4, "decoder", steps=1)
+    found = {row.label: row for row in comm.ledger.rows()}
+    if comm.size > 1:
+        block, answer = 13 * 14 // 2 + 13 * 2 + 1, 49 * 2 + 4
+        assert found["last layer"].bytes == 8 * (4 * block + answer)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,217 @@
+"""The design Z^T of a linear layer, dense or a convolution: which inputs a row of outputs sees, in blocks of columns.
+
+Outputs are W Z: a row of Z^T belongs to a sample and a position of its outputs. In a transposed convolution with
+stride s, output i of an axis sees the taps a for which i + padding - dilation a is a multiple of s, and at them the
+inputs (i + padding - dilation a) / s. Taps of different remainders never meet in a row. So the columns fall into s^2
+blocks, each with rows of its own, and the Gram matrix of two blocks is 0. What one block sees at a position, another
+sees by other taps at a neighbouring output; such rows are made once for both.
+
+Shapes: b samples, c channels of the inputs, t outputs at a position, m columns, of the bias none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise, product
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from hpcopt.errors import UsageError
+from hpcopt.objective.factored_layers import PATCH_NUMBERS, FactoredLayer, is_plain
+
+
+class Seen(NamedTuple):
+    """Rows of the design, and of which outputs they are.
+
+    Attributes:
+        design: (rows, columns of each of the blocks).
+        blocks: numbers of blocks that have these rows, each with other columns of W.
+        targets: what is wanted of the outputs there, (rows, t) for each of the blocks.
+    """
+
+    design: torch.Tensor
+    blocks: tuple[int, ...]
+    targets: list[torch.Tensor]
+
+
+class Design(Protocol):
+    """How a layer sees its inputs.
+
+    Attributes:
+        width: m.
+        outputs: t.
+        blocks: the columns of each block, int64.
+    """
+
+    width: int
+    outputs: int
+    blocks: list[torch.Tensor]
+
+    def matrix(self, weight: torch.Tensor) -> torch.Tensor:
+        """The layer's weight as W (t, m)."""
+        ...
+
+    def weight(self, matrix: torch.Tensor) -> torch.Tensor:
+        """W (t, m) as the layer's weight."""
+        ...
+
+    def rows(self, features: torch.Tensor, targets: torch.Tensor) -> Iterator[Seen]:
+        """All rows for the layer's inputs (b, ...), with the targets (b, numbers that the layer puts out)."""
+        ...
+
+
+class OneBlock:
+    """A linear layer, or a convolution, whose rows are patches: each sees all columns."""
+
+    def __init__(self, layer: nn.Linear | nn.Conv2d) -> None:
+        self._shape, self._channels_first = layer.weight.shape, isinstance(layer, nn.Conv2d)
+        self._factored = FactoredLayer(layer, 0, None)
+        self.width, self.outputs = self._factored.width, self._factored.outputs
+        self.blocks = [torch.arange(self.width)]
+
+    def matrix(self, weight: torch.Tensor) -> torch.Tensor:
+        """The weight flattened."""
+        return weight.reshape(self.outputs, self.width)
+
+    def weight(self, matrix: torch.Tensor) -> torch.Tensor:
+        """The same numbers."""
+        return matrix.reshape(self._shape)
+
+    def rows(self, features: torch.Tensor, targets: torch.Tensor) -> Iterator[Seen]:
+        """See ``Design``."""
+        if self._channels_first:
+            targets = targets.view(len(targets), self.outputs, -1).transpose(1, 2)
+        wanted, first = targets.reshape(-1, self.outputs), 0
+        for patches in self._factored.rows(features):
+            yield Seen(patches, (0,), [wanted[first : first + len(patches)]])
+            first += len(patches)
+
+
+class Segment(NamedTuple):
+    """Neighbouring positions of an axis whose outputs see the same inputs, by different taps.
+
+    Attributes:
+        sources: which input is seen, (positions, taps); the input behind the last one is 0.
+        members: for each remainder that has these positions, the outputs (positions,).
+    """
+
+    sources: torch.Tensor
+    members: list[tuple[int, torch.Tensor]]
+
+
+class Axis(NamedTuple):
+    """One axis of a transposed convolution."""
+
+    kernel: int
+    stride: int
+    padding: int
+    dilation: int
+    output_padding: int
+
+    def outputs(self, length: int) -> int:
+        """Outputs for so many inputs."""
+        reach = self.dilation * (self.kernel - 1) + 1
+        return (length - 1) * self.stride - 2 * self.padding + reach + self.output_padding
+
+    def taps(self, remainder: int) -> torch.Tensor:
+        """Those that outputs of this remainder see."""
+        taps = torch.arange(self.kernel)
+        return taps[(self.dilation * taps - remainder) % self.stride == 0]
+
+    def segments(self, length: int) -> Iterator[Segment]:
+        """All outputs for so many inputs."""
+        alike: dict[tuple[int, ...], list[tuple[int, torch.Tensor, torch.Tensor]]] = {}
+        for remainder in range(self.stride):
+            shifts = (self.dilation * self.taps(remainder) - remainder) // self.stride
+            outputs = torch.arange(self.outputs(length))
+            outputs = outputs[(outputs + self.padding - remainder) % self.stride == 0]
+            places = (outputs + self.padding - remainder) // self.stride
+            if len(outputs):
+                alike.setdefault(tuple(shifts.tolist()), []).append((remainder, outputs, places))
+        for shared, members in alike.items():
+            edges = {int(edge) for _, _, places in members for edge in (places[0], places[-1] + 1)}
+            for start, stop in pairwise(sorted(edges)):
+                sources = torch.arange(start, stop)[:, None] - torch.tensor(shared, dtype=torch.int64)
+                inside = (sources >= 0) & (sources < length)
+                there = [(r, outputs[(p >= start) & (p < stop)]) for r, outputs, p in members]
+                yield Segment(torch.where(inside, sources, length), [(r, at) for r, at in there if len(at)])
+
+
+class ParityBlocks:
+    """A transposed convolution: a block for each pair of remainders of the two axes by the strides."""
+
+    def __init__(self, layer: nn.ConvTranspose2d) -> None:
+        inputs, self.outputs, *kernel = layer.weight.shape
+        self._shape = (inputs, *kernel)
+        padding: tuple[int, ...] = layer.padding  # type: ignore[assignment]
+        settings = (kernel, layer.stride, padding, layer.dilation, layer.output_padding)
+        self._axes = [Axis(*numbers) for numbers in zip(*settings, strict=True)]
+        self.width = inputs * kernel[0] * kernel[1]
+        number = torch.arange(self.width).view(self._shape)
+        taps = [[axis.taps(remainder) for remainder in range(axis.stride)] for axis in self._axes]
+        self.blocks = [number[:, down[:, None], across].flatten() for down, across in product(*taps)]
+        self._known: dict[tuple[int, int], list[tuple[Segment, Segment]]] = {}
+
+    def matrix(self, weight: torch.Tensor) -> torch.Tensor:
+        """The weight (inputs, t, kernel) with its outputs first."""
+        return weight.transpose(0, 1).reshape(self.outputs, self.width)
+
+    def weight(self, matrix: torch.Tensor) -> torch.Tensor:
+        """The same numbers, inputs first."""
+        return matrix.reshape(self.outputs, *self._shape).transpose(0, 1).contiguous()
+
+    def rows(self, features: torch.Tensor, targets: torch.Tensor) -> Iterator[Seen]:
+        """See ``Design``."""
+        height, width = features.shape[-2:]
+        made = [axis.outputs(length) for axis, length in zip(self._axes, (height, width), strict=True)]
+        targets = targets.view(len(targets), self.outputs, *made)
+        step = max(1, PATCH_NUMBERS // max(1, self.width * height * width))
+        for some, wanted in zip(features.split(step), targets.split(step), strict=True):
+            padded = functional.pad(some, (0, 1, 0, 1))
+            for down, across in self._segments(height, width):
+                yield self._seen(padded, wanted, down, across)
+
+    def _seen(self, padded: torch.Tensor, wanted: torch.Tensor, down: Segment, across: Segment) -> Seen:
+        """The rows of all pairs of positions of two segments."""
+        device = padded.device
+        seen = padded.index_select(2, down.sources.flatten().to(device))
+        seen = seen.index_select(3, across.sources.flatten().to(device))
+        seen = seen.view(*padded.shape[:2], *down.sources.shape, *across.sources.shape)
+        design = seen.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(0, 2)
+        pairs = list(product(down.members, across.members))
+        blocks = tuple(first * self._axes[1].stride + second for (first, _), (second, _) in pairs)
+        targets = [wanted[:, :, i[:, None], j].permute(0, 2, 3, 1).flatten(0, 2) for (_, i), (_, j) in pairs]
+        return Seen(design, blocks, targets)
+
+    def _segments(self, height: int, width: int) -> list[tuple[Segment, Segment]]:
+        """Those of inputs of this size."""
+        if (height, width) not in self._known:
+            both = [list(axis.segments(length)) for axis, length in zip(self._axes, (height, width), strict=True)]
+            self._known[height, width] = [(down, across) for down, across in product(*both)]
+        return self._known[height, width]
+
+
+def design_of(layer: nn.Module) -> Design | None:
+    """The design of a linear layer; None for other layers.
+
+    Raises:
+        UsageError: a convolution whose outputs do not all see all channels, or that is padded by other than zeros.
+    """
+    if isinstance(layer, nn.ConvTranspose2d):
+        _refuse_unless(layer.groups == 1, layer, f"groups = {layer.groups}")
+        return ParityBlocks(layer)
+    if isinstance(layer, nn.Conv2d):
+        given = f"groups = {layer.groups}, padding_mode = {layer.padding_mode!r}, padding = {layer.padding!r}"
+        _refuse_unless(is_plain(layer), layer, given)
+    return OneBlock(layer) if isinstance(layer, (nn.Linear, nn.Conv2d)) else None
+
+
+def _refuse_unless(fits: bool, layer: nn.Module, given: str) -> None:
+    if not fits:
+        raise UsageError(
+            f"the model's last layer {layer} has {given}. A convolution can be solved for with groups = 1, padded by"
+            ' zeros alike on both sides (padding_mode = "zeros"). Change that layer, or use another method.'
+        )
