@@ -99,6 +99,8 @@ class LossOptions:
     """auto: cross_entropy for classification, squared for regression."""
     weight_decay: float = 0.0
     """Adds weight_decay/2 |w|^2."""
+    decay_norms: bool = True
+    """Whether that is also of scale and shift of normalisations."""
     micro_batch: int | None = None
     """Most samples in one forward pass on a rank; larger batches are accumulated."""
 

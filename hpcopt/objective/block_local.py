@@ -13,6 +13,7 @@ from hpcopt.layout.blocks import runs
 from hpcopt.objective.local import LocalObjective
 from hpcopt.objective.protocol import Vector
 from hpcopt.objective.shard import Shard
+from hpcopt.objective.weight_decay import WeightDecay
 
 
 class BlockLocalObjective(LocalObjective):
@@ -22,19 +23,20 @@ class BlockLocalObjective(LocalObjective):
 
     Args:
         shard: module, loss and samples of the group.
-        weight_decay: coefficient of |w|^2 / 2, in which all n variables count.
+        decay: weight decay, in which all n variables count.
         samples: N.
         tensors: numbers of the parameter tensors that are this rank's, ascending.
     """
 
-    def __init__(self, shard: Shard, weight_decay: float, samples: int, tensors: Sequence[int]) -> None:
-        super().__init__(shard, weight_decay, samples)
+    def __init__(self, shard: Shard, decay: WeightDecay, samples: int, tensors: Sequence[int]) -> None:
+        super().__init__(shard, decay, samples)
         parameters = shard.parameters
         slices = parameters.slices()
         self._tensors = [parameters.tensors[index] for index in tensors]
         self._runs = runs(slices[index] for index in tensors)
         self._counts = [run.count for run in self._runs]
         self._frozen = parameters.copy()
+        self._decay_here = decay.part(self.take)
 
     def begin(self, w: Vector) -> None:
         """A local phase begins at w (n,), which is copied."""
@@ -54,6 +56,10 @@ class BlockLocalObjective(LocalObjective):
     def _point(self, x: Vector) -> Vector:
         self._write(x, self._frozen)
         return self._frozen
+
+    @property
+    def _own_decay(self) -> WeightDecay:
+        return self._decay_here
 
     def _write(self, own: Vector, vector: Vector) -> None:
         for run, part in zip(self._runs, own.split(self._counts), strict=True):

@@ -32,6 +32,7 @@ from hpcopt.objective.shard import Part, Shard
 from hpcopt.objective.signs import signs
 from hpcopt.objective.stochastic import StochasticState
 from hpcopt.objective.subsets import Subsets
+from hpcopt.objective.weight_decay import WeightDecay, without_normalisations
 
 BUCKET_BYTES = 32 * 2**20
 """Gradients longer than two of these are reduced in pieces that overlap with the backward pass."""
@@ -47,6 +48,7 @@ class DataParallelObjective:
         targets: their labels (samples,) or values (samples, C).
         comm: the ranks that share the samples.
         weight_decay: coefficient of |w|^2 / 2.
+        decay_norms: whether that is also of scale and shift of torch's normalisations.
         micro_batch: most samples in one forward pass on a rank; larger batches are accumulated.
         bucket_bytes: size of the pieces in which a long gradient is reduced during the backward pass.
         seed: of dropout masks.
@@ -66,6 +68,7 @@ class DataParallelObjective:
         comm: Communicator,
         *,
         weight_decay: float = 0.0,
+        decay_norms: bool = True,
         micro_batch: int | None = None,
         bucket_bytes: int = BUCKET_BYTES,
         seed: int = 0,
@@ -87,13 +90,15 @@ class DataParallelObjective:
         self.outputs, stochastic.draws = int(most[0]), bool(most[1])
         if self.samples == 0:
             raise UsageError("no rank has a training sample; the mean loss of nothing is not defined", collective=True)
-        self._set_up(shard, comm, weight_decay, bucket_bytes, seed)
+        decay = WeightDecay(weight_decay, None if decay_norms else without_normalisations(model, parameters))
+        self._set_up(shard, comm, decay, bucket_bytes, seed)
 
-    def _set_up(self, shard: Shard, comm: Communicator, weight_decay: float, bucket_bytes: int, seed: int) -> None:
+    def _set_up(self, shard: Shard, comm: Communicator, decay: WeightDecay, bucket_bytes: int, seed: int) -> None:
         """All that does not depend on the samples; all ranks get rank 0's variables. *Collective*."""
         parameters = shard.parameters
-        self.comm, self.weight_decay, self.size, self.shard = comm, weight_decay, parameters.size, shard
-        self.work, self.local = Work(), LocalObjective(shard, weight_decay, self.samples)
+        self.comm, self.decay, self.size, self.shard = comm, decay, parameters.size, shard
+        self.weight_decay = decay.coefficient
+        self.work, self.local = Work(), LocalObjective(shard, decay, self.samples)
         self.model = ReplicatedModel(shard.module, parameters, comm)
         self.flag, self.flags_seen, self.forward_mode = 0.0, 0.0, FORWARD_MODES[0]
         self._lent: Vector | None = None
@@ -188,7 +193,8 @@ class DataParallelObjective:
         own = gradient * (batch.total / max(batch.count, 1))
         self._write_scalars(buffer, w, loss * scale)
         self.comm.allreduce(buffer, label="gradient")
-        return self._reduced(buffer, w, batch), gradient, *self._with_decay(loss / max(batch.count, 1), own, w)
+        loss = loss / max(batch.count, 1) + self.decay.value(w)
+        return self._reduced(buffer, w, batch), gradient, loss, self.decay.add_gradient(own, w)
 
     def share(self, batch: Batch) -> float:
         """w_d: the part of the batch's samples that this rank holds."""
@@ -315,16 +321,7 @@ class DataParallelObjective:
 
     def _own_decay(self, w: Vector) -> float:
         """Weight decay on rank 0, 0 elsewhere: added before the reduction, it is the same number on all ranks."""
-        return self._decay(w) if self.comm.rank == 0 else 0.0
-
-    def _with_decay(self, loss: float, gradient: Vector, w: Vector) -> tuple[float, Vector]:
-        """A loss and its gradient with their weight decay."""
-        if self.weight_decay:
-            gradient.add_(w, alpha=self.weight_decay)
-        return loss + self._decay(w), gradient
-
-    def _decay(self, w: Vector) -> float:
-        return 0.5 * self.weight_decay * vectors.dot(w, w) if self.weight_decay else 0.0
+        return self.decay.value(w) if self.comm.rank == 0 else 0.0
 
     @property
     def _tail(self) -> int:
@@ -335,8 +332,7 @@ class DataParallelObjective:
         value, flags = self._read_scalars(buffer)
         self.flags_seen += flags
         self.work.gradients += batch.total / self.samples
-        if self.weight_decay:
-            buffer[: self.size].add_(w, alpha=self.weight_decay)
+        self.decay.add_gradient(buffer[: self.size], w)
         return value
 
     def _new_buffer(self, w: Vector) -> Vector:

@@ -119,6 +119,7 @@ class ImplicitLinearization:
         self, objective: DataParallelObjective, w: Vector, batch: Batch, graph_bytes: int = GRAPH_BYTES
     ) -> None:
         self._objective, self._batch, self._w, self._graph_bytes = objective, batch, w.detach().clone(), graph_bytes
+        self._decay = objective.decay
         self._model = _Model(objective.shard, batch)
         self._leaves = [view.detach().requires_grad_() for view in objective.shard.parameters.views(self._w)]
         self._made: list[tuple[Piece, torch.Tensor]] | None = None
@@ -138,7 +139,7 @@ class ImplicitLinearization:
         """(1/B) J^T H J v + weight_decay v, a new vector. *Collective*, one reduction."""
         self._objective.count_products(self._batch)
         product = self._reduced(self._local_product(self._whole(v)).div_(max(self._batch.total, 1)))
-        return product.add_(v, alpha=self._objective.weight_decay)
+        return self._decay.add_gradient(product, v)
 
     def curvatures(self, directions: torch.Tensor) -> torch.Tensor:
         """D G D^T for directions D (k, n): (k, k), float64, on the CPU. *Collective*, one reduction of scalars.
@@ -151,7 +152,7 @@ class ImplicitLinearization:
         objective.count_products(self._batch, count / 2)
         total = self._local_curvatures(directions).div_(max(self._batch.total, 1))
         if objective.weight_decay and objective.comm.rank == 0:
-            total += objective.weight_decay * objective.inner(directions, directions)
+            total += objective.decay.curvatures(directions)
         reduced = objective.comm.reduce_scalars(total.flatten().tolist(), label="curvatures")
         return torch.tensor(reduced, dtype=torch.float64).view(count, count)
 

@@ -6,9 +6,9 @@ from typing import Protocol
 
 import torch
 
-from hpcopt.objective import vectors
 from hpcopt.objective.protocol import Batch, Vector, Work
 from hpcopt.objective.shard import Shard
+from hpcopt.objective.weight_decay import WeightDecay
 
 
 class Pace(Protocol):
@@ -37,8 +37,8 @@ class LocalObjective:
         pace: when this rank must end a local phase because others have; None lets it finish.
     """
 
-    def __init__(self, shard: Shard, weight_decay: float, samples: int) -> None:
-        self._shard, self._decay, self._samples = shard, weight_decay, samples
+    def __init__(self, shard: Shard, decay: WeightDecay, samples: int) -> None:
+        self._shard, self._decay, self._samples = shard, decay, samples
         self._tensors: list[torch.Tensor] | None = None
         self.work = Work()
         self.pace: Pace | None = None
@@ -74,8 +74,7 @@ class LocalObjective:
         """f_d(x); 0 loss when this rank has no sample in the batch."""
         w = self._point(x)
         self.work.values += batch.count / self._samples
-        loss = self._shard.loss_sum(w, batch) / max(batch.count, 1)
-        return loss + 0.5 * self._decay * vectors.dot(w, w)
+        return self._shard.loss_sum(w, batch) / max(batch.count, 1) + self._decay.value(w)
 
     def value_and_gradient(self, x: Vector, batch: Batch) -> tuple[float, Vector]:
         """f_d(x) and its gradient, a new vector."""
@@ -83,10 +82,13 @@ class LocalObjective:
         self.work.gradients += batch.count / self._samples
         gradient, scale = torch.empty_like(x), 1.0 / max(batch.count, 1)
         loss = self._shard.gradient_sum(w, batch, scale, gradient, self._tensors) * scale
-        if self._decay:
-            gradient.add_(x, alpha=self._decay)
-        return loss + 0.5 * self._decay * vectors.dot(w, w), gradient
+        return loss + self._decay.value(w), self._own_decay.add_gradient(gradient, x)
 
     def _point(self, x: Vector) -> Vector:
         """All n variables when this rank's are x."""
         return x
+
+    @property
+    def _own_decay(self) -> WeightDecay:
+        """Of this rank's variables."""
+        return self._decay

@@ -61,7 +61,7 @@ class SeparableModel:
 
     def decay(self, w: Vector) -> float:
         """What weight decay adds to the objective at w (n,)."""
-        return 0.5 * self._objective.weight_decay * self._objective.dot(w, w)
+        return self._objective.decay.value(w)
 
     def features(self, w: Vector, batch: Batch, weights: torch.Tensor) -> BatchFeatures:
         """The features of a batch at w (n,), and residuals with ``weights`` (t, m). *Collective* at first."""

@@ -15,7 +15,7 @@ import torch
 
 from hpcopt.errors import UsageError
 from hpcopt.layout.slices import row_slices
-from hpcopt.objective import exact_sum, vectors
+from hpcopt.objective import exact_sum
 from hpcopt.objective.data_parallel import DataParallelObjective
 from hpcopt.objective.linearization import ImplicitLinearization
 from hpcopt.objective.network.variables import CutVariables
@@ -35,6 +35,7 @@ class ShardedStateObjective(CutVariables):
     Attributes:
         samples: of all ranks.
         weight_decay: coefficient of |w|^2 / 2.
+        decay: the same of this rank's slice.
         size: n; slices differ by about a row of a weight matrix at most.
         model: the module, at the ranks' w.
 
@@ -53,7 +54,7 @@ class ShardedStateObjective(CutVariables):
             _check_shapes(parameters.names, parameters.shapes)
             self._parts = row_slices(parameters.shapes, whole.comm.size)
         self._own = self._parts[whole.comm.rank]
-        self.size = self._own.count
+        self.size, self.decay = self._own.count, whole.decay.part(lambda vector: vector[self._own.slice].clone())
         self.model = ShardedModel(whole.model, self._own, self.gather)
 
     @property
@@ -130,14 +131,14 @@ class ShardedStateObjective(CutVariables):
         whole, gathered = self.whole, self.gather(w)
         gradient, scale = torch.empty_like(gathered), 1.0 / batch.total
         loss = whole.shard.gradient_sum(gathered, batch, scale, gradient) * scale
-        digits = exact_sum.split_all((loss + 0.5 * self.weight_decay * vectors.dot(w, w), whole.flag))
+        digits = exact_sum.split_all((loss + self.decay.value(w), whole.flag))
         tail = torch.tensor(digits, dtype=w.dtype, device=w.device)
         buffer = torch.cat([part for own in self._parts for part in (gradient[own.slice], tail)])
         mine = self.comm.reduce_scatter(buffer, [own.count + len(tail) for own in self._parts], label="gradient")
         value, flags = exact_sum.join_all(mine[self.size :].tolist())
         whole.flags_seen += flags
         whole.work.gradients += batch.total / whole.samples
-        return value, mine[: self.size].add_(w, alpha=self.weight_decay)
+        return value, self.decay.add_gradient(mine[: self.size], w)
 
     def gather(self, w: Vector) -> Vector:
         """All ranks' slices (n,) as one vector (N,). *Collective*."""
@@ -190,7 +191,7 @@ class ShardedLinearization(ImplicitLinearization):
 
     def __init__(self, sharded: ShardedStateObjective, w: Vector, batch: Batch) -> None:
         super().__init__(sharded.whole, w, batch)
-        self._sharded = sharded
+        self._sharded, self._decay = sharded, sharded.decay
 
     def curvatures(self, directions: torch.Tensor) -> torch.Tensor:
         """D G D^T for this rank's columns D (k, n) of directions: (k, k), float64, on the CPU. *Collective*."""

@@ -40,6 +40,7 @@ class VariableBlockObjective(DataParallelObjective):
         comm: all ranks.
         shards: D, a divisor of the number of ranks.
         weight_decay: coefficient of |w|^2 / 2.
+        decay_norms: whether that is also of scale and shift of torch's normalisations.
         micro_batch: most samples in one forward pass on a rank; larger batches are accumulated.
         bucket_bytes: size of the pieces in which a long gradient is reduced during the backward pass.
         seed: of dropout masks.
@@ -64,6 +65,7 @@ class VariableBlockObjective(DataParallelObjective):
         *,
         shards: int = 1,
         weight_decay: float = 0.0,
+        decay_norms: bool = True,
         micro_batch: int | None = None,
         bucket_bytes: int = BUCKET_BYTES,
         seed: int = 0,
@@ -76,6 +78,7 @@ class VariableBlockObjective(DataParallelObjective):
         super().__init__(
             *(model, loss, inputs, targets, comm),
             weight_decay=weight_decay,
+            decay_norms=decay_norms,
             micro_batch=micro_batch,
             bucket_bytes=bucket_bytes,
             seed=seed,
@@ -117,9 +120,10 @@ class VariableBlockObjective(DataParallelObjective):
         self._rows.allreduce(buffer, label="gradient")
         loss, flag = self._read_scalars(buffer)
         factor = batch.total / max(batch.count, 1)
-        own = self._with_decay(loss * factor, buffer[: self.size] * factor, w)
+        decay = self.decay.value(w)
+        own = loss * factor + decay, self.decay.add_gradient(buffer[: self.size] * factor, w)
         if self._row == 0:
-            self._write_tail(buffer, (loss + self._decay(w), flag))
+            self._write_tail(buffer, (loss + decay, flag))
         summed = self._over_rows(buffer)
         self.release(buffer[: self.size])
         return self._reduced(summed, w, batch), summed[: self.size], *own
@@ -157,7 +161,7 @@ class VariableBlockObjective(DataParallelObjective):
         # Masks and batch statistics must be those of the evaluations for all ranks, which the row shares.
         row = [Part(j, columns, rank) for j, rank in enumerate(self.grid.row_members(self._row))]
         whole = shard.with_parts(row if shard.stochastic.by_piece else [Part(0, 1, self.comm.rank)])
-        self.local = BlockLocalObjective(whole, self.weight_decay, self.samples, self._tensors[self._column])
+        self.local = BlockLocalObjective(whole, self.decay, self.samples, self._tensors[self._column])
         if self.grid.rows > 1:
             self._rows = self.comm.split(self._row, self._column)
             self._columns = self.comm.split(self._column, self._row)

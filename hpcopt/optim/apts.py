@@ -101,7 +101,7 @@ class APTS(OneVectorOptimizer):
             UsageError: on all ranks; an argument cannot be used, or the ranks are not at the same step.
         """
         batch = self._begin(closure, samples)
-        decay = self._objective.local.decay(self._parameters)
+        decay = self._objective.local.decay.value(self._parameters)
         self._evaluation.begin(closure)
         self._changed = True  # what is known is not to be relied on if the step does not end
         try:

@@ -15,17 +15,19 @@ from hpcopt.errors import UsageError
 from hpcopt.objective import reductions, vectors
 from hpcopt.objective.protocol import Batch, Linearization, Vector, Work
 from hpcopt.objective.signs import signs
+from hpcopt.objective.weight_decay import WeightDecay
 from hpcopt.optim.closure import ClosureEvaluation
 
 
 class LocalClosure:
     """f_d(w): what the closure computes on this rank, plus weight decay. Never communicates.
 
-    ``work`` counts this rank's share of evaluations of the batch, so that the sum over ranks is the work of all.
+    ``work`` counts this rank's share of evaluations of the batch, so that the sum over ranks is the work of all;
+    ``decay`` is the weight decay's part of f and of every f_d.
     """
 
     def __init__(self, evaluation: ClosureEvaluation, weight_decay: float) -> None:
-        self.evaluation, self._weight_decay = evaluation, weight_decay
+        self.evaluation, self.decay = evaluation, WeightDecay(weight_decay)
         self.work = Work()
 
     def take_work(self) -> Work:
@@ -51,15 +53,6 @@ class LocalClosure:
     def end(self) -> None:
         """Nothing to close."""
 
-    def decay(self, w: Vector) -> float:
-        """The weight decay's part of f and of every f_d."""
-        return 0.5 * self._weight_decay * vectors.dot(w, w) if self._weight_decay else 0.0
-
-    def add_decay(self, gradient: Vector, w: Vector) -> None:
-        """Add the weight decay's gradient at w, in place."""
-        if self._weight_decay:
-            gradient.add_(w, alpha=self._weight_decay)
-
     def plain_value(self, w: Vector, batch: Batch) -> float:
         """The closure's loss, without weight decay; 0 on a rank without samples, where the closure is not called."""
         return self.evaluation.value(w) if batch.count else 0.0
@@ -76,8 +69,7 @@ class LocalClosure:
         self.work.gradients += batch.count / batch.total
         gradient = torch.empty_like(x)
         loss = self.plain_gradient(x, batch, gradient)
-        self.add_decay(gradient, x)
-        return loss + self.decay(x), gradient
+        return loss + self.decay.value(x), self.decay.add_gradient(gradient, x)
 
 
 class ClosureObjective:
@@ -139,8 +131,8 @@ class ClosureObjective:
         buffer = reductions.new_buffer(self.size, 2, w)
         loss = self.local.plain_gradient(w, batch, buffer[: self.size])
         own = buffer[: self.size].clone()
-        self.local.add_decay(own, w)
-        return *self._sum(buffer, loss, w, batch), loss + self.local.decay(w), own
+        self.local.decay.add_gradient(own, w)
+        return *self._sum(buffer, loss, w, batch), loss + self.local.decay.value(w), own
 
     def combine(
         self, vector: Vector, scalars: Sequence[float], own: Sequence[float] = ()
@@ -200,12 +192,11 @@ class ClosureObjective:
         loss, failed = reductions.sum_with_scalars(self.comm, buffer, self.size, scalars, "gradient")
         self._check(failed)
         self.work.gradients += 1
-        self.local.add_decay(gradient, w)
-        return loss, gradient
+        return loss, self.local.decay.add_gradient(gradient, w)
 
     def _own_decay(self, w: Vector) -> float:
         """Weight decay on rank 0, 0 elsewhere: added before the reduction, it is the same number on all ranks."""
-        return self.local.decay(w) if self.comm.rank == 0 else 0.0
+        return self.local.decay.value(w) if self.comm.rank == 0 else 0.0
 
     @property
     def _failed(self) -> float:

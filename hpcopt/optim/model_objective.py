@@ -22,6 +22,7 @@ from hpcopt.objective.parameters import FlatParameters
 from hpcopt.objective.protocol import Batch, Vector
 from hpcopt.objective.shard import Shard
 from hpcopt.objective.stochastic import StochasticState
+from hpcopt.objective.weight_decay import WeightDecay
 from hpcopt.optim.tensors import ParameterTensors
 
 T = TypeVar("T")
@@ -137,7 +138,7 @@ class ModelObjective(DataParallelObjective):
         stochastic.draws, self.samples, self.outputs = False, 0, 0
         self._checked: tuple[object, ...] = ()
         self._example = nothing
-        self._set_up(self.guard, comm, weight_decay, NO_BUCKETS, seed)
+        self._set_up(self.guard, comm, WeightDecay(weight_decay), NO_BUCKETS, seed)
 
     def begin(self, inputs: torch.Tensor, targets: torch.Tensor) -> None:
         """This rank's samples of a step; local, but call it within ``comm.together``.

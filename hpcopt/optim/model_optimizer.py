@@ -85,7 +85,7 @@ class ModelOptimizer(OneVectorOptimizer):
         """
         batch = self._begin(inputs, targets)
         objective, model = self._objective, self._objective.shard.module
-        decay = 0.5 * objective.weight_decay * objective.dot(self._parameters, self._parameters)
+        decay = objective.decay.value(self._parameters)
         self._changed = True  # what is known is not to be relied on if the step does not end
         try:
             with modes_kept(model):

@@ -112,6 +112,7 @@ def make_objective(
     objective = make(
         *given,
         weight_decay=job.loss.weight_decay,
+        decay_norms=job.loss.decay_norms,
         micro_batch=job.loss.micro_batch,
         seed=job.run.seed,
         augment=_augmentation(job, data.train, device),

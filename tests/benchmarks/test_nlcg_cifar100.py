@@ -29,6 +29,7 @@ def solver(settings: list[str]) -> Any:
 def test_the_job_is_the_published_recipe() -> None:
     job, method = parse_job(JOB.read_text()), solver([])
     assert (job.run.epochs, job.data.batch, job.model.name, job.loss.weight_decay) == (200, 8192, "resnet32", 2e-4)
+    assert not job.loss.decay_norms
     assert (job.data.augment, job.data.standardize) == ("crop_flip", "image")
     assert {key: getattr(method, key) for key in PAPER} == {**PAPER, "learning_rate": 6.4}
 

@@ -76,6 +76,20 @@ def test_every_method_makes_the_steps_of_whole_copies(comm: Communicator, name: 
     torch.testing.assert_close(w, v, rtol=1e-7, atol=1e-8)
 
 
+@pytest.mark.parametrize(("name", "options"), METHODS[-2:])
+def test_normalisations_that_do_not_decay_do_not_in_slices_either(
+    comm: Communicator, name: str, options: dict[str, Any]
+) -> None:
+    solver, results = make_solver(name, options, 10.0), []
+    layers = [torch.nn.Linear(FEATURES, 7), torch.nn.LayerNorm(7), torch.nn.Tanh(), torch.nn.Linear(7, CLASSES)]
+    model = torch.nn.Sequential(*layers).double()
+    for make, decay_norms in ((in_slices, False), (sharded, False), (sharded, True)):
+        own = {"model": copy.deepcopy(model), "weight_decay": 0.5, "decay_norms": decay_norms}
+        results.append(trajectory(comm, make(comm, **own), solver)[0])
+    assert results[0] == pytest.approx(results[1], rel=1e-9)
+    assert results[0] != pytest.approx(results[2], rel=1e-3)
+
+
 @pytest.mark.parametrize("model", [ODD, SMALL])
 @pytest.mark.parametrize(("name", "options"), [METHODS[2], METHODS[4]])
 def test_slices_may_be_odd_or_empty(

@@ -160,7 +160,8 @@ def test_a_local_phase_begins_at_the_group_s_loss_and_gradient(
     comm: Communicator, shards: int, options: dict[str, Any], size: int | None, micro_batch: int | None
 ) -> None:
     model = deep_network(**options)
-    objective = on_grid(comm, shards, model=model, weight_decay=0.1, micro_batch=micro_batch)
+    decay_norms = "batch_norm" not in options
+    objective = on_grid(comm, shards, model=model, weight_decay=0.1, decay_norms=decay_norms, micro_batch=micro_batch)
     w, local = objective.initial_vector(), objective.local
     for batch in batches_of(objective, size):
         _, _, own, own_gradient = objective.value_and_gradients(w, batch)

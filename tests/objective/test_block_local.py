@@ -22,7 +22,7 @@ BATCHES = [Batch(None, SAMPLES, SAMPLES), Batch(torch.tensor([0, 3, 4, 11, 36]),
 
 def local_of(objective: DataParallelObjective, tensors: tuple[int, ...]) -> BlockLocalObjective:
     """The local part in which ``tensors`` may change."""
-    return BlockLocalObjective(objective.shard, objective.weight_decay, objective.samples, tensors)
+    return BlockLocalObjective(objective.shard, objective.decay, objective.samples, tensors)
 
 
 def moved(local: BlockLocalObjective, w: Vector, by: float) -> Vector:
