@@ -42,6 +42,18 @@ def in_bytes(value: float | None) -> str:
     return f"{value:.0f} B" if power == 0 else f"{value / 1024**power:.1f} {units[power]}"
 
 
+def duration(seconds: float | None) -> str:
+    """A time in its two largest units."""
+    if seconds is None:
+        return NONE
+    rest = round(seconds)
+    for name, size, smaller, part in (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
+        if rest >= size:
+            less = rest % size // part
+            return f"{rest // size} {name}" + (f" {less} {smaller}" if less else "")
+    return f"{rest} s"
+
+
 def colour_of(status: str) -> str:
     """The colour a run's status is shown in."""
     return COLOURS.get(status, "default")

@@ -147,6 +147,34 @@ def _export(
     export_checkpoint(path, output, which or "latest", force)
 
 
+@app.command("status")
+def _status_of(
+    runs: Runs,
+    as_json: Json = False,
+    watch: Annotated[
+        float | None,
+        typer.Option("--watch", metavar="SECONDS", help="Again every so many seconds, until no run is running."),
+    ] = None,
+) -> None:
+    """Show where runs stand: iteration, loss, rate, estimated end, slowest rank, last sign of life."""
+    from hpcopt.cli.status import status
+
+    raise typer.Exit(status(runs, as_json, watch))
+
+
+@app.command("stop")
+def _stop(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="The directory of a run that is going on.")],
+    after_checkpoint: Annotated[
+        bool, typer.Option("--after-checkpoint", help="When it is next saved anyway, not at once.")
+    ] = False,
+) -> None:
+    """Ask a run to save and end, so that no job script requeues it. Waits for nothing."""
+    from hpcopt.cli.stop import stop
+
+    stop(run, after_checkpoint)
+
+
 @app.command("compare")
 def _compare(runs: Runs, as_json: Json = False) -> None:
     """Put runs side by side, by epochs, gradient equivalents, seconds and bytes."""

@@ -36,6 +36,7 @@ class StopReason(Enum):
     SECONDS_SPENT = (4, "The time given in run.stop.seconds is spent.")
     GRADIENT_SMALL = (5, "The gradient is zero to rounding: the point is stationary.")
     SAVED = (7, "The run was asked to stop; it is saved and goes on when it is started again.")
+    STOPPED = (8, "hpcopt stop ended the run; it is saved and goes on when it is started again.")
     STEP_ACCEPTED = (6, "The step was accepted.")
     STEP_REJECTED = (-1, "The step was rejected.")
     RADIUS_SMALL = (-2, "The trust region shrank to its smallest radius without finding a decrease.")

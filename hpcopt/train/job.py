@@ -126,7 +126,8 @@ class PreparedJob:
         extra = {"task": data.task, "data_facts": data.facts, "loss": loss_name(job, data)}
         if isinstance(self.objective, (NetworkObjective, NetworkReplicas)) and hasattr(self.solver, "direction"):
             extra["jacobian"] = self.objective.jacobian
-        return {**names, **extra, "epoch_steps": self.sampler.per_epoch, **run_facts(self.objective, self.solver)}
+        general = run_facts(self.objective, self.solver, self.criteria)
+        return {**names, **extra, "epoch_steps": self.sampler.per_epoch, **general}
 
 
 def solver_options(solver: Solver) -> dict[str, Any]:

@@ -68,6 +68,11 @@ class CheckpointKeeper:
         leave = LEAVE if self._requests.pending else 0.0
         return leave + (SAVE if self._objective.comm.rank == 0 and self._clock_says_so() else 0.0)
 
+    def told_to_end(self, saved: bool) -> bool:
+        """Whether ``hpcopt stop`` asks for the end where the run was just ``saved``, or not. *Collective*."""
+        # Rank 0 alone looks for the file.
+        return bool(self._objective.comm.broadcast_scalars([float(self._requests.ends(saved))])[0])
+
     def is_due(self, batches: BatchSequence) -> bool:
         """Whether as many epochs are done as were asked for between checkpoints."""
         every = self._options.every_epochs

@@ -190,11 +190,14 @@ class TrainingLoop:
         self._tell_watchdog(f"save after step {self._standing.iterations}")
         totals = self.objective.comm.ledger.totals()
         saved = keeper.save(self._snapshot(state, diverged=stop is StopReason.NOT_FINITE))
+        told_to_end = keeper.told_to_end(saved)
         spent = [after - before for after, before in zip(self.objective.comm.ledger.totals(), totals, strict=True)]
         self._ledger_before = LedgerTotals(*(a + b for a, b in zip(self._ledger_before, spent, strict=True)))  # type: ignore[arg-type]
-        if ended or not leave:
+        if ended or not (leave or (saved and told_to_end)):
             return stop
-        return StopReason.SAVED if saved else StopReason.NOT_SAVED
+        if not saved:
+            return StopReason.NOT_SAVED
+        return StopReason.STOPPED if told_to_end else StopReason.SAVED
 
     def _snapshot(self, state: State, diverged: bool) -> Snapshot:
         """The run as it stands, with what it delivers: the best point when it diverged."""

@@ -115,7 +115,7 @@ def minimize(
             path,
             fresh=fresh,
             checkpoint=options,
-            facts=facts | run_facts(objective, solver),
+            facts=facts | run_facts(objective, solver, criteria),
             understand=partial(snapshot_from, objective, solver, sampler),
         )
         return train(objective, solver, sampler, given, criteria, output, options, requests, listeners)
@@ -207,13 +207,18 @@ def plan_batches(objective: Problem, batch: int | str, overlap: float, seed: int
         return BatchPlan(objective.samples, start, count, size, seed, overlap)
 
 
-def run_facts(objective: Problem, solver: Solver) -> dict[str, Any]:
+def run_facts(objective: Problem, solver: Solver, criteria: Criteria) -> dict[str, Any]:
     """What status.json says of any run."""
     return {
         **objective.layout,
         "parameters": objective.parameters,
         "training_samples": objective.samples,
         "precision": str(objective.model.dtype).removeprefix("torch."),
+        "planned": {
+            "iterations": criteria.iterations,
+            "epochs": criteria.epochs if criteria.iterations is None else None,
+            "seconds": criteria.seconds,
+        },
         "options": {k: v for k, v in vars(solver).items() if isinstance(v, (int, float, str, bool))},
     }
 

@@ -22,6 +22,7 @@ from hpcopt.config import CheckpointOptions, Job
 from hpcopt.errors import HpcoptError, UsageError
 from hpcopt.solvers.solver import StopReason
 from hpcopt.train.environment import environment
+from hpcopt.train.halt import drop_stale_halt, remove_halt
 from hpcopt.train.logs import RankLog
 from hpcopt.train.protocol import Listener, Result
 from hpcopt.train.record import Recorder
@@ -36,6 +37,7 @@ SECONDS_BETWEEN_BEATS = 20.0
 ENDS = {
     StopReason.NOT_FINITE: ("diverged", 3),
     StopReason.SAVED: ("saved", 75),
+    StopReason.STOPPED: ("saved", 5),
     StopReason.NOT_SAVED: ("failed", 74),
 }
 """Status and exit status of a run that did not end by itself."""
@@ -108,6 +110,7 @@ class RunOutput:
         with comm.together("preparing the run directory"):
             if comm.rank == 0:
                 self._directory = RunDirectory.create(path, fresh=fresh, resumable=options.resume)
+                drop_stale_halt(path, self._directory.owner)
         try:
             with comm.together("opening the log"):
                 self._log = RankLog(path, comm.rank, comm.size)
@@ -163,6 +166,8 @@ class RunOutput:
         rows = self._comm.ledger.rows(self._ledger_before)
         mine = [sum(r.calls for r in rows), sum(r.bytes for r in rows), sum(r.seconds_waited for r in rows)]
         calls, moved, waited = self._comm.reduce_scalars(mine)
+        if self._directory is not None and result.stop is not StopReason.SAVED:
+            remove_halt(self._directory.path)
         self._close(
             status=name,
             exit_status=exit_status,

@@ -189,6 +189,6 @@ def last_lines(result: Result, directory: Path) -> list[str]:
         lines.append(f"checkpoints: saved {count} in {directory / FOLDER}, {share:.1%} of the time{failed}")
     if result.resumed_from == result.iterations:
         lines.append("There was nothing left to do: the run had come to its end before.")
-    if result.stop is StopReason.SAVED:
+    if result.stop in (StopReason.SAVED, StopReason.STOPPED):
         lines.append(f"It is saved after iteration {result.iterations}; the same command goes on from there.")
     return lines

@@ -111,6 +111,10 @@ class Keeper(Protocol):
         """What this rank wants after the coming iteration: 0, ``SAVE``, ``LEAVE`` or their sum."""
         ...
 
+    def told_to_end(self, saved: bool) -> bool:
+        """Whether ``hpcopt stop`` asks for the end where the run was just ``saved``, or not. *Collective*."""
+        ...
+
     def is_due(self, batches: BatchSequence) -> bool:
         """Whether to save here in any case, the same on all ranks."""
         ...

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import signal
 import threading
 import time
@@ -10,10 +9,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-logger = logging.getLogger(__name__)
-
-HALT = "halt"
-"""Name of the file in the run directory."""
+from hpcopt.train.halt import Halt, read_halt, remove_halt
 
 SECONDS_BETWEEN_LOOKS = 1.0
 
@@ -25,10 +21,11 @@ class Requests:
         self._began = time.monotonic()
         self._signalled = False
         self._previous: Any = None
-        self._halt: Path | None = None
+        self._directory: Path | None = None
         self._deadline: float | None = None
         self._next_look = 0.0
-        self._found = False
+        self._halt: Halt | None = None
+        self._obeyed = False
 
     def listen(self, last: bool = False) -> Requests:
         """Take SIGUSR1 from now on, which would end the process otherwise. Only the main thread can.
@@ -51,28 +48,44 @@ class Requests:
 
     def watch(self, directory: Path | None, seconds: float | None) -> None:
         """Also look for the halt file in ``directory``, and stop ``seconds`` after this object was made."""
-        self._halt = None if directory is None else directory / HALT
+        self._directory = directory
         self._deadline = None if seconds is None else self._began + seconds
 
     @property
     def pending(self) -> bool:
         """Whether the run should save and stop."""
         now = time.monotonic()
-        if self._halt is not None and not self._found and now >= self._next_look:
+        if not self._leaves and now >= self._next_look:
             self._next_look = now + SECONDS_BETWEEN_LOOKS
-            self._found = self._halt.exists()
-        return self._signalled or self._found or (self._deadline is not None and now >= self._deadline)
+            self._look()
+        return self._signalled or self._leaves or (self._deadline is not None and now >= self._deadline)
+
+    def ends(self, saved: bool) -> bool:
+        """Whether ``hpcopt stop`` has asked for the end by now, at once or as soon as the run is ``saved``."""
+        halt = self._look()
+        self._obeyed = halt is not None and halt.ends and (saved or not halt.after_checkpoint)
+        return self._obeyed
 
     def close(self) -> None:
-        """Give the signal back; remove the halt file, which is obeyed now, so that it does not stop the next start."""
+        """Give the signal back; remove the halt file, so that it does not stop the next start.
+
+        What ``hpcopt stop`` has asked too late stays: a job that is requeued is to end all the same.
+        """
         if self._previous is not None:
             signal.signal(signal.SIGUSR1, self._previous)
             self._previous = None
-        if self._halt is not None:
-            try:
-                self._halt.unlink(missing_ok=True)
-            except OSError as error:
-                logger.warning("The file %s could not be removed: %s.", self._halt, error.strerror)
+        if self._directory is not None and (self._obeyed or not (self._look() or Halt()).ends):
+            remove_halt(self._directory)
+
+    @property
+    def _leaves(self) -> bool:
+        """Whether the halt file has been seen and asks for no more than the end of the iteration."""
+        return self._halt is not None and not self._halt.after_checkpoint
+
+    def _look(self) -> Halt | None:
+        if self._directory is not None:
+            self._halt = read_halt(self._directory)
+        return self._halt
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._signalled = True

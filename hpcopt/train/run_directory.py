@@ -22,7 +22,7 @@ from typing import Any
 from hpcopt.checkpoint.folder import FOLDER, published, set_aside
 from hpcopt.errors import UsageError
 from hpcopt.train import run_lock
-from hpcopt.train.run_lock import RunLock
+from hpcopt.train.run_lock import Owner, RunLock
 
 logger = logging.getLogger(__name__)
 
@@ -111,6 +111,11 @@ class RunDirectory:
         if moved_to is not None:
             logger.info("The run that was in %s is now in %s.", path, moved_to)
         return cls(path, lock, made, moved_to)
+
+    @property
+    def owner(self) -> Owner:
+        """This process, as the lock names it."""
+        return self._lock.owner
 
     @property
     def status(self) -> dict[str, Any]:

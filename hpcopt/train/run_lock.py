@@ -87,12 +87,20 @@ def is_alive(path: Path) -> bool:
     owner = read_owner(path)
     if owner is not None and owner.host == socket.gethostname() and owner.namespace == _namespace():
         return _runs(owner.pid, owner.started)
-    if owner is not None and _of_an_earlier_start(owner):
+    if owner is not None and owner.host != socket.gethostname() and of_an_earlier_start(owner):
         return False
     try:
         return time.time() - path.stat().st_mtime < STALE_SECONDS
     except OSError:
         return False
+
+
+def of_an_earlier_start(owner: Owner) -> bool:
+    """Whether the owner was at work in this process's own batch job, before that was requeued.
+
+    The same job is not enough: two programs of one job, on two of its hosts, can be given the same run directory.
+    """
+    return owner.job != "" and owner.job == job_id() and job_restarts() > owner.restarts
 
 
 def refuse_if_held(path: Path) -> None:
@@ -171,19 +179,6 @@ def _take_away(path: Path) -> None:
             "Taking over the run directory %s: %s, which held it, is gone.", path.parent, dead or "its owner"
         )
     aside.unlink(missing_ok=True)
-
-
-def _of_an_earlier_start(owner: Owner) -> bool:
-    """Whether the owner was on another host in this process's own batch job, before that was requeued.
-
-    The same job is not enough: two programs of one job, on two of its hosts, can be given the same run directory.
-    """
-    return (
-        owner.host != socket.gethostname()
-        and owner.job != ""
-        and owner.job == job_id()
-        and job_restarts() > owner.restarts
-    )
 
 
 def _runs(pid: int, started: int | None) -> bool:

@@ -25,6 +25,9 @@ NOTE_BYTES = 128
 GRACE = 0.1
 """The report waits for this part of the time more, so that all ranks have written their stacks."""
 
+SILENCE = "silence"
+"""A file in the folder of logs, as old as the latest report."""
+
 COMMUNICATION = "/hpcopt/comm/"
 
 
@@ -94,7 +97,7 @@ class Watchdog:
 
     def _is_first(self) -> bool:
         """Whether no other rank has reported this silence."""
-        path = self._folder / "silence"
+        path = self._folder / SILENCE
         try:
             if path.stat().st_mtime >= self._begun_at:
                 return False

@@ -1,6 +1,6 @@
 import pytest
 
-from hpcopt.cli.format import NONE, in_bytes, number, share, table, whole
+from hpcopt.cli.format import NONE, duration, in_bytes, number, share, table, whole
 
 
 @pytest.mark.parametrize(
@@ -17,6 +17,14 @@ def test_numbers_have_four_digits(value: float | None, shown: str) -> None:
 )
 def test_bytes_have_a_unit(value: int | None, shown: str) -> None:
     assert in_bytes(value) == shown
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(0.4, "0 s"), (59.6, "1 min"), (61, "1 min 1 s"), (7260, "2 h 1 min"), (90000, "1 d 1 h"), (None, NONE)],
+)
+def test_times_have_two_units(seconds: float | None, shown: str) -> None:
+    assert duration(seconds) == shown
 
 
 def test_counts_and_shares() -> None:

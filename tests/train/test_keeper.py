@@ -19,6 +19,7 @@ from hpcopt.errors import CheckpointError, UsageError
 from hpcopt.solvers.sgd import SGD
 from hpcopt.solvers.solver import StopReason
 from hpcopt.train import keeper as module
+from hpcopt.train.halt import HALT, write_halt
 from hpcopt.train.keeper import FIRST_SECONDS, CheckpointKeeper
 from hpcopt.train.minimize import minimize
 from hpcopt.train.output import ENDS
@@ -174,6 +175,36 @@ def test_a_signal_during_a_save_ends_the_run_at_the_end_of_the_next_iteration(co
         result = start.run()
     assert store.steps == [2, 3]
     assert (result.stop, result.iterations) == (StopReason.SAVED, 3)
+
+
+def run_to_be_stopped(comm: Communicator, path: Path, store: FakeStore, after_checkpoint: bool) -> Result:
+    start = Started(comm, Case("sgd", {}, 10, iterations=9), None)
+    with closing(Requests()) as requests:
+        requests.watch(path, None)
+        write_halt(path, after_checkpoint)
+        options = CheckpointOptions(every_epochs=1.0)
+        start.keeper = CheckpointKeeper(start.objective, start.solver, start.sampler, store, options, requests)  # type: ignore[arg-type]
+        return start.run()
+
+
+def test_a_run_that_is_to_end_ends_at_once_and_is_not_requeued(comm: Communicator, tmp_path: Path) -> None:
+    result = run_to_be_stopped(comm, tmp_path, FakeStore(), after_checkpoint=False)
+    assert (result.stop, result.iterations) == (StopReason.STOPPED, 1)
+    assert ENDS[result.stop] == ("saved", 5)
+    assert not (tmp_path / HALT).exists()
+
+
+def test_a_run_that_is_to_end_after_a_checkpoint_ends_after_one_that_succeeded(
+    comm: Communicator, tmp_path: Path
+) -> None:
+    store = FakeStore(fails={1})
+    result = run_to_be_stopped(comm, tmp_path, store, after_checkpoint=True)
+    assert (result.stop, store.steps) == (StopReason.STOPPED, [4, 8])
+
+
+def test_a_run_that_is_to_end_and_cannot_be_saved_says_so(comm: Communicator, tmp_path: Path) -> None:
+    result = run_to_be_stopped(comm, tmp_path, FakeStore(fails={1}), after_checkpoint=False)
+    assert result.stop is StopReason.NOT_SAVED
 
 
 def test_a_run_that_ends_has_not_failed_because_its_end_could_not_be_saved(comm: Communicator, tmp_path: Path) -> None:

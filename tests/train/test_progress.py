@@ -119,6 +119,7 @@ COST = {"seconds_here": 200.0, "seconds_saving": 1.0}
                 "It is saved after iteration 7; the same command goes on from there.",
             ],
         ),
+        (result(StopReason.STOPPED), ["It is saved after iteration 7; the same command goes on from there."]),
     ],
 )
 def test_under_the_table_stand_the_checkpoints_their_cost_and_how_to_go_on(end: Result, says: list[str]) -> None:

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from hpcopt.train import requests as module
-from hpcopt.train.requests import HALT, Requests
+from hpcopt.train.halt import HALT, write_halt
+from hpcopt.train.requests import Requests
 
 
 @pytest.fixture(autouse=True)
@@ -97,6 +98,38 @@ def test_a_halt_file_that_cannot_be_removed_is_named(tmp_path: Path, caplog: pyt
     assert requests.pending
     requests.close()
     assert f"The file {tmp_path / HALT} could not be removed" in caplog.text
+
+
+def test_an_end_that_was_asked_for_is_told_from_a_pause(tmp_path: Path) -> None:
+    requests = Requests()
+    requests.watch(tmp_path, None)
+    (tmp_path / HALT).touch()
+    assert (requests.pending, requests.ends(saved=True)) == (True, False)
+    write_halt(tmp_path)
+    assert (requests.pending, requests.ends(saved=False)) == (True, True)
+    requests.close()
+    assert not (tmp_path / HALT).exists()
+
+
+def test_an_end_after_a_checkpoint_waits_for_one(tmp_path: Path, clock: list[float]) -> None:
+    requests = Requests()
+    requests.watch(tmp_path, None)
+    write_halt(tmp_path, after_checkpoint=True)
+    assert not requests.pending
+    assert not requests.ends(saved=False)
+    write_halt(tmp_path)
+    clock[0] += module.SECONDS_BETWEEN_LOOKS
+    assert requests.pending, "the second request does not wait"
+    write_halt(tmp_path, after_checkpoint=True)
+    assert requests.ends(saved=True)
+
+
+def test_an_end_that_was_asked_for_too_late_is_kept_for_the_job_that_is_requeued(tmp_path: Path) -> None:
+    requests = Requests()
+    requests.watch(tmp_path, None)
+    write_halt(tmp_path)
+    requests.close()
+    assert (tmp_path / HALT).exists()
 
 
 def test_the_time_is_counted_from_the_start_of_the_process(clock: list[float]) -> None:
