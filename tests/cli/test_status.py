@@ -89,7 +89,7 @@ def test_it_is_watched_until_nothing_runs(
             set_status(live, status="finished")
 
     monkeypatch.setattr(command.time, "sleep", sleep)
-    assert shown(capsys, live, "--watch", "7").count("iteration 40") == 3
+    assert shown(capsys, live, "--watch", "7").count("iteration 40 of") == 3
     assert pauses == [7.0, 7.0]
     assert main(["status", str(live), "--watch", "0"]) == 2
 
