@@ -61,6 +61,8 @@ class RunOptions:
     """Of parameters and arithmetic; scalars that steer are float64 in either case."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where each rank computes; auto takes a GPU when there is one."""
+    share_gpu: bool = False
+    """Let several ranks of a host compute on one GPU."""
     stop: StopOptions = field(default_factory=StopOptions)
     """Early ends."""
     evaluate_every: float = 1.0

@@ -53,17 +53,20 @@ def process_facts() -> dict[str, Any]:
 
 
 def devices() -> dict[str, Any]:
-    """The accelerators torch can use: names, and for what CUDA or ROCm it was built."""
+    """The accelerators torch can use: names and UUIDs, and for what CUDA or ROCm it was built."""
     try:
         import torch
 
-        names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+        from hpcopt.train.devices import gpu_facts
+
+        found = [gpu_facts(index) for index in range(torch.cuda.device_count())]
     except Exception as error:  # a broken installation fails in many ways, and to say so is the purpose
-        return {"error": f"{type(error).__name__}: {error}", "names": [], "built_for": None}
+        return {"error": f"{type(error).__name__}: {error}", "names": [], "uuids": [], "built_for": None}
     built_for = torch.version.cuda and f"CUDA {torch.version.cuda}"
     if not built_for and getattr(torch.version, "hip", None):
         built_for = f"ROCm {torch.version.hip}"
-    return {"error": None, "names": names, "built_for": built_for}
+    names, uuids = ([gpu[key] for gpu in found] for key in ("name", "uuid"))
+    return {"error": None, "names": names, "uuids": uuids, "built_for": built_for}
 
 
 def launch_variables(environ: Mapping[str, str]) -> dict[str, str]:

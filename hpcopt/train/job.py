@@ -22,6 +22,7 @@ from hpcopt.objective.network.replicas import NetworkReplicas
 from hpcopt.solvers.registry import make_solver
 from hpcopt.solvers.slimtrain import last_layer_of
 from hpcopt.solvers.solver import Solver
+from hpcopt.train.devices import choose_device, device_facts
 from hpcopt.train.minimize import first_iterations, horizon_epochs, make_criteria, plan_batches, run_facts, train
 from hpcopt.train.objectives import check_blocks, loss_name, make_objective, shard_grid
 from hpcopt.train.output import RunOutput
@@ -52,7 +53,7 @@ class PreparedJob:
             # What is wrong in the job is refused before the data are read.
             solver, grid = check_before_data(job, comm.size)
         self.pace = make_pace(job.parallel, job.debug, comm, solver)
-        device = choose_device(job.run.device, comm)
+        device = choose_device(job.run.device, comm, job.run.share_gpu)
         self.data = load(job.data, comm, job.run.seed, grid)
         with comm.together("checking the job"):
             check_job(job, self.data)
@@ -87,7 +88,7 @@ class PreparedJob:
         """
         about_rank = {
             "threads": torch.get_num_threads(),
-            "device": str(self.objective.model.device),
+            **device_facts(self.objective.model.device, self.objective.model.dtype),
             "samples": self.objective.shards()[1],
         }
         options = self.job.checkpoint
@@ -175,25 +176,3 @@ def check_job(job: Job, data: DataSet) -> None:
             'loss.name = "cross_entropy" needs classes, but the targets of '
             f'{data.name} are numbers; use loss.name = "squared", or data.task = "classification" if they are labels.'
         )
-
-
-def choose_device(name: str, comm: Communicator) -> torch.device:
-    """The device of this rank: its GPU by position on the host, or the CPU. Ranks may differ. *Collective*.
-
-    Raises:
-        UsageError: on all ranks, when "cuda" is asked for and a rank has none.
-    """
-    if name == "cpu":
-        return torch.device("cpu")
-    with comm.together("choosing the device"):
-        if name == "cuda" and not torch.cuda.is_available():
-            raise UsageError('run.device = "cuda" but torch sees no GPU here; use run.device = "auto" or "cpu".')
-    # Ranks without a GPU take part too: those with one number themselves in a collective call.
-    neighbours = comm.split_shared()
-    position = neighbours.rank
-    neighbours.free()
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    index = position % torch.cuda.device_count()
-    torch.cuda.set_device(index)
-    return torch.device("cuda", index)

@@ -22,6 +22,7 @@ MAY_CHANGE = (
     "run.evaluate_every",
     "run.give_up_after",
     "run.device",
+    "run.share_gpu",
     "data.root",
     "loss.micro_batch",
     "parallel",

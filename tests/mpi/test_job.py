@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 from hpcopt.comm.communicator import Communicator
 from hpcopt.config import parse_job
 from hpcopt.errors import UsageError
-from hpcopt.train.job import PreparedJob, choose_device
+from hpcopt.train.devices import choose_device
+from hpcopt.train.job import PreparedJob
+from tests.support.gpus import pretend
 
 pytestmark = pytest.mark.mpi
 
 
 @pytest.fixture
 def gpu_on_rank_0_only(comm: Communicator, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: comm.rank == 0)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    pretend(monkeypatch, ["GPU-a"] if comm.rank == 0 else [])
 
 
 @pytest.mark.usefixtures("gpu_on_rank_0_only")
@@ -36,6 +35,24 @@ def test_cpu_is_the_cpu_everywhere(comm: Communicator) -> None:
 def test_cuda_is_refused_on_all_ranks_when_one_has_none(comm: Communicator) -> None:
     with pytest.raises(UsageError, match="torch sees no GPU"):
         choose_device("cuda", comm)
+
+
+@pytest.mark.mpi(min_size=2)
+@pytest.mark.parametrize("name", ["auto", "cuda"])
+def test_one_gpu_for_two_ranks_is_refused_on_all_ranks_unless_it_is_asked_for(
+    comm: Communicator, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    # The last two ranks see one GPU, as under a batch system that gives a task one each; the others their own.
+    pretend(monkeypatch, [f"GPU-{min(comm.rank, comm.size - 2)}"])
+    with pytest.raises(UsageError, match=r"2 of them the same one.*run\.share_gpu = true"):
+        choose_device(name, comm)
+    assert choose_device(name, comm, share=True).index == 0
+
+
+@pytest.mark.mpi(min_size=2)
+def test_ranks_that_see_all_gpus_take_one_each(comm: Communicator, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, [f"GPU-{i}" for i in range(comm.size)])
+    assert comm.allgather_objects(choose_device("auto", comm).index) == list(range(comm.size))
 
 
 @pytest.mark.parametrize("aware", [True, False])
