@@ -161,13 +161,23 @@ def _network(
             init=options.init,
             micro_batch=job.loss.micro_batch,
             instances=_instances(job, data),
-            jacobian="explicit" if job.solver.options.get("direction") == "block" else parallel.jacobian,
+            jacobian=_jacobian(job),
         )
 
     replicas = parallel.data
     objective = make(comm) if replicas == 1 else NetworkReplicas(comm, replicas, make, "parallel.data")
     objective.pace = pace
     return objective, tests[0] if tests else None
+
+
+def _jacobian(job: Job) -> str:
+    """How products with the Jacobian are made; its factors take as many sweeps as there are outputs, to be used often.
+
+    So they are for Newton: what other methods want to know of the curvature is a product or two.
+    """
+    if "direction" not in option_names(job.solver.name):
+        return "implicit"
+    return "explicit" if job.solver.options.get("direction") == "block" else job.parallel.jacobian
 
 
 def _instances(job: Job, data: DataSet) -> int | None:

@@ -50,6 +50,14 @@ def test_a_run_is_the_same_on_any_number_of_ranks(comm: Communicator, alone: Com
     assert comm.reduce_scalars([float(ours.objective.size)])[0] == ours.objective.parameters == len(theirs.parameters)
 
 
+@pytest.mark.parametrize("preconditioner", ["identity", "gauss_newton_diagonal"])
+def test_a_method_with_few_products_does_not_make_factors_for_them(comm: Communicator, preconditioner: str) -> None:
+    """A linearisation is one value, and not as many again as the network has outputs; trials are gradients here."""
+    job = prepared(comm, "solver.name=nlcg", f"solver.preconditioner={preconditioner}")
+    job.run(None)
+    assert job.objective.work.values == (5 if preconditioner == "identity" else 10)
+
+
 def test_values_are_evaluated_as_labels_are(comm: Communicator, alone: Communicator) -> None:
     """The squared loss of targets that are cut over the ranks, with its explained variance."""
     settings = ["data.source=peaks", "data.test=0.3", *settings_of("sgd")]
