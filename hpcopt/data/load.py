@@ -9,7 +9,7 @@ import numpy as np
 
 from hpcopt.data.batches import check_batch
 from hpcopt.data.dataset import DataSet, Part
-from hpcopt.data.options import DataOptions
+from hpcopt.data.options import INPUTS, DataOptions
 from hpcopt.data.reader import Reader, Source, read_rows
 from hpcopt.data.sources import open_source
 from hpcopt.data.split import split_rows
@@ -84,13 +84,16 @@ def load(options: DataOptions, comm: Communicator, seed: int, grid: ProcessGrid 
         check_augment(options.augment, shards[0].inputs.shape[1:])
         for shard in shards:
             _refuse_not_finite(shard)
-    task = options.task or source.task
+    task = "regression" if options.target == INPUTS else options.task or source.task
     labels = distinct_labels(shards[0].targets, comm) if task != "regression" else None
     facts = {"source": options.source, **source.facts, "task_inferred": task is None}
     task = task or infer_task(labels)
     counted = _column_block(len(shards[0].inputs), comm, grid).slice
     scaling = fit(shards[0].inputs[counted], kind, comm)
-    if task == "classification":
+    inputs = [scaling.apply(shard.inputs) for shard in shards]
+    if options.target == INPUTS:
+        made = Made([array.reshape(len(array), -1) for array in inputs], inputs[0][0].size, {"target": INPUTS})
+    elif task == "classification":
         made = _classes(shards, labels, options.classes or source.classes, comm)
     else:
         scale_targets = options.standardize_targets
@@ -98,8 +101,8 @@ def load(options: DataOptions, comm: Communicator, seed: int, grid: ProcessGrid 
     facts |= {"train_samples": shards[0].total, "test_samples": shards[1].total if len(shards) > 1 else 0}
     facts |= {"standardize": kind, **_scaling_facts(scaling, shards[0].inputs, "input"), **made.facts}
     parts = [
-        Part(scaling.apply(shard.inputs), targets, shard.start, shard.total)
-        for shard, targets in zip(shards, made.targets, strict=True)
+        Part(array, targets, shard.start, shard.total)
+        for array, shard, targets in zip(inputs, shards, made.targets, strict=True)
     ]
     return DataSet(
         parts[0],

@@ -11,6 +11,8 @@ from hpcopt.errors import UsageError, nearest
 TASKS = ("classification", "regression")
 STANDARDIZE = ("feature", "channel", "global", "image")
 AUGMENT = ("none", "crop_flip")
+INPUTS = "inputs"
+"""The value of ``target`` that asks for the inputs themselves."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,9 @@ class DataOptions:
 
     target: str | int | list[str] | list[int] | None = None
     """Which column is the label or target: "first", "last", a column's name or number (from 0), or a list of names or
-    numbers for several targets. In .h5, .npz and .mat files also the name of the array. Default: the column named
-    label, class or target, else the last; in array files the array named targets, labels or y."""
+    numbers for several targets. In .h5, .npz and .mat files also the name of the array. "inputs": all numbers of the
+    input itself, as they are scaled, in place of the set's own targets. Default: the column named label, class or
+    target, else the last; in array files the array named targets, labels or y."""
 
     inputs: str | None = None
     """In .h5, .npz and .mat files: the name of the array of inputs. Default: inputs, x, images, data or features."""
@@ -93,6 +96,7 @@ class DataOptions:
                 "`hpcopt data list` shows the names; a file or 'package.module:function' works as well."
             )
         self._check_target()
+        self._check_inputs_as_targets()
         self._check_test()
         self._check_batch()
         _ = self.growth  # it checks its numbers
@@ -128,6 +132,16 @@ class DataOptions:
                 f'data.target is {self.target!r}; it must be "first", "last", the name or the number of a'
                 " column (from 0), or a list of names or numbers that is not empty."
             )
+
+    def _check_inputs_as_targets(self) -> None:
+        others = {"task": "regression", "classes": None, "standardize_targets": None, "augment": "none"}
+        for key, fits in others.items():
+            value = getattr(self, key)
+            if self.target == INPUTS and value not in (None, fits):
+                raise UsageError(
+                    f'data.{key} is {value!r}, but with data.target = "inputs" the targets are the inputs as they are'
+                    f" scaled and batches show them, which are numbers. Leave data.{key} out."
+                )
 
     def _check_test(self) -> None:
         test = self.test

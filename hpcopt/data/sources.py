@@ -9,7 +9,7 @@ from pathlib import Path
 from hpcopt.data import arrays, cifar, functions, hdf5, idx, packaged, user
 from hpcopt.data.catalog import CATALOG
 from hpcopt.data.files import SUFFIXES, data_root, find_set, places, suffix_of
-from hpcopt.data.options import DataOptions
+from hpcopt.data.options import INPUTS, DataOptions
 from hpcopt.data.reader import Reader, Source
 from hpcopt.data.text import CsvReader, LibsvmReader
 from hpcopt.errors import UsageError, nearest
@@ -24,6 +24,8 @@ def open_source(options: DataOptions, seed: int, rank: int, size: int) -> Source
         UsageError: it is unknown, its files are missing or damaged, or a key does not apply to it.
     """
     name = options.source
+    if options.target == INPUTS:
+        options = replace(options, target=None)
     if name in BUILT_IN:
         for key in ("target", "inputs"):
             if getattr(options, key) is not None:

@@ -17,6 +17,7 @@ from hpcopt.random import key64
 
 MODELS: dict[str, str] = {
     "antisymmetric_resnet": "hpcopt.models.antisymmetric:AntisymmetricResNet",
+    "autoencoder": "hpcopt.models.autoencoder:Autoencoder",
     "cnn": "hpcopt.models.cnn:CNN",
     "mlp": "hpcopt.models.mlp:MLP",
     "resnet32": "hpcopt.models.resnet:ResNet32",

@@ -23,16 +23,15 @@ from hpcopt.errors import UsageError
 from hpcopt.linalg.sampled_tikhonov import Bounds, Sampled, best, cross_validation, discrepancy
 from hpcopt.objective.protocol import Batch, Objective, Vector
 from hpcopt.objective.separable import Features, Separable, SeparableObjective
-from hpcopt.solvers.adam import Adam
 from hpcopt.solvers.averaging import empty_average, share_of_next
 from hpcopt.solvers.checks import check_choice, check_count, check_flag, check_number, fail
 from hpcopt.solvers.feature_window import FORMS, KnownBatch, Plan, converted, kept_numbers, loses, make_known, plan
+from hpcopt.solvers.registry import solver_class
 from hpcopt.solvers.schedules import ScheduledRate
-from hpcopt.solvers.sgd import SGD
 from hpcopt.solvers.solver import Solver, State, StepReport
 
-THETA_SOLVERS: dict[str, type] = {"adam": Adam, "sgd": SGD}
-"""Value of ``theta_solver`` -> its class, which gets those options whose names are its own."""
+THETA_SOLVERS = ("adam", "sgd", "lars")
+"""Values of ``theta_solver``: methods that follow one gradient, which get those options whose names are their own."""
 
 
 class Solved(NamedTuple):
@@ -113,17 +112,19 @@ class SlimTrain(ScheduledRate):
     """How ranks make a batch's features known to each other: "gram" (a sum of Gram matrices), "tsqr" (triangles, for
     features that are nearly dependent), "gather" (all rows), or "auto", what is least of these and accurate."""
     theta_solver: str = "adam"
-    """The method of all other variables: "adam" or "sgd"."""
+    """The method of all other variables: "adam", "sgd" or "lars"."""
     learning_rate: float = 1e-3
-    """Its rate after the warm-up."""
+    """Its rate after the warm-up; lars moves a layer by ``trust`` times this."""
     betas: tuple[float, float] = (0.9, 0.999)
     """adam: decay of the first and second moment."""
     epsilon: float = 1e-8
     """adam: added to the root of the second moment."""
-    momentum: float = 0.0
-    """sgd: share of the last update that is kept."""
+    momentum: float | None = None
+    """sgd, lars: share of the last update that is kept. Default: 0, lars 0.9."""
     nesterov: bool = False
     """sgd: look ahead by the momentum."""
+    trust: float = 0.001
+    """lars: relative change of a layer at rate 1."""
     deliver: str = "refit"
     """What is evaluated and delivered on mini-batches: "refit", at the end of each epoch W solved on all samples, with
     lambda by cross-validation; "mean", a running mean of W; or "iterate", all as it is."""
@@ -149,7 +150,7 @@ class SlimTrain(ScheduledRate):
         check_number(self, "noise", 0.0)
         check_number(self, "noise_factor", 0.0, open_low=True)
         check_choice(self, "form", FORMS)
-        check_choice(self, "theta_solver", tuple(THETA_SOLVERS))
+        check_choice(self, "theta_solver", THETA_SOLVERS)
         check_choice(self, "deliver", ("refit", "mean", "iterate"))
         check_number(self, "average", 0.0, 1.0, open_low=True)
         object.__setattr__(self, "betas", tuple(self.betas) if isinstance(self.betas, list) else self.betas)
@@ -202,14 +203,18 @@ class SlimTrain(ScheduledRate):
 
     def _known(self, separable: Separable, state: State, features: Features) -> KnownBatch:
         """The new batch on all ranks, of the same kind as the window."""
-        least = self.lambda_min if self.selection != "fixed" else float(state["damping"])
-        lossy = loses(least, float(state["smallest"]), float(state["largest"]), separable.width)
-        chosen = plan(self.form, separable, features.count, lossy)
+        chosen = self._plan(separable, state, features.count)
         if chosen.triangle != state["triangles"]:
             state["window"] = converted(cast(torch.Tensor, state["window"]), separable.blocks, chosen.triangle)
             state["triangles"] = chosen.triangle
         state[f"by_{chosen.form}"] = int(state[f"by_{chosen.form}"]) + 1
         return make_known(chosen, separable, features.rows())
+
+    def _plan(self, separable: Separable, state: State, rows: int) -> Plan:
+        """How ``rows`` N are made known, by what is known of the batch before."""
+        least = self.lambda_min if self.selection != "fixed" else float(state["damping"])
+        lossy = loses(least, float(state["smallest"]), float(state["largest"]), separable.width)
+        return plan(self.form, separable, rows, lossy)
 
     def _solve(
         self, separable: Separable, state: State, known: KnownBatch, weights: torch.Tensor, counts: tuple[int, int]
@@ -261,14 +266,15 @@ class SlimTrain(ScheduledRate):
         if self.deliver == "mean":
             separable.put(point, mean.lerp_(now, share_of_next(state, batch, self.average)))
         elif batch.indices is not None and batch.ends_epoch:
-            found = self._refitted(separable, point)
+            found = self._refitted(separable, state, point)
             if found is not None:
                 separable.put(point, found)
 
-    def _refitted(self, separable: Separable, point: Vector) -> torch.Tensor | None:
+    def _refitted(self, separable: Separable, state: State, point: Vector) -> torch.Tensor | None:
         """W (t, m) of the ridge regression on all samples; None where something is not finite. *Collective*."""
         everything = separable.everything(point)
-        known = make_known(Plan(gather=False, triangle=True), separable, everything.rows())
+        chosen = self._plan(separable, state, everything.count)._replace(gather=False)
+        known = make_known(chosen, separable, everything.rows())
         nothing = torch.zeros(separable.outputs, separable.width, dtype=torch.float64)
         found = torch.full_like(nothing, math.nan)
         if known.finite:
@@ -282,9 +288,10 @@ class SlimTrain(ScheduledRate):
 
     def _theta(self, name: str) -> Solver:
         """The method of all other variables, with those of these options that have the names of its own."""
-        cls: Any = THETA_SOLVERS[name]
+        cls: Any = solver_class(name)
         shared = {field.name for field in fields(cls)} & {field.name for field in fields(self)}
-        return cast(Solver, cls(**{key: getattr(self, key) for key in shared}))
+        given = {key: getattr(self, key) for key in shared}
+        return cast(Solver, cls(**{key: value for key, value in given.items() if value is not None}))
 
 
 def last_layer_of(objective: object) -> Separable:

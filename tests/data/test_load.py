@@ -62,6 +62,18 @@ def test_regression_scales_its_targets_by_the_training_set(comm: Communicator, t
     assert from_table(comm, tmp_path, table, standardize=False).train.targets.max() == 154.5
 
 
+def test_the_inputs_may_be_the_targets(comm: Communicator, tmp_path: Path) -> None:
+    """As they are scaled, whatever the set's own targets are; training and test set alike."""
+    write_mnist(tmp_path)
+    data = load(DataOptions("mnist", root=str(tmp_path), target="inputs", batch=7), comm, 0)
+    assert (data.task, data.classes, data.outputs, data.facts["target"]) == ("regression", 0, 20, "inputs")
+    for part in (data.train, data.test):
+        assert part is not None
+        np.testing.assert_array_equal(part.targets, part.inputs.reshape(part.count, 20))
+    table = from_table(comm, tmp_path, [[1.0, 4, 0], [3, 2, 1]], target="inputs", standardize=False)
+    assert table.train.targets.tolist() == [[1, 4], [3, 2]]
+
+
 def test_labels_are_named_in_the_facts(comm: Communicator, tmp_path: Path) -> None:
     data = from_table(comm, tmp_path, [[1.0, 5], [2, -1], [3, 5]], standardize="global")
     assert data.train.targets.tolist() == [1, 0, 1]

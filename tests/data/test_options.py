@@ -45,6 +45,10 @@ def test_the_source_alone_is_enough() -> None:
         ({"source": "x", "limit": 2.5}, "limit is 2.5"),
         ({"source": "x", "target": []}, "target is \\[\\]"),
         ({"source": "x", "target": 1.5}, "target is 1.5"),
+        ({"source": "x", "target": "inputs", "task": "classification"}, 'task is .*with data.target = "inputs"'),
+        ({"source": "x", "target": "inputs", "classes": 3}, "classes is 3, but"),
+        ({"source": "x", "target": "inputs", "augment": "crop_flip"}, "augment is 'crop_flip', but"),
+        ({"source": "x", "target": "inputs", "standardize_targets": False}, "standardize_targets is False, but"),
         ({"source": "x", "root": 5}, "root is 5"),
     ],
 )

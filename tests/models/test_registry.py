@@ -8,6 +8,8 @@ from hpcopt.models import build, count_parameters
 from hpcopt.models.registry import MODELS, option_names
 
 IMAGE = (3, 8, 8)
+OUTPUTS = 192
+"""As many as an image has numbers, which an autoencoder needs."""
 ALL = pytest.mark.parametrize("name", MODELS)
 
 
@@ -17,32 +19,32 @@ def same(first, second):
 
 @ALL
 def test_a_network_maps_a_batch_to_its_outputs(name):
-    model = build(name, {}, IMAGE, 5, seed=0)
-    assert model(torch.zeros(2, *IMAGE)).shape == (2, 5)
+    model = build(name, {}, IMAGE, OUTPUTS, seed=0)
+    assert model(torch.zeros(2, *IMAGE)).shape == (2, OUTPUTS)
 
 
 @ALL
 def test_the_seed_decides_the_weights(name):
-    first = build(name, {}, IMAGE, 5, seed=1)
-    assert same(first, build(name, {}, IMAGE, 5, seed=1))
-    assert not same(first, build(name, {}, IMAGE, 5, seed=2))
+    first = build(name, {}, IMAGE, OUTPUTS, seed=1)
+    assert same(first, build(name, {}, IMAGE, OUTPUTS, seed=1))
+    assert not same(first, build(name, {}, IMAGE, OUTPUTS, seed=2))
 
 
 @ALL
 def test_torch_s_own_generator_neither_matters_nor_moves(name):
     torch.manual_seed(11)
-    first = build(name, {}, IMAGE, 5, seed=1)
+    first = build(name, {}, IMAGE, OUTPUTS, seed=1)
     drawn = torch.rand(3)
     torch.manual_seed(11)
     assert torch.equal(drawn, torch.rand(3))
     torch.manual_seed(12)
-    assert same(first, build(name, {}, IMAGE, 5, seed=1))
+    assert same(first, build(name, {}, IMAGE, OUTPUTS, seed=1))
 
 
 def test_the_generator_is_as_before_after_a_refusal_too():
     before = torch.get_rng_state()
     with pytest.raises(UsageError):
-        build("mlp", {"widths": [0]}, IMAGE, 5, seed=1)
+        build("mlp", {"widths": [0]}, IMAGE, OUTPUTS, seed=1)
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -50,12 +52,12 @@ def test_the_generator_is_as_before_after_a_refusal_too():
 def test_an_unknown_option_is_refused_with_the_nearest_one(name):
     known = option_names(name)[0]
     with pytest.raises(UsageError, match=rf"model\.{known}s is not an option .* did you mean '{known}'\?"):
-        build(name, {f"{known}s": 1}, IMAGE, 5, seed=0)
+        build(name, {f"{known}s": 1}, IMAGE, OUTPUTS, seed=0)
 
 
 def test_an_unknown_network_is_refused_with_the_nearest_one():
     with pytest.raises(UsageError, match=r"'resnet' is not a network of hpcopt; did you mean 'resnet32'\?"):
-        build("resnet", {}, IMAGE, 5, seed=0)
+        build("resnet", {}, IMAGE, OUTPUTS, seed=0)
 
 
 def test_the_name_may_stand_among_the_options():

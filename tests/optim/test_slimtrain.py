@@ -10,10 +10,12 @@ import torch
 
 from hpcopt.comm.communicator import Communicator
 from hpcopt.errors import UsageError
+from hpcopt.objective.data_parallel import DataParallelObjective
 from hpcopt.objective.protocol import Batch
 from hpcopt.optim import SlimTrain
 from hpcopt.solvers.registry import make_solver
 from tests.support.closures import values_of
+from tests.support.last_layers import data, network
 from tests.support.problems import samples, sharded, small_network
 
 PARTS = (slice(0, 12), slice(12, 24), slice(24, 37))
@@ -38,6 +40,24 @@ def test_its_steps_are_those_of_the_method(comm: Communicator, options: dict[str
     with optimizer.averaged():
         expected = state.get("average", state["parameters"])
         torch.testing.assert_close(values_of(model), expected, rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("micro_batch", [None, 5])
+def test_a_decoder_is_solved_for_from_the_first_step(comm: Communicator, micro_batch: int | None) -> None:
+    """How many outputs a sample has is known once there is one."""
+    inputs, targets = data("decoder")
+    model = network("decoder")
+    optimizer = SlimTrain(model[:2], model[2], comm=comm, micro_batch=micro_batch)  # type: ignore[index]
+    objective, solver = (
+        DataParallelObjective(network("decoder"), "squared", inputs, targets, comm),
+        make_solver("slimtrain", {}),
+    )
+    state = solver.init(objective)
+    for number, part in enumerate(PARTS):
+        indices = torch.arange(len(inputs))[part]
+        state, _ = solver.step(objective, state, Batch(indices, len(indices), len(indices), (0, number)))
+        optimizer.step(inputs[part], targets[part])
+        torch.testing.assert_close(values_of(model), state["parameters"], rtol=1e-8, atol=1e-9)
 
 
 def test_it_goes_on_from_what_was_saved_to_the_last_bit(comm: Communicator) -> None:

@@ -15,11 +15,13 @@ from hpcopt.errors import UsageError
 from hpcopt.objective.data_parallel import DataParallelObjective
 from hpcopt.objective.protocol import Batch
 from hpcopt.solvers.adam import Adam
+from hpcopt.solvers.lars import LARS
 from hpcopt.solvers.registry import make_solver
 from hpcopt.solvers.sgd import SGD
 from hpcopt.solvers.slimtrain import SlimTrain
 from hpcopt.solvers.solver import State, StepReport
 from tests.support.checks import assert_state_is_complete
+from tests.support.last_layers import KINDS, data, network
 from tests.support.problems import CLASSES, samples, sharded, small_network
 
 BATCHES = [Batch(torch.arange(first, first + 12), 12, 12, (0, first)) for first in (0, 12, 24)]
@@ -87,14 +89,17 @@ def test_lambda_grows_by_half_of_itself_at_most(comm: Communicator) -> None:
     assert all(0.49 < after / before < 1.51 for before, after in pairwise(dampings))
 
 
-def test_one_step_on_all_samples_solves_the_last_layer(comm: Communicator) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("form", ["gram", "tsqr"])
+def test_one_step_on_all_samples_solves_the_last_layer(comm: Communicator, kind: str, form: str) -> None:
     """No memory and next to no lambda: no other weights of the last layer leave a smaller loss."""
-    objective = sharded(comm, "squared")
+    objective = DataParallelObjective(network(kind), "squared", *data(kind), comm)
     solver = SlimTrain(memory=0, selection="fixed", lambda_start=1e-12, deliver="iterate", theta_solver="sgd")
-    solver = replace(solver, learning_rate=1e-12)
+    solver = replace(solver, learning_rate=1e-12, form=form)
     state, _ = solver.step(objective, solver.init(objective), objective.full_batch)
     _, gradient = objective.value_and_gradient(state["parameters"], objective.full_batch)  # type: ignore[arg-type]
-    assert float(gradient[-CLASSES * WIDTH :].abs().max()) < 1e-9
+    own = objective.separable.outputs * objective.separable.width
+    assert float(gradient[-own:].abs().max()) < 1e-9
     assert float(gradient.abs().max()) > 1e-3
 
 
@@ -116,8 +121,13 @@ def test_weight_decay_moves_the_other_variables_only(comm: Communicator) -> None
     torch.testing.assert_close(moved[last], torch.zeros(CLASSES * WIDTH, dtype=torch.float64), rtol=0, atol=1e-12)
 
 
-def test_pieces_of_a_batch_give_the_same_steps(comm: Communicator) -> None:
-    whole, pieces = (run(SlimTrain(), sharded(comm, "squared", micro_batch=m))[0] for m in (None, 5))
+@pytest.mark.parametrize("kind", KINDS)
+def test_pieces_of_a_batch_give_the_same_steps(comm: Communicator, kind: str) -> None:
+    def steps(micro_batch: int | None) -> State:
+        given = DataParallelObjective(network(kind), "squared", *data(kind), comm, micro_batch=micro_batch)
+        return run(SlimTrain(), given)[0]
+
+    whole, pieces = steps(None), steps(5)
     torch.testing.assert_close(pieces["parameters"], whole["parameters"], rtol=1e-8, atol=1e-10)
 
 
@@ -154,17 +164,20 @@ def test_a_sample_that_is_not_finite_is_a_rejected_step(comm: Communicator, bad:
 
 def epoch(objective: DataParallelObjective, **options: Any) -> State:
     """One pass in three batches, the last of which says so."""
-    solver = SlimTrain(memory=1, learning_rate=0.01, **options)
+    solver = SlimTrain(**{"memory": 1, "learning_rate": 0.01, **options})
     state = solver.init(objective)
     for batch in (*BATCHES[:2], replace(BATCHES[2], ends_epoch=True)):
         state, _ = solver.step(objective, state, batch)
     return state
 
 
-def test_at_the_end_of_an_epoch_the_last_layer_is_that_of_all_samples(comm: Communicator) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("form", ["gram", "tsqr"])
+def test_at_the_end_of_an_epoch_the_last_layer_is_that_of_all_samples(comm: Communicator, kind: str, form: str) -> None:
     """Ridge regression: no gradient but that of lambda |W|^2 / 2 is left in W, and all else is the iterate's."""
-    objective = sharded(comm, "squared")
-    state, last = epoch(objective, candidates=2, lambda_min=1e-3, lambda_max=1.0), slice(-CLASSES * WIDTH, None)
+    objective = DataParallelObjective(network(kind), "squared", *data(kind), comm)
+    state = epoch(objective, candidates=2, lambda_min=1e-3, lambda_max=1.0, form=form)
+    last = slice(-objective.separable.outputs * objective.separable.width, None)
     found, iterate = state["average"], state["parameters"]
     assert torch.equal(found[: last.start], iterate[: last.start])  # type: ignore[index]
     _, gradient = objective.value_and_gradient(found, objective.full_batch)  # type: ignore[arg-type]
@@ -270,6 +283,19 @@ def test_the_methods_of_the_other_variables_get_their_options() -> None:
         learning_rate=0.2, betas=(0.5, 0.6), epsilon=1e-3, schedule="step", decay_epochs=2.0
     )
     assert SlimTrain(momentum=0.5, nesterov=True)._theta("sgd") == SGD(learning_rate=1e-3, momentum=0.5, nesterov=True)
+    assert SlimTrain(learning_rate=3.0, trust=0.01)._theta("lars") == LARS(learning_rate=3.0, trust=0.01, momentum=0.9)
+
+
+def test_the_other_variables_may_move_by_lars(comm: Communicator) -> None:
+    """As it moves them where the last layer is held at what it was solved to be."""
+    options = {"learning_rate": 2.0, "momentum": 0.5, "trust": 0.01}
+    state, _ = run(SlimTrain(theta_solver="lars", deliver="iterate", **options), sharded(comm, "squared"), 1)
+    objective, last = sharded(comm, "squared"), slice(-CLASSES * WIDTH, None)
+    expected = LARS(**options).init(objective)
+    expected["parameters"][last] = state["parameters"][last]  # type: ignore[index]
+    expected, _ = LARS(**options).step(objective, expected, BATCHES[0])
+    found = state["parameters"][: last.start]  # type: ignore[index]
+    torch.testing.assert_close(found, expected["parameters"][: last.start], rtol=1e-10, atol=1e-12)  # type: ignore[index]
 
 
 @pytest.mark.parametrize(
@@ -279,6 +305,7 @@ def test_the_methods_of_the_other_variables_get_their_options() -> None:
         ({"selection": "gvc"}, "did you mean"),
         ({"lambda_max": 1e-8}, "must be above lambda_min"),
         ({"form": "qr"}, "must be one of"),
+        ({"theta_solver": "lbfgs"}, "must be one of 'adam', 'sgd', 'lars'"),
         ({"betas": 0.9}, "two numbers"),
     ],
 )
