@@ -97,6 +97,11 @@ def _submit(
 
     All other options are handed to sbatch, such as --mem=8G or --qos=long; they stand after JOB.toml.
     """
+    if "--fresh" in context.args:
+        raise UsageError(
+            "--fresh is not for a job that starts more than once: it would begin anew each time. Give another "
+            "--run-dir, or move the old run aside before."
+        )
     given = {key: value for key, value in context.params.items() if key in OVERRIDES and value is not None}
     checked = _check(job, settings or [], given, passed_on(context.args))
     base = run_dir or Path("runs") / checked.run.name
@@ -110,7 +115,7 @@ def _submit(
     if show:
         sys.stdout.write(script.text())
     else:
-        raise typer.Exit(_hand_in(script, base.with_name(f"{base.name}.sbatch"), wait))
+        raise typer.Exit(_hand_in(script, base.parent / f"{base.name or checked.run.name}.sbatch", wait))
 
 
 def submit_from(arguments: Sequence[str]) -> None:

@@ -73,7 +73,7 @@ def look_around() -> Site:
         library,
         _mpirun_of(vendor(library)),
         srun,
-        tuple(dict.fromkeys(re.findall(r"\b(?:pmi2|pmix(?:_v\d+)?|cray_shasta)\b", kinds))),
+        tuple(dict.fromkeys(re.findall(r"\b(?:pmi2|pmix(?:_v\d+)?|cray_shasta)\b(?! plugin)", kinds))),
         default[1] if default else "",
     )
 
@@ -81,7 +81,7 @@ def look_around() -> Site:
 def choose_launcher(options: SlurmOptions, site: Site) -> Launcher:
     """The launcher for this job with the options it needs there."""
     if options.launcher != "auto":
-        words, reason = tuple(shlex.split(options.launcher)), "chosen by the user (slurm.launcher)"
+        words, reason = tuple(shlex.split(options.launcher)), "it was asked for (slurm.launcher)"
     else:
         words, reason = _fitting(site)
     return Launcher((*words, *_needed(words, options, vendor(site.library))), reason)

@@ -34,8 +34,13 @@ _WHY = {
     ),
     "--requeue": "The job may be started again, also when a node fails. Output is then added to the same file.",
     "--gpus-per-node": "mpirun starts ranks that see all GPUs of their node; each takes the one of its place there.",
+    "--gpus-per-task": "Where the cluster does not know this option: --gres=gpu:N, N GPUs of each node.",
     "--array": "One task for each combination of values, see below.",
 }
+
+_NO_SETUP = (
+    "# Here lines such as: module load openmpi (slurm.setup). sbatch hands on what was loaded when it was called."
+)
 
 _RUN = """\
 {run} &
@@ -147,8 +152,8 @@ class Script:
                 "# The environment from which this was submitted.",
                 f'export PATH={shlex.quote(self.path)}:"$PATH"',
             ]
-        lines += self.options.setup
-        return "\n" + "".join(f"{line}\n" for line in lines) + "\n" * bool(lines)
+        lines += self.options.setup or [_NO_SETUP]
+        return "\n" + "".join(f"{line}\n" for line in lines) + "\n"
 
     def _cases(self) -> str:
         """What each task of an array sets."""

@@ -39,9 +39,9 @@ def make_tasks(sweeps: Sequence[str], base: str) -> list[Task]:
     names = short if len(set(short)) == len(keys) else keys
     combinations = list(product(*(values for _, values in axes))) if axes else []
     endings = [
-        "-".join(f"{name}={value}" for name, value in zip(names, chosen, strict=True)) for chosen in combinations
+        "-".join(f"{name}={_for_a_path(value)}" for name, value in zip(names, chosen, strict=True))[:120]
+        for chosen in combinations
     ]
-    endings = [re.sub(r"[^A-Za-z0-9._=+-]+", "_", ending)[:120] for ending in endings]
     if len(set(endings)) < len(endings):
         endings = [f"{number}-{ending}" for number, ending in enumerate(endings, 1)]
     return [
@@ -55,6 +55,8 @@ def _axis(sweep: str) -> tuple[str, list[str]]:
     key = key.strip()
     if not equals or not re.fullmatch(r"[A-Za-z_]\w*(\.\w+)+", key):
         raise UsageError(f"--array {sweep!r} does not say which key takes which values. {_FORM}")
+    if key.startswith("slurm."):
+        raise UsageError(f"--array {sweep!r}: all tasks ask the batch system for the same. Submit them one by one.")
     values = [value.strip() for value in _split(text)]
     for value in values:
         if not value:
@@ -62,6 +64,10 @@ def _axis(sweep: str) -> tuple[str, list[str]]:
         if values.count(value) > 1:
             raise UsageError(f"--array {sweep!r} has the value {value} twice: two tasks would do the same.")
     return key, values
+
+
+def _for_a_path(value: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.+-]+", "_", value).strip("_")
 
 
 def _split(text: str) -> list[str]:
