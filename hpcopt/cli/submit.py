@@ -125,7 +125,7 @@ def submit_from(arguments: Sequence[str]) -> None:
 
 def _check(job_file: Path, settings: list[str], given: Mapping[str, Any], passed: list[str]) -> Job:
     """The job, refused for all that can be known to be wrong before it has its ranks and data."""
-    from hpcopt.train.job import check_before_data
+    from hpcopt.train.job_checks import check_before_data
 
     job = parse_job(read_job(job_file), settings, name=job_file.stem)
     job = replace(job, slurm=replace(job.slurm, **given, extra=[*job.slurm.extra, *passed]))

@@ -15,18 +15,17 @@ from hpcopt.config import Job, SolverTable
 from hpcopt.data.dataset import DataSet
 from hpcopt.data.load import load
 from hpcopt.errors import UsageError
-from hpcopt.layout.grid import ProcessGrid
-from hpcopt.models.registry import make_options
 from hpcopt.objective.network.objective import NetworkObjective
 from hpcopt.objective.network.replicas import NetworkReplicas
 from hpcopt.solvers.registry import make_solver
 from hpcopt.solvers.slimtrain import last_layer_of
 from hpcopt.solvers.solver import Solver
 from hpcopt.train.devices import choose_device, device_facts
+from hpcopt.train.job_checks import check_before_data
 from hpcopt.train.minimize import first_iterations, horizon_epochs, make_criteria, plan_batches, run_facts, train
-from hpcopt.train.objectives import check_blocks, loss_name, make_objective, shard_grid
+from hpcopt.train.objectives import loss_name, make_objective
 from hpcopt.train.output import RunOutput
-from hpcopt.train.pace import check_pace, make_pace, skip
+from hpcopt.train.pace import make_pace, skip
 from hpcopt.train.protocol import Listener, Result
 from hpcopt.train.requests import Requests
 from hpcopt.train.restored import snapshot_from
@@ -135,27 +134,6 @@ def solver_options(solver: Solver) -> dict[str, Any]:
     """The method's options as they stand in a job file."""
     options = {f.name: getattr(solver, f.name) for f in fields(solver)}  # type: ignore[arg-type]
     return {k: list(v) if isinstance(v, tuple) else v for k, v in options.items() if k != "horizon_epochs"}
-
-
-def check_before_data(job: Job, ranks: int) -> tuple[Solver, ProcessGrid | None]:
-    """What can be checked before the data are known.
-
-    Args:
-        job: the job.
-        ranks: how many it will have.
-
-    Returns:
-        The method, without the length of the run, and the grid of ranks as ``shard_grid`` has it.
-
-    Raises:
-        UsageError: options that the method or the network does not have, or that do not fit together or the ranks.
-    """
-    solver = make_solver(job.solver.name, job.solver.options, 1.0)
-    check_pace(job.parallel, job.debug, solver)
-    check_blocks(job.parallel, solver)
-    if ":" not in job.model.name:
-        make_options(job.model.name, job.model.options)
-    return solver, shard_grid(job, ranks)
 
 
 def check_job(job: Job, data: DataSet) -> None:

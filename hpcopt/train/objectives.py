@@ -13,9 +13,6 @@ from hpcopt.comm.communicator import Communicator
 from hpcopt.config import Job
 from hpcopt.data.columns import by_columns
 from hpcopt.data.dataset import DataSet, Part
-from hpcopt.errors import UsageError
-from hpcopt.layout.blocks import variable_grid
-from hpcopt.layout.grid import ProcessGrid
 from hpcopt.models.registry import build, make_options
 from hpcopt.objective.augmentation import Augment, CropAndFlip
 from hpcopt.objective.data_parallel import DataParallelObjective
@@ -26,68 +23,9 @@ from hpcopt.objective.network.replicas import NetworkReplicas
 from hpcopt.objective.problem import Problem, Samples
 from hpcopt.objective.sharded import ShardedStateObjective
 from hpcopt.objective.variable_blocks import VariableBlockObjective
-from hpcopt.parallel_options import ParallelOptions
 from hpcopt.solvers.newton import Newton
-from hpcopt.solvers.registry import make_solver, option_names
-from hpcopt.solvers.solver import Solver
-
-
-def has_local_phase(job: Job) -> bool:
-    """Whether the ranks work on their own between the reductions of the job's method."""
-    return "local_iterations" in option_names(job.solver.name)
-
-
-def shard_grid(job: Job, ranks: int) -> ProcessGrid | None:
-    """The grid of ranks whose rows share samples while they are loaded; None when every rank has samples of its own.
-
-    Raises:
-        UsageError: the ranks do not form it, or the layout's options do not fit the method or the model.
-    """
-    parallel = job.parallel
-    if parallel.layout != "variables":
-        return None
-    if has_local_phase(job):
-        key = "grid" if parallel.grid is not None else "mapping"
-        if parallel.grid is not None or parallel.mapping != "grid":
-            raise UsageError(
-                f"parallel.{key} = {getattr(parallel, key)!r} is for networks whose layers are cut over the ranks, but "
-                f'solver.name = "{job.solver.name}" varies whole layers on each rank. Remove parallel.{key}; '
-                "parallel.data says how many shards the samples have."
-            )
-        return variable_grid(ranks, parallel.data)
-    replicas = variable_grid(ranks, parallel.data)
-    if parallel.grid is not None and parallel.grid[0] * parallel.grid[1] != replicas.columns:
-        raise UsageError(
-            f"parallel.grid = {parallel.grid} does not fit {ranks} ranks with parallel.data = {parallel.data}: every "
-            f"replica of the network is cut over ranks / parallel.data = {replicas.columns} of them, rows times "
-            "columns. Leave parallel.grid out for the squarest that fits the network."
-        )
-    _check_network(job)
-    return None
-
-
-def check_blocks(parallel: ParallelOptions, solver: Solver) -> None:
-    """Refuse directions by blocks, or a choice of the Jacobian, that the layout or the method does not have.
-
-    Raises:
-        UsageError: see above.
-    """
-    direction = getattr(solver, "direction", None)
-    if parallel.jacobian != "explicit" and (direction is None or parallel.layout != "variables"):
-        raise UsageError(
-            f'parallel.jacobian = "{parallel.jacobian}" has no effect here: it is for solver.name = "newton" with '
-            'parallel.layout = "variables". Use these, or remove parallel.jacobian.'
-        )
-    if direction == "block" and parallel.jacobian == "implicit":
-        raise UsageError(
-            'solver.direction = "block" needs the factors of the Jacobian, which parallel.jacobian = "implicit" does '
-            'not make. Use parallel.jacobian = "explicit", or solver.direction = "full".'
-        )
-    if direction == "block" and parallel.layout != "variables":
-        raise UsageError(
-            f'solver.direction = "block" needs variables that are cut over the ranks, but parallel.layout = '
-            f'"{parallel.layout}". Use parallel.layout = "variables", or solver.direction = "full".'
-        )
+from hpcopt.solvers.registry import make_solver
+from hpcopt.train.job_checks import has_local_phase
 
 
 def make_objective(
@@ -190,35 +128,6 @@ def _instances(job: Job, data: DataSet) -> int | None:
     size = solver.subset_size(batch)
     # A replica may have two more than its share of a subset.
     return min(size, math.ceil(size / job.parallel.data) + 2)
-
-
-def _check_network(job: Job) -> None:
-    """Refuse a model that cannot be cut over the ranks."""
-    name = job.model.name
-    if name != "mlp":
-        raise UsageError(
-            f'parallel.layout = "variables" with solver.name = "{job.solver.name}" cuts a fully connected network over '
-            f'the ranks, but model.name = "{name}". Use model.name = "mlp", or parallel.layout = "data".'
-        )
-    if job.data.augment != "none":
-        raise UsageError(
-            f'data.augment = "{job.data.augment}" needs whole images on every rank, but with parallel.layout = '
-            f'"variables" and solver.name = "{job.solver.name}" the pixels are cut over the ranks. Remove '
-            'data.augment, or use parallel.layout = "data".'
-        )
-    options = make_options(name, job.model.options)
-    for key, allowed in (("activation", ("relu", "tanh", "sigmoid")), ("init", ("he", "xavier", "sparse"))):
-        if getattr(options, key) not in allowed:
-            raise UsageError(
-                f'model.{key} = "{getattr(options, key)}" is not possible where the network is cut over the ranks '
-                f'(parallel.layout = "variables" with solver.name = "{job.solver.name}"). Set it to one of '
-                f'{", ".join(allowed)}, or use parallel.layout = "data".'
-            )
-    if options.dropout or not options.bias:
-        raise UsageError(
-            'a network that is cut over the ranks (parallel.layout = "variables") has biases and no dropout: remove '
-            "model.dropout and model.bias."
-        )
 
 
 def _on(part: Part, precision: torch.dtype, device: torch.device) -> Samples:

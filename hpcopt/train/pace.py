@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Protocol
 
@@ -18,6 +17,7 @@ from hpcopt.errors import UsageError
 from hpcopt.objective.local import Pace
 from hpcopt.parallel_options import ParallelOptions
 from hpcopt.solvers.solver import Solver
+from hpcopt.train.job_checks import on_blocks
 from hpcopt.train.record_reader import read_local_iterations
 from hpcopt.train.run_directory import METRICS
 
@@ -112,37 +112,6 @@ class Slowed:
         self.inner.close()
 
 
-def check_pace(parallel: ParallelOptions, debug: DebugOptions, solver: Solver) -> None:
-    """Refuse a pace for a method whose ranks never work on their own.
-
-    Raises:
-        UsageError: an option would have no effect.
-    """
-    asked = {"parallel.quorum": parallel.quorum, "parallel.replay": parallel.replay, "debug.slow_rank": debug.slow_rank}
-    key = next((key for key, value in asked.items() if value is not None), None)
-    if key is None or _on_blocks(solver):
-        return
-    if any(field.name == "local_iterations" for field in fields(solver)):  # type: ignore[arg-type]
-        if parallel.termination == "asynchronous":
-            return
-        raise UsageError(
-            f'parallel.termination = "{parallel.termination}" is for solver.name = "newton"; {type(solver).__name__} '
-            "ends its phases by a counter that busy ranks need not answer. Remove parallel.termination; a run can be "
-            "repeated bit for bit by parallel.replay."
-        )
-    with_these = " with these options" if hasattr(solver, "has_own_phase") else ""
-    raise UsageError(
-        f"{key} = {asked[key]!r} has no effect here: it is about phases in which the ranks iterate on their own, "
-        f'and {type(solver).__name__} has none{with_these}. Use solver.name = "apts", or "newton" with '
-        f'solver.direction = "block" and another solver.block_solver than "gram", or remove {key}.'
-    )
-
-
-def _on_blocks(solver: Solver | None) -> bool:
-    """Whether every rank of the method iterates on its own block of the variables."""
-    return bool(getattr(solver, "has_own_phase", False))
-
-
 def make_pace(
     parallel: ParallelOptions, debug: DebugOptions, comm: Communicator, solver: Solver | None = None
 ) -> RunPace | None:
@@ -161,7 +130,7 @@ def make_pace(
     pace: RunPace | None = None
     if parallel.quorum is not None:
         counter = LockStepCounter if parallel.termination == "lock_step" else LaggedCounter
-        pace = counter(comm, parallel.quorum) if _on_blocks(solver) else Quorum(comm, parallel.quorum)
+        pace = counter(comm, parallel.quorum) if on_blocks(solver) else Quorum(comm, parallel.quorum)
     elif parallel.replay is not None:
         with comm.together("reading the run to replay"):
             found = recorded_iterations(parallel.replay, comm.size) if comm.rank == 0 else None

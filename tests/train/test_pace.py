@@ -16,7 +16,8 @@ from hpcopt.parallel_options import ParallelOptions
 from hpcopt.solvers.apts import APTS
 from hpcopt.solvers.newton import Newton
 from hpcopt.solvers.sgd import SGD
-from hpcopt.train.pace import Replay, Slowed, Unhurried, check_pace, make_pace, recorded_iterations, skip
+from hpcopt.train.job_checks import check_pace
+from hpcopt.train.pace import Replay, Slowed, Unhurried, make_pace, recorded_iterations, skip
 from tests.support.runs import write_run
 
 
