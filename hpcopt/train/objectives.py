@@ -24,7 +24,7 @@ from hpcopt.objective.problem import Problem, Samples
 from hpcopt.objective.sharded import ShardedStateObjective
 from hpcopt.objective.variable_blocks import VariableBlockObjective
 from hpcopt.solvers.newton import Newton
-from hpcopt.solvers.registry import make_solver
+from hpcopt.solvers.registry import make_solver, option_names
 from hpcopt.train.job_checks import has_local_phase
 
 
