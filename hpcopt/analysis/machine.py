@@ -91,9 +91,7 @@ def hdf5_facts(directory: Path) -> dict[str, Any]:
 
 def disk_facts(directory: Path) -> dict[str, Any]:
     """File system, free bytes and measured write rate (bytes a second, to the device) of ``directory``."""
-    existing = directory.absolute()
-    while not existing.is_dir() and existing != existing.parent:
-        existing = existing.parent
+    existing = existing_folder(directory)
     facts: dict[str, Any] = {"path": str(existing), "file_system": file_system(existing), "free": 0, "rate": None}
     try:
         facts["free"] = shutil.disk_usage(existing).free
@@ -102,6 +100,14 @@ def disk_facts(directory: Path) -> dict[str, Any]:
     except OSError as error:
         facts["error"] = error.strerror or str(error)
     return facts
+
+
+def existing_folder(directory: Path) -> Path:
+    """The directory itself, or the nearest above it that is there, absolute."""
+    existing = directory.absolute()
+    while not existing.is_dir() and existing != existing.parent:
+        existing = existing.parent
+    return existing
 
 
 def file_system(path: Path) -> str:

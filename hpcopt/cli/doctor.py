@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from dataclasses import asdict
+from pathlib import Path
 
 from rich.markup import escape
 from rich.table import Table
@@ -18,9 +19,13 @@ from hpcopt.train.run_directory import plain
 SIGNS = {"green": "[green]ok[/]", "yellow": "[yellow]care[/]", "red": "[bold red]FAIL[/]"}
 
 
-def doctor(as_json: bool) -> int:
-    """Examine the allocation, print on rank 0, and return 2 when something will not work, else 0. *Collective*."""
-    report = examine()
+def doctor(as_json: bool, directory: Path) -> int:
+    """Examine the allocation for runs in ``directory``, and print on rank 0. *Collective*.
+
+    Returns:
+        2 when something will not work, else 0.
+    """
+    report = examine(directory)
     # Without a common MPI every process is a rank 0 of its own: the first of the launch speaks for all.
     if report is not None and launcher_rank() == 0:
         try:

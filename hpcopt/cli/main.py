@@ -209,11 +209,16 @@ def _verify(
 
 
 @app.command("doctor")
-def _doctor(as_json: Json = False) -> None:
-    """Say what this allocation will do: MPI, ranks, threads, devices, HDF5, disk. Works under mpirun and alone."""
+def _doctor(
+    as_json: Json = False,
+    run_dir: Annotated[Path, typer.Option("--run-dir", metavar="DIR", help="Where runs are to be written.")] = Path(
+        "runs"
+    ),
+) -> None:
+    """Say what this allocation will do: MPI, job, ranks, threads, devices, HDF5, disk. Under mpirun, srun, or alone."""
     from hpcopt.cli.doctor import doctor
 
-    raise typer.Exit(run_guarded(lambda: doctor(as_json)))
+    raise typer.Exit(run_guarded(lambda: doctor(as_json, run_dir)))
 
 
 @app.command(

@@ -115,11 +115,11 @@ class Follower:
 
     def _look(self) -> bool:
         """Ask Slurm; whether it knows the job."""
-        found = shown(_ask("scontrol", "--oneliner", "show", "job", self.job))
+        found = shown(ask("scontrol", "--oneliner", "show", "job", self.job))
         # Tasks that ended long ago are forgotten by scontrol; one that waits has no record of its own yet.
         ended = {task: look for task, look in self._looks.items() if look.ended}
         if not found:
-            accounted = accounts(_ask("sacct", "-n", "-P", "-X", "-j", self.job, "-o", "JobID,State,ExitCode"))
+            accounted = accounts(ask("sacct", "-n", "-P", "-X", "-j", self.job, "-o", "JobID,State,ExitCode"))
             found = accounted if accounted or not ended or len(ended) < len(self._looks) else ended
         if found:
             self._looks = ended | found
@@ -176,7 +176,8 @@ def _status(state: str, code: str) -> int:
     return number or (1 if state in FINAL and state != "COMPLETED" else 0)
 
 
-def _ask(*command: str) -> str:
+def ask(*command: str) -> str:
+    """What a command prints, empty where it cannot be started, fails or hangs."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     except (OSError, subprocess.SubprocessError):

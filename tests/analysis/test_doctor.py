@@ -6,32 +6,33 @@ from typing import Any
 import pytest
 
 from hpcopt.analysis import doctor
-from hpcopt.analysis.doctor import (
+from hpcopt.analysis.doctor import examine
+from hpcopt.analysis.machine import file_system, launch_variables
+from hpcopt.analysis.machine_verdicts import judge_disk, judge_hdf5, judge_variables, judge_versions
+from hpcopt.analysis.verdicts import (
+    LITTLE_TIME,
     Finding,
-    examine,
     judge_communication,
     judge_devices,
-    judge_disk,
-    judge_hdf5,
+    judge_job,
     judge_mpi,
     judge_ranks,
     judge_threads,
-    judge_variables,
-    judge_versions,
 )
-from hpcopt.analysis.machine import file_system, launch_variables
+from hpcopt.cluster.allocation import Allocation
 from hpcopt.comm.mpi_library import vendor
 from hpcopt.train.run_directory import plain
 
-OPEN_MPI = {"error": "", "library": "Open MPI v5.0.11, package: x", "size": 2, "launcher": "none", "launch_error": ""}
+OPEN_MPI = {"error": "", "library": "Open MPI v5.0.11, package: x", "size": 1, "launcher": "none", "launch_error": ""}
 OPEN_MPIRUN = {"path": "/opt/bin/mpirun", "version": "mpirun (Open MPI) 5.0.11"}
 HYDRA = {"path": "/usr/bin/mpirun", "version": "HYDRA build details: Version: 4.3"}
-DISK = {"path": "/data", "file_system": "ext4", "free": 1 << 40, "rate": 5e8, "error": None}
+DISK = {"path": "/data", "file_system": "ext4", "free": 1 << 40, "rate": 5e8, "error": None, "not_seen_by": []}
 
 
 def rank(**changes: Any) -> dict[str, Any]:
     return {
         "host": "node1",
+        "local_rank": 0,
         "pid": 1,
         "cores": [0, 1, 2, 3],
         "cores_of_host": 4,
@@ -44,8 +45,11 @@ def rank(**changes: Any) -> dict[str, Any]:
     }
 
 
-def gpus(count: int) -> dict[str, Any]:
-    return {"error": None, "names": ["H200"] * count, "built_for": "CUDA 12.8"}
+def gpus(*uuids: str) -> dict[str, Any]:
+    return {"error": None, "names": ["H200"] * len(uuids), "uuids": list(uuids), "built_for": "CUDA 12.8"}
+
+
+A, B = "GPU-aaaaaaaa-1", "GPU-bbbbbbbb-2"
 
 
 def only(findings: list[Finding]) -> Finding:
@@ -73,6 +77,11 @@ def test_the_launcher_must_be_of_the_family_of_the_library(
     assert mpi.level == "green"
     assert [finding.level for finding in rest] == levels
     assert all(finding.advice for finding in rest if finding.level != "green")
+
+
+def test_ranks_that_found_each_other_need_no_other_launcher() -> None:
+    _, found = judge_mpi({**OPEN_MPI, "size": 2, "launcher": "srun"}, [HYDRA])
+    assert found.level == "yellow"
 
 
 def test_without_an_mpi_library_the_advice_is_how_to_get_one() -> None:
@@ -107,24 +116,65 @@ def test_threads_follow_from_cores_and_ranks(ranks: list[dict[str, Any]], level:
 
 
 @pytest.mark.parametrize(
-    ("ranks", "level"),
+    ("ranks", "level", "words"),
     [
-        ([rank()], "green"),
-        ([rank(devices=gpus(2))] * 2, "green"),
-        ([rank(devices=gpus(2))] * 3, "yellow"),
-        ([rank(devices=gpus(1)), rank(host="node2")], "yellow"),
-        ([rank(devices={"error": "ImportError: x", "names": [], "built_for": None})], "red"),
-        ([rank(devices=gpus(0), variables={"CUDA_VISIBLE_DEVICES": ""})], "yellow"),
+        ([rank()], "green", "CPU (Some CPU)"),
+        ([rank(devices=gpus(A, B)), rank(devices=gpus(A, B), local_rank=1)], "green", "2 x H200"),
+        ([rank(devices=gpus(A, B)), rank(devices=gpus(A, B), local_rank=1)], "green", "rank 0: aaaaaaaa, rank 1: bb"),
+        ([rank(devices=gpus(A)), rank(devices=gpus(B), local_rank=1)], "green", "rank 0: aaaaaaaa, rank 1: bb"),
+        ([rank(devices=gpus(A)), rank(devices=gpus(A), host="node2")], "green", "2 x H200"),
+        ([rank(devices=gpus(A)), rank(devices=gpus(A), local_rank=1)], "yellow", "1 x H200"),
+        ([rank(devices=gpus(A, B), local_rank=number) for number in range(3)], "yellow", "rank 2: aaaaaaaa"),
+        ([rank(devices=gpus("", "")), rank(devices=gpus("", ""), local_rank=1)], "green", "rank 0: 0, rank 1: 1"),
+        ([rank(devices=gpus(A)), rank(host="node2")], "yellow", "rank 0: aaaaaaaa, rank 1: CPU"),
+        ([rank(devices={"error": "ImportError: x", "names": [], "built_for": None})], "red", "ImportError: x"),
+        ([rank(devices=gpus() | {"built_for": "CUDA"}, variables={"CUDA_VISIBLE_DEVICES": ""})], "yellow", "hidden"),
     ],
 )
-def test_devices_are_shared_out(ranks: list[dict[str, Any]], level: str) -> None:
-    assert only(judge_devices(ranks)).level == level
+def test_devices_are_shared_out(ranks: list[dict[str, Any]], level: str, words: str) -> None:
+    found = only(judge_devices(ranks))
+    assert found.level == level
+    assert words in found.text
+    assert bool(found.advice) == (level != "green")
+
+
+@pytest.mark.parametrize(
+    ("ranks", "changes", "levels", "words"),
+    [
+        (4, {}, ["green", "green"], "7 of Slurm, 2 nodes, 4 ranks started"),
+        (1, {}, ["yellow", "green"], "start with srun or mpirun for its 4 tasks"),
+        (1, {"nodes": 1, "tasks": 1}, ["green", "green"], "1 node, 1 rank"),
+        (4, {"nodes": 3}, ["yellow", "green"], "Not all of the job is used"),
+        (4, {}, ["green", "green"], "1:00:00 left until the job ends"),
+        (4, {}, ["green", "green"], "set checkpoint.limit_seconds to less, such as 3240"),
+        (4, {"seconds_left": LITTLE_TIME / 2}, ["green", "yellow"], "Little time"),
+        (4, {"seconds_left": None}, ["green", "yellow"], "ask squeue"),
+        (4, {"seconds_left": None, "limited": False}, ["green", "green"], "no time limit"),
+    ],
+)
+def test_the_job_is_to_be_used_whole_and_has_an_end(
+    ranks: int, changes: dict[str, Any], levels: list[str], words: str
+) -> None:
+    around = Allocation(**{"job": "7", "nodes": 2, "tasks": 4, "limited": True, "seconds_left": 3600.0, **changes})
+    found = judge_job(around, [rank(host=f"node{number % 2}") for number in range(ranks)])
+    assert [finding.level for finding in found] == levels
+    assert words in " ".join(finding.text + finding.advice for finding in found)
+
+
+def test_outside_of_a_job_nothing_is_said_of_one() -> None:
+    assert judge_job(None, [rank()]) == []
 
 
 def test_slow_communication_is_noticed() -> None:
-    assert judge_communication({}) == []
-    assert only(judge_communication({8: 2e-6, 1 << 22: 1e-3})).level == "green"
-    assert only(judge_communication({8: 5e-3, 1 << 22: 1e-1})).level == "yellow"
+    assert judge_communication({}, {}) == []
+    assert only(judge_communication({8: 2e-6, 1 << 22: 1e-3}, {})).level == "green"
+    assert only(judge_communication({8: 5e-3, 1 << 22: 1e-1}, {})).level == "yellow"
+
+
+def test_copies_from_devices_are_measured_beside_the_memory_of_the_host() -> None:
+    host, device = judge_communication({8: 2e-6, 1 << 22: 1e-3}, {8: 2e-5, 1 << 22: 4e-3})
+    assert host.text == "allreduce of 8 B in 2 us, of 4 MiB in 1.0 ms (4.19 GB/s)"
+    assert (device.topic, "of 4 MiB in 4.0 ms (1.05 GB/s), staged" in device.text) == ("device memory", True)
 
 
 def test_a_record_that_cannot_be_read_while_it_is_written_is_red() -> None:
@@ -142,6 +192,7 @@ def test_a_record_that_cannot_be_read_while_it_is_written_is_red() -> None:
         ({"free": 1000}, "yellow"),
         ({"rate": 1e6}, "yellow"),
         ({"file_system": "tmpfs"}, "yellow"),
+        ({"not_seen_by": ["node2"]}, "red"),
     ],
 )
 def test_the_disk_needs_space_speed_and_permission(changes: dict[str, Any], level: str) -> None:

@@ -33,7 +33,7 @@ def test_examines_this_process(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_status_is_2_when_something_will_not_work(
     report: Report | None, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(command, "examine", lambda: report)
+    monkeypatch.setattr(command, "examine", lambda directory: report)
     assert main(["doctor"]) == status
     shown = capsys.readouterr().out
     assert (shown == "") == (report is None)
@@ -41,10 +41,17 @@ def test_the_status_is_2_when_something_will_not_work(
         assert [words in shown for words in ("FAIL", "no [MPI]", "install one")] == [True] * 3
 
 
+def test_the_directory_of_runs_can_be_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "scratch").mkdir()
+    main(["doctor", "--json", "--run-dir", "scratch/runs/a"])
+    assert json.loads(capsys.readouterr().out)["disk"]["path"] == str(tmp_path / "scratch")
+    assert list((tmp_path / "scratch").iterdir()) == []
+
+
 def test_of_processes_that_did_not_find_each_other_the_first_speaks(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(command, "examine", lambda: BROKEN)
+    monkeypatch.setattr(command, "examine", lambda directory: BROKEN)
     monkeypatch.setenv("PMI_RANK", "1")
     assert main(["doctor"]) == 2
     assert capsys.readouterr().out == ""
