@@ -3,7 +3,8 @@
     python benchmarks/slimtrain/cdr.py --root DIR [--epochs 20] [--seeds 3] [--output slimtrain-cdr.md]
 
 The job is jobs/cdr-slimtrain.toml: batches of 5 of 400 samples, half the squared distance over 72 observations. The
-seed draws the split, the first weights and the order of the samples. Nothing is timed. DIR holds CDR_Data.mat.
+seed draws the split, the first weights and the order of the samples. Of the samples that do not train 200 validate, by
+which the best epoch is chosen, and 200 test what it left. Nothing is timed. DIR holds CDR_Data.mat.
 """
 
 from __future__ import annotations
@@ -11,60 +12,64 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from statistics import median
-from typing import Any
+
+import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks._report import table, write_report
-from hpcopt.comm.communicator import Communicator
-from hpcopt.config import parse_job, read_job
+from benchmarks.slimtrain._rates import JOBS, arguments, losses, medians, text, trained
+from hpcopt.data.functions import open_cdr
+from hpcopt.random import permutation
 from hpcopt.train.job import PreparedJob
+from hpcopt.train.protocol import Result
 
-JOB = Path(__file__).resolve().parents[2] / "jobs" / "cdr-slimtrain.toml"
 RATES = (1e-3, 1e-2, 1e-1)
-METHODS: dict[str, dict[str, Any]] = {
-    "adam": {"name": "adam"},
-    "slimTrain, preset paper": {"name": "slimtrain", "preset": "paper"},
-    "slimTrain": {"name": "slimtrain"},
-}
+TRAIN, VALIDATION = 400, 200
 
 
-def losses(solver: dict[str, Any], rate: float, seed: int, args: argparse.Namespace) -> dict[int, float]:
-    """Test loss by epochs done."""
-    settings = [f"data.root={args.root}", f"run.seed={seed}", f"run.epochs={args.epochs}"]
-    settings += [f"solver.{key}={value}" for key, value in {**solver, "learning_rate": rate}.items()]
-    result = PreparedJob(parse_job(read_job(JOB), settings), Communicator()).run(None)
-    return {round(row["epoch"]): row["test_loss"] for row in result.history}
+def tested(prepared: PreparedJob, result: Result, seed: int, root: str) -> float:
+    """Loss of the best point on the samples that neither train nor validate."""
+    samples = open_cdr(Path(root)).train
+    rows = permutation(seed, "sample order", 0, samples.rows)[TRAIN : samples.rows - VALIDATION]
+    inputs, targets = (torch.from_numpy(part).double() for part in samples.read(rows))
+    _, sums = prepared.objective.evaluate(result.best_parameters, (inputs, targets))
+    return sums.loss / len(rows)
 
 
-def row(name: str, args: argparse.Namespace) -> list[str]:
-    """Medians at some epochs of every rate, and how far the rates are apart at the end."""
-    cells, ends = [], []
+def row(name: str, epochs: list[int], args: argparse.Namespace) -> tuple[list[str], list[str]]:
+    """Medians of the validation loss at every rate and how far they are apart at the end; the same of the test loss."""
+    validation, test, ends = [], [], []
     for rate in RATES:
-        runs = [losses(METHODS[name], rate, seed, args) for seed in range(args.seeds)]
-        epochs = [epoch for epoch in (1, 5, 20, 100) if epoch <= args.epochs]
-        medians = [median(run[epoch] for run in runs) for epoch in epochs]
-        cells.append(" / ".join(f"{value:.3g}" for value in medians))
-        ends.append(medians[-1])
-        print(name, rate, cells[-1], flush=True)
-    return [name, *cells, f"{max(ends) / min(ends):.1f}"]
+        runs = []
+        for seed in range(args.seeds):
+            settings = [f"data.root={args.root}", f"run.epochs={args.epochs}", *args.set]
+            prepared, result = trained(JOBS / "cdr-slimtrain.toml", name, rate, seed, settings)
+            runs.append([*losses(result, epochs), tested(prepared, result, seed, args.root)])
+        *found, best = medians(runs)
+        validation.append(text(found))
+        test.append(f"{best:.3g}")
+        ends.append(found[-1])
+        print(name, rate, validation[-1], test[-1], [text(run) for run in runs], flush=True)
+    return [name, *validation, f"{max(ends) / min(ends):.1f}"], [name, *test]
 
 
 def main() -> None:
     """Train every method at every rate and report."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__, 20)
     parser.add_argument("--root", required=True)
-    parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
-    parser.add_argument("--output", type=Path)
     args = parser.parse_args()
-    head = ["method", *(f"rate {rate:g}" for rate in RATES), "worst over best"]
+    epochs = [epoch for epoch in (1, 5, 20, 50, 100) if epoch <= args.epochs]
+    rows = [row(name, epochs, args) for name in args.methods]
+    rates = [f"rate {rate:g}" for rate in RATES]
     lines = [
-        f"Test loss after 1, 5, 20 and 100 epochs, as far as {args.epochs}; medians over {args.seeds} seeds.",
+        f"Validation loss after {', '.join(map(str, epochs))} epochs; medians over {args.seeds} seeds.",
         "",
-        *table(head, [row(name, args) for name in args.methods]),
+        *table(["method", *rates, "worst over best"], [validation for validation, _ in rows]),
+        "",
+        "Test loss at the epoch of the least validation loss.",
+        "",
+        *table(["method", *rates], [test for _, test in rows]),
     ]
     print("\n".join(lines))
     if args.output:

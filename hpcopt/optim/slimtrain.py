@@ -8,12 +8,12 @@ from typing import Any, cast
 import torch
 
 from hpcopt.errors import UsageError
-from hpcopt.optim.model_optimizer import AveragingOptimizer
+from hpcopt.optim.model_optimizer import ModelOptimizer
 from hpcopt.solvers import slimtrain as solvers_slimtrain
 from hpcopt.solvers.solver import Solver
 
 
-class SlimTrain(AveragingOptimizer):
+class SlimTrain(ModelOptimizer):
     """Least squares for the last layer, a first-order method for the others, in a loop of your own. *Collective*.
 
     Every rank has the same model and its own samples, and calls ``step`` equally often. The loss is half the squared
@@ -28,8 +28,9 @@ class SlimTrain(AveragingOptimizer):
         weight_decay: coefficient of |theta|^2 / 2, with theta all variables but those of the last layer.
         micro_batch: most samples in one forward pass on a rank; larger batches are accumulated. None for no limit.
         seed: of dropout masks.
-        options: any option of ``hpcopt.solvers.SlimTrain``, above all ``learning_rate``; ``schedule`` stays "constant",
-            since a loop of the user's own does not tell its epochs. All arguments are the same on all ranks.
+        options: any option of ``hpcopt.solvers.SlimTrain``, above all ``learning_rate``; ``schedule`` stays "constant"
+            and ``deliver`` is "iterate", since a loop of the user's own does not tell its epochs. All arguments are the
+            same on all ranks.
 
     Attributes:
         report: the ``StepReport`` of the last step, None before the first: whether it was accepted, and as ``damping``
@@ -63,16 +64,11 @@ class SlimTrain(AveragingOptimizer):
         super().__init__(torch.nn.Sequential(features, linear), "squared", **given, **options)
 
     def _make(self, options: Mapping[str, Any]) -> Solver:
-        solver = cast(solvers_slimtrain.SlimTrain, super()._make(options))
-        if solver.warmup_epochs or solver.schedule != "constant":
+        solver = cast(solvers_slimtrain.SlimTrain, super()._make({"deliver": "iterate", **options}))
+        if solver.warmup_epochs or solver.schedule != "constant" or solver.deliver != "iterate":
             raise UsageError(
-                f"SlimTrain: the rate follows the epochs of a run (warmup_epochs = {solver.warmup_epochs:g}, schedule ="
-                f" {solver.schedule!r}), which a loop of your own does not tell. Leave out both, or train by a job file"
+                f"SlimTrain: the method follows the epochs of a run (warmup_epochs = {solver.warmup_epochs:g}, schedule"
+                f" = {solver.schedule!r}, deliver = {solver.deliver!r}), which a loop of your own does not tell. Leave "
+                "them out, or train by a job file"
             )
         return solver
-
-    def _forget(self) -> None:
-        """Of the batches before, the features still serve; but the mean begins where the parameters are now."""
-        super()._forget()
-        if "averaged" in self._state:
-            self._state["averaged"] = 0

@@ -19,10 +19,5 @@ def empty_average(parameters: Vector) -> State:
 def take_into_average(state: State, batch: Batch, part: float) -> None:
     """Take w in. On a full batch, and as long as the part is less than two iterates, the mean is w itself."""
     average, parameters = cast(Vector, state["average"]), cast(Vector, state["parameters"])
-    average.lerp_(parameters, share_of_next(state, batch, part))
-
-
-def share_of_next(state: State, batch: Batch, part: float) -> float:
-    """The share of the mean that the next iterate gets, which is counted."""
     state["averaged"] = int(state["averaged"]) + 1
-    return 1.0 if batch.indices is None else 1 / max(1.0, part * int(state["averaged"]))
+    average.lerp_(parameters, 1.0 if batch.indices is None else 1 / max(1.0, part * int(state["averaged"])))

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
@@ -23,8 +24,8 @@ from hpcopt.errors import UsageError
 from hpcopt.linalg.sampled_tikhonov import Bounds, Sampled, best, cross_validation, discrepancy
 from hpcopt.objective.protocol import Batch, Objective, Vector
 from hpcopt.objective.separable import Features, Separable, SeparableObjective
-from hpcopt.solvers.averaging import empty_average, share_of_next
 from hpcopt.solvers.checks import check_choice, check_count, check_flag, check_number, fail
+from hpcopt.solvers.epoch_rate import EpochRate
 from hpcopt.solvers.feature_window import FORMS, KnownBatch, Plan, converted, kept_numbers, loses, make_known, plan
 from hpcopt.solvers.registry import solver_class
 from hpcopt.solvers.schedules import ScheduledRate
@@ -127,9 +128,12 @@ class SlimTrain(ScheduledRate):
     """lars: relative change of a layer at rate 1."""
     deliver: str = "refit"
     """What is evaluated and delivered on mini-batches: "refit", at the end of each epoch W solved on all samples, with
-    lambda by cross-validation; "mean", a running mean of W; or "iterate", all as it is."""
-    average: float = 0.1
-    """mean: it is over about this part of all W so far, the latest."""
+    lambda by cross-validation; or "iterate", all as it is."""
+    rate_growth: float = 1.5
+    """refit: what the rate is multiplied by at the end of an epoch where the loss on all samples has not risen; it is
+    halved where it has. 1: the rate is that of the schedule."""
+    rate_tolerance: float = 0.1
+    """refit: the loss has risen when it is above the least so far by more than this part of it."""
 
     def __post_init__(self) -> None:
         """Check every option.
@@ -151,11 +155,12 @@ class SlimTrain(ScheduledRate):
         check_number(self, "noise_factor", 0.0, open_low=True)
         check_choice(self, "form", FORMS)
         check_choice(self, "theta_solver", THETA_SOLVERS)
-        check_choice(self, "deliver", ("refit", "mean", "iterate"))
-        check_number(self, "average", 0.0, 1.0, open_low=True)
+        check_choice(self, "deliver", ("refit", "iterate"))
+        check_number(self, "rate_growth", 1.0)
+        check_number(self, "rate_tolerance", 0.0)
         object.__setattr__(self, "betas", tuple(self.betas) if isinstance(self.betas, list) else self.betas)
         for name in THETA_SOLVERS:
-            self._theta(name)  # what it checks of its own options
+            theta_solver(self, name)  # what it checks of its own options
 
     def init(self, objective: Objective) -> State:
         """The state of the other variables' method, the window of features, Lambda, and counts by form.
@@ -164,9 +169,10 @@ class SlimTrain(ScheduledRate):
             UsageError: on all ranks, when the objective's last layer cannot be solved for.
         """
         separable = last_layer_of(objective)
-        state = self._theta(self.theta_solver).init(objective)
-        if self.deliver != "iterate":
-            state |= empty_average(cast(Vector, state["parameters"]))
+        state = theta_solver(self, self.theta_solver).init(objective)
+        if self.deliver == "refit":
+            parameters = cast(Vector, state["parameters"])
+            state |= {"average": parameters.clone(), **self._epoch_rate.init(parameters)}
         return state | {
             "window": torch.zeros(self.memory, kept_numbers(separable.blocks), dtype=torch.float64),
             "triangles": True,
@@ -192,7 +198,8 @@ class SlimTrain(ScheduledRate):
             features.value_and_gradient(weights)
             return state, StepReport(math.nan, accepted=False, finite=False, damping=float(state["damping"]))
         view = cast(Objective, GivenLastLayer(objective, features, solved.weights))
-        state, report = self._theta(self.theta_solver).step(view, state, batch)
+        factor = float(state.get("rate_factor", 1.0))
+        state, report = theta_solver(self, self.theta_solver, factor).step(view, state, batch)
         report.loss = loss
         if report.accepted:
             separable.put(w, solved.weights)
@@ -261,37 +268,44 @@ class SlimTrain(ScheduledRate):
         """The point that is evaluated follows the iterate. *Collective* at the end of an epoch, if W is refitted."""
         if self.deliver == "iterate":
             return
-        separable, point = last_layer_of(objective), cast(Vector, state["average"])
-        mean, now = separable.weights(point), separable.weights(point.copy_(cast(Vector, state["parameters"])))
-        if self.deliver == "mean":
-            separable.put(point, mean.lerp_(now, share_of_next(state, batch, self.average)))
-        elif batch.indices is not None and batch.ends_epoch:
-            found = self._refitted(separable, state, point)
-            if found is not None:
+        point = cast(Vector, state["average"]).copy_(cast(Vector, state["parameters"]))
+        if batch.indices is not None and batch.ends_epoch:
+            separable = last_layer_of(objective)
+            found, loss = self._refitted(separable, state, point)
+            if math.isfinite(loss):
                 separable.put(point, found)
+            self._epoch_rate.update(state, loss)
 
-    def _refitted(self, separable: Separable, state: State, point: Vector) -> torch.Tensor | None:
-        """W (t, m) of the ridge regression on all samples; None where something is not finite. *Collective*."""
+    def _refitted(self, separable: Separable, state: State, point: Vector) -> tuple[torch.Tensor, float]:
+        """W (t, m) of the ridge regression on all samples and its loss, NaN where not finite. *Collective*."""
         everything = separable.everything(point)
         chosen = self._plan(separable, state, everything.count)._replace(gather=False)
         known = make_known(chosen, separable, everything.rows())
         nothing = torch.zeros(separable.outputs, separable.width, dtype=torch.float64)
-        found = torch.full_like(nothing, math.nan)
+        settled = torch.full((nothing.numel() + 1,), math.nan, dtype=torch.float64)
         if known.finite:
             sampled = known.sampled(torch.empty(0, kept_numbers(separable.blocks), dtype=torch.float64), nothing)
             bounds = Bounds(self.lambda_min, self.lambda_max, self.candidates, negative=False)
             trials = bounds.candidates(0.0)
             trial = best(trials, cross_validation(sampled, trials, 0.0, everything.count), bounds, 0.0)
-            found = sampled.moved(nothing, trial, trial)
-        separable.settle(found)
-        return found if bool(found.isfinite().all()) else None
+            only = torch.tensor([trial], dtype=torch.float64)
+            loss = 0.5 * sampled.residuals(only, only)
+            settled = torch.cat([sampled.moved(nothing, trial, trial).reshape(-1), loss])
+        found, loss = separable.settle(settled).split([nothing.numel(), 1])
+        return found.view(nothing.shape), float(loss) if bool(found.isfinite().all()) else math.nan
 
-    def _theta(self, name: str) -> Solver:
-        """The method of all other variables, with those of these options that have the names of its own."""
-        cls: Any = solver_class(name)
-        shared = {field.name for field in fields(cls)} & {field.name for field in fields(self)}
-        given = {key: getattr(self, key) for key in shared}
-        return cast(Solver, cls(**{key: value for key, value in given.items() if value is not None}))
+    @property
+    def _epoch_rate(self) -> EpochRate:
+        return EpochRate(self.rate_growth, self.rate_tolerance)
+
+
+@lru_cache(maxsize=8)
+def theta_solver(options: SlimTrain, name: str, factor: float = 1.0) -> Solver:
+    """The method of all other variables, its options those of the same name, its rate times ``factor``."""
+    cls: Any = solver_class(name)
+    shared = {field.name for field in fields(cls)} & {field.name for field in fields(options)}
+    given = {key: value for key in shared if (value := getattr(options, key)) is not None}
+    return cast(Solver, cls(**given | {"learning_rate": options.learning_rate * factor}))
 
 
 def last_layer_of(objective: object) -> Separable:

@@ -29,7 +29,10 @@ def made(comm: Communicator, **options: Any) -> tuple[torch.nn.Module, SlimTrain
 @pytest.mark.parametrize("options", [{}, {"form": "tsqr", "memory": 1}, {"preset": "paper", "theta_solver": "sgd"}])
 def test_its_steps_are_those_of_the_method(comm: Communicator, options: dict[str, Any]) -> None:
     (inputs, targets), (model, optimizer) = samples("squared"), made(comm, weight_decay=0.01, **options)
-    objective, solver = sharded(comm, "squared", weight_decay=0.01), make_solver("slimtrain", options)
+    objective, solver = (
+        sharded(comm, "squared", weight_decay=0.01),
+        make_solver("slimtrain", {"deliver": "iterate", **options}),
+    )
     state = solver.init(objective)
     for number, part in enumerate(PARTS * 2):
         indices = torch.arange(len(inputs))[part]
@@ -37,9 +40,6 @@ def test_its_steps_are_those_of_the_method(comm: Communicator, options: dict[str
         state, report = solver.step(objective, state, Batch(indices, len(indices), len(indices), (0, number)))
         assert optimizer.step(inputs[part], targets[part]) == pytest.approx(report.loss - decay, rel=1e-10)
         torch.testing.assert_close(values_of(model), state["parameters"], rtol=1e-8, atol=1e-9)
-    with optimizer.averaged():
-        expected = state.get("average", state["parameters"])
-        torch.testing.assert_close(values_of(model), expected, rtol=1e-8, atol=1e-9)
 
 
 @pytest.mark.parametrize("micro_batch", [None, 5])
@@ -76,17 +76,6 @@ def test_it_goes_on_from_what_was_saved_to_the_last_bit(comm: Communicator) -> N
     assert torch.equal(values_of(again), values_of(model))
 
 
-def test_parameters_that_the_loop_changes_begin_a_new_mean(comm: Communicator) -> None:
-    (inputs, targets), (model, optimizer) = samples("squared"), made(comm)
-    optimizer.step(inputs, targets)
-    with torch.no_grad():
-        model[0].bias.add_(1.0)
-    optimizer.step(inputs, targets)
-    with optimizer.averaged():
-        mean = values_of(model)
-    assert torch.equal(mean, values_of(model))
-
-
 def test_an_exception_of_the_model_is_raised_and_leaves_it_as_it_was(comm: Communicator) -> None:
     (inputs, targets), (model, optimizer) = samples("squared"), made(comm)
     optimizer.step(inputs, targets)
@@ -105,5 +94,6 @@ def test_what_is_no_pair_of_modules_or_follows_epochs_is_refused(comm: Communica
         SlimTrain(model, "squared", comm=comm)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="with variables is LayerNorm"):
         SlimTrain(model, torch.nn.LayerNorm(3).double(), comm=comm)
-    with pytest.raises(UsageError, match="a loop of your own does not tell"):
-        SlimTrain(model[:-1], model[-1], comm=comm, schedule="cosine", decay_epochs=3.0)
+    for options in ({"schedule": "cosine", "decay_epochs": 3.0}, {"deliver": "refit"}):
+        with pytest.raises(UsageError, match="a loop of your own does not tell"):
+            SlimTrain(model[:-1], model[-1], comm=comm, **options)

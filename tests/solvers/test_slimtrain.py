@@ -18,7 +18,7 @@ from hpcopt.solvers.adam import Adam
 from hpcopt.solvers.lars import LARS
 from hpcopt.solvers.registry import make_solver
 from hpcopt.solvers.sgd import SGD
-from hpcopt.solvers.slimtrain import SlimTrain
+from hpcopt.solvers.slimtrain import SlimTrain, theta_solver
 from hpcopt.solvers.solver import State, StepReport
 from tests.support.checks import assert_state_is_complete
 from tests.support.last_layers import KINDS, data, network
@@ -194,6 +194,18 @@ def test_between_the_ends_of_epochs_and_on_full_batches_the_iterate_is_delivered
         assert torch.equal(state["average"], state["parameters"])  # type: ignore[arg-type]
 
 
+def test_the_rate_of_the_others_grows_unless_the_refit_leaves_more(comm: Communicator) -> None:
+    objective, solver = sharded(comm, "squared"), SlimTrain(learning_rate=0.01, rate_growth=1.25)
+    state, rates, losses = solver.init(objective), [], []
+    for _ in range(3):
+        state, report = solver.step(objective, state, replace(BATCHES[0], ends_epoch=True))
+        rates.append(report.step_size)
+        losses.append(objective.value(state["average"], objective.full_batch))  # type: ignore[arg-type]
+    assert max(losses) < 1.1 * losses[0]
+    assert rates == pytest.approx([0.01, 0.01, 0.0125])
+    assert state["least_loss"] == pytest.approx(min(losses), rel=1e-9)
+
+
 def test_a_refit_sees_the_network_as_it_is_evaluated(comm: Communicator) -> None:
     """By running statistics and without dropout; pieces of the set make no difference, and the graph is not kept."""
     found = []
@@ -207,14 +219,6 @@ def test_a_refit_sees_the_network_as_it_is_evaluated(comm: Communicator) -> None
     torch.testing.assert_close(found[0], found[1], rtol=1e-12, atol=1e-14)
     expected = model.eval()[:-1](samples("squared")[0]).detach() / len(found[0]) ** 0.5
     torch.testing.assert_close(found[0][:, :-1], expected, rtol=1e-12, atol=1e-14)
-
-
-def test_a_mean_is_of_the_last_layer_only(comm: Communicator) -> None:
-    state, last = epoch(sharded(comm, "squared"), deliver="mean", average=1.0), slice(-CLASSES * WIDTH, None)
-    found, iterate = state["average"], state["parameters"]
-    assert torch.equal(found[: last.start], iterate[: last.start])  # type: ignore[index]
-    assert not torch.allclose(found[last], iterate[last])  # type: ignore[index]
-    assert state["averaged"] == 3
 
 
 class Nearly(torch.nn.Module):
@@ -279,11 +283,13 @@ def test_the_paper_preset_delivers_the_iterate_itself() -> None:
 
 def test_the_methods_of_the_other_variables_get_their_options() -> None:
     adam = SlimTrain(learning_rate=0.2, betas=(0.5, 0.6), epsilon=1e-3, schedule="step", decay_epochs=2.0)
-    assert adam._theta("adam") == Adam(
+    assert theta_solver(adam, "adam") == Adam(
         learning_rate=0.2, betas=(0.5, 0.6), epsilon=1e-3, schedule="step", decay_epochs=2.0
     )
-    assert SlimTrain(momentum=0.5, nesterov=True)._theta("sgd") == SGD(learning_rate=1e-3, momentum=0.5, nesterov=True)
-    assert SlimTrain(learning_rate=3.0, trust=0.01)._theta("lars") == LARS(learning_rate=3.0, trust=0.01, momentum=0.9)
+    sgd = SlimTrain(momentum=0.5, nesterov=True)
+    assert theta_solver(sgd, "sgd", 0.5) == SGD(learning_rate=5e-4, momentum=0.5, nesterov=True)
+    lars = SlimTrain(learning_rate=3.0, trust=0.01)
+    assert theta_solver(lars, "lars") == LARS(learning_rate=3.0, trust=0.01, momentum=0.9)
 
 
 def test_the_other_variables_may_move_by_lars(comm: Communicator) -> None:
@@ -307,6 +313,7 @@ def test_the_other_variables_may_move_by_lars(comm: Communicator) -> None:
         ({"form": "qr"}, "must be one of"),
         ({"theta_solver": "lbfgs"}, "must be one of 'adam', 'sgd', 'lars'"),
         ({"betas": 0.9}, "two numbers"),
+        ({"rate_growth": 0.9}, "rate_growth"),
     ],
 )
 def test_wrong_options_are_refused(options: dict[str, Any], words: str) -> None:

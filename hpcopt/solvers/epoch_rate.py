@@ -1,0 +1,56 @@
+"""A learning rate that follows the loss from epoch to epoch: it grows while the loss does not rise, else it halves.
+
+Vogl, Mangis, Rigler, Zink and Alkon 1988 (Biological Cybernetics 59, 257-263) do so step by step. Here the loss is that
+of all samples at the end of an epoch, so that one that goes too far is taken back: training goes on from the best end.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import cast
+
+from hpcopt.objective.protocol import Vector
+from hpcopt.solvers.solver import State
+
+CUT = 0.5
+"""What the rate is multiplied by where the loss has risen."""
+TOO_FAR = 2.0
+"""An epoch is taken back when the loss is more than this times the least so far."""
+VELOCITIES = ("first_moment", "velocity")
+"""Entries of the state that would go on in the direction that was taken back."""
+
+
+@dataclass(frozen=True)
+class EpochRate:
+    """The rule, whose numbers are in a solver's state.
+
+    Attributes:
+        growth: what the rate is multiplied by where the loss has not risen; 1: the rate stays.
+        tolerance: a loss has risen when it is above the least so far by more than this part of it.
+    """
+
+    growth: float
+    tolerance: float
+
+    def init(self, parameters: Vector) -> State:
+        """Entries of the state at w (n,)."""
+        return {"rate_factor": 1.0, "least_loss": math.inf, "least_parameters": parameters.clone()}
+
+    def update(self, state: State, loss: float) -> None:
+        """Take in the loss at the point that is delivered, the same number on all ranks."""
+        least, point, kept = (
+            state["least_loss"],
+            *(cast(Vector, state[key]) for key in ("average", "least_parameters")),
+        )
+        if math.isfinite(least):
+            risen = not loss <= (1 + self.tolerance) * least
+            state["rate_factor"] = float(state["rate_factor"]) * (CUT if risen else self.growth)
+        if loss < least:
+            state["least_loss"] = loss
+            kept.copy_(point)
+        elif not loss <= TOO_FAR * least:
+            cast(Vector, state["parameters"]).copy_(point.copy_(kept))
+            for name in VELOCITIES:
+                if name in state:
+                    cast(Vector, state[name]).zero_()
