@@ -30,9 +30,10 @@ def check_before_data(job: Job, ranks: int) -> tuple[Solver, ProcessGrid | None]
     solver = make_solver(job.solver.name, job.solver.options, 1.0)
     check_pace(job.parallel, job.debug, solver)
     check_blocks(job.parallel, solver)
+    grid = shard_grid(job, ranks)
     if ":" not in job.model.name:
         make_options(job.model.name, job.model.options)
-    return solver, shard_grid(job, ranks)
+    return solver, grid
 
 
 def has_local_phase(job: Job) -> bool:
