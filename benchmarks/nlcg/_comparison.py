@@ -38,7 +38,7 @@ class Problem:
         budget: work at which methods are compared, in gradient equivalents.
         aim: of NLCG there, as each benchmark judges it.
         later: work at which training losses are compared too, 0 for nowhere.
-        look: epochs between two evaluations of NLCG and L-BFGS at least.
+        look: epochs between two evaluations of NLCG and L-BFGS at least; a fourth as often for the others.
     """
 
     job: str
@@ -108,7 +108,7 @@ def train(
     found = {"nlcg": [run("nlcg", "nlcg", math.ceil(problem.most / AN_ITERATION), often)]}
     for name, settings in (variants or {}).items():
         found[name] = [run(name, "nlcg", math.ceil(problem.most), often, settings)]
-    long, seldom = args.patience * problem.most, max(each, 0.5)
+    long, seldom = args.patience * problem.most, max(each, 0.5, 4 * problem.look)
     for method, rates in RATES.items():
         own = OWN.get(method, [])
         found[method] = [
