@@ -45,10 +45,13 @@ class ParallelOptions:
     jacobian: Literal["auto", "explicit", "implicit"] = "explicit"
     """With Newton on a network that is cut over the ranks: products by factors of the Jacobian, by sweeps through the
     network, or what a measurement at the start finds faster. Blocks need the factors."""
-    gpu_aware: bool = False
-    """Hand device buffers to MPI directly; only for an MPI built for it. Off: staged through the host."""
+    gpu_aware: bool | str = False
+    """Hand device buffers to MPI directly; only for an MPI built for it. Off: staged through the host. "auto": what a
+    job of its own finds out at the start, where ranks have GPUs."""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.gpu_aware, bool) and self.gpu_aware != "auto":
+            raise UsageError(f'parallel.gpu_aware = {self.gpu_aware!r} is not allowed: it is true, false or "auto".')
         check_number("parallel.quorum", self.quorum, "a part of the ranks above 0 and at most 1", lambda x: 0 < x <= 1)
         if self.quorum is not None and self.replay is not None:
             raise UsageError(

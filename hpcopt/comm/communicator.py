@@ -13,6 +13,7 @@ from itertools import accumulate
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from hpcopt.comm.chunks import CHUNK_BYTES, in_chunks
 from hpcopt.comm.ledger import Ledger
 from hpcopt.comm.mpi_library import load_mpi
 from hpcopt.comm.staging import HostPool, Staged, empty_like, stage
@@ -79,6 +80,8 @@ class Communicator:
         host: name of this rank's machine.
         ledger: what was called, shared with communicators split from this one.
         gpu_aware: device memory is handed to MPI as it is.
+        pipelined: large reductions and broadcasts go in chunks, so that copies between device and host happen beside
+            the messages; False at first. It must be the same on all ranks, whatever their buffers.
         chunk: elements a call of MPI at most; larger buffers go in several calls.
     """
 
@@ -105,7 +108,7 @@ class Communicator:
         self.rank: int = comm.rank
         self.size: int = comm.size
         self.host: str = MPI.Get_processor_name()
-        self.gpu_aware = gpu_aware
+        self.gpu_aware, self.pipelined = gpu_aware, False
         self.ledger = Ledger() if ledger is None else ledger
         self.chunk = chunk
         self._pool = HostPool()
@@ -130,6 +133,10 @@ class Communicator:
         """
         start = perf_counter()
         mpi_op = _OPS.get(op) or _unknown_op(op)
+        if self.pipelined and _is_large(buffer):
+            nbytes = in_chunks(buffer, self._pool, lambda part: self.mpi.Iallreduce(_IN_PLACE, part, mpi_op))
+            self.ledger.add(label, nbytes, perf_counter() - start)
+            return buffer
         staged = stage(buffer, self._pool, self.gpu_aware)
         count, chunk = staged.count, self.chunk
         if count <= chunk:
@@ -180,6 +187,11 @@ class Communicator:
         start = perf_counter()
         self._check_root(root)
         is_root = self.rank == root
+        if self.pipelined and _is_large(buffer):
+            given = {"load": is_root, "store": not is_root}
+            nbytes = in_chunks(buffer, self._pool, lambda part: self.mpi.Ibcast(part, root), **given)
+            self.ledger.add(label, nbytes, perf_counter() - start)
+            return buffer
         staged = stage(buffer, self._pool, self.gpu_aware, load=is_root, write=not is_root)
         for part in _chunks(staged, 0, staged.count, self.chunk):
             self.mpi.Bcast(part, root)
@@ -332,7 +344,7 @@ class Communicator:
 
     def _derived(self, comm: MPI.Comm) -> Communicator:
         child = Communicator(comm, gpu_aware=self.gpu_aware, ledger=self.ledger, chunk=self.chunk)
-        child._pool = self._pool
+        child._pool, child.pipelined = self._pool, self.pipelined
         child._owned = True
         return child
 
@@ -365,6 +377,11 @@ class Communicator:
         if len(counts) != self.size or min(counts) < 0:
             raise UsageError(f"counts = {counts} must hold one number >= 0 for each of the {self.size} ranks.")
         return counts
+
+
+def _is_large(buffer: Any) -> bool:
+    """Whether a buffer is longer than a chunk; False for what is none, which is refused elsewhere."""
+    return int(getattr(buffer, "nbytes", 0)) > CHUNK_BYTES
 
 
 def _chunks(staged: Staged, offset: int, count: int, limit: int) -> list[tuple[MPI.buffer, int, MPI.Datatype]]:

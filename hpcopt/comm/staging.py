@@ -100,9 +100,7 @@ class TorchCopy(HostCopy):
         """Reserve host memory for ``tensor``; nothing is copied yet."""
         nbytes = tensor.numel() * tensor.element_size()
         key = "pinned" if tensor.is_cuda else "pageable"
-        raw = pool.take(key, nbytes)
-        if raw is None:
-            raw = torch.empty(max(nbytes, 1), dtype=torch.uint8, pin_memory=tensor.is_cuda)
+        raw = pool.take_torch(key, nbytes)
         super().__init__(pool, raw, key, nbytes)
         self._tensor = tensor.detach().view(-1)
         self._host = raw[:nbytes].view(tensor.dtype)
@@ -163,6 +161,11 @@ class HostPool:
         fitting = [i for i, raw in enumerate(free) if len(raw) >= nbytes]
         return free.pop(min(fitting, key=lambda i: len(free[i]))) if fitting else None
 
+    def take_torch(self, key: str, nbytes: int) -> torch.Tensor:
+        """A uint8 tensor of at least ``nbytes``, in pinned memory for the key "pinned"."""
+        raw: torch.Tensor | None = self.take(key, nbytes)
+        return torch.empty(max(nbytes, 1), dtype=torch.uint8, pin_memory=key == "pinned") if raw is None else raw
+
     def give(self, key: str, raw: Any) -> None:
         """Keep ``raw`` for later; beyond the limit the smallest one is dropped."""
         free = self._free.setdefault(key, [])
@@ -186,29 +189,39 @@ def stage(buffer: Any, pool: HostPool, gpu_aware: bool = False, load: bool = Tru
     """
     if isinstance(buffer, torch.Tensor):
         # Few questions to torch, as each costs microseconds when the last message has emptied the caches.
-        entry = _TORCH_TYPES.get(buffer.dtype)
-        if entry is None or not _is_contiguous(buffer):
-            raise UsageError(_refusal_torch(buffer))
+        entry = torch_type(buffer)
         count = buffer.numel()
         if buffer.is_cpu:
             datatype, itemsize = entry
             return Staged(MPI.buffer.fromaddress(buffer.data_ptr(), count * itemsize), count, datatype, itemsize)
         return _stage_device(buffer, entry, count, buffer.data_ptr(), pool, gpu_aware and buffer.is_cuda, load)
     if isinstance(buffer, np.ndarray):
-        entry = _NUMPY_TYPES.get(buffer.dtype)
+        kind = _NUMPY_TYPES.get(buffer.dtype)
         flags = buffer.flags
-        if entry is None or not flags.c_contiguous or (write and not flags.writeable):
+        if kind is None or not flags.c_contiguous or (write and not flags.writeable):
             raise UsageError(_refusal_array(buffer, write))
-        return Staged(MPI.buffer.frombuffer(buffer, readonly=not write), buffer.size, *entry)
+        return Staged(MPI.buffer.frombuffer(buffer, readonly=not write), buffer.size, *kind)
     if is_cupy(buffer):
-        entry = _NUMPY_TYPES.get(np.dtype(buffer.dtype))
-        if entry is None or not buffer.flags.c_contiguous:
+        kind = _NUMPY_TYPES.get(np.dtype(buffer.dtype))
+        if kind is None or not buffer.flags.c_contiguous:
             raise UsageError(_refusal_array(buffer, False))
-        return _stage_device(buffer, entry, int(buffer.size), int(buffer.data.ptr), pool, gpu_aware, load)
+        return _stage_device(buffer, kind, int(buffer.size), int(buffer.data.ptr), pool, gpu_aware, load)
     raise UsageError(
         f"a buffer for communication must be a torch tensor, a NumPy array or a CuPy array, but a "
         f"{type(buffer).__name__} was given; pass Python numbers to reduce_scalars or broadcast_scalars."
     )
+
+
+def torch_type(tensor: torch.Tensor) -> tuple[MPI.Datatype, int]:
+    """MPI's type of the elements, and their bytes.
+
+    Raises:
+        UsageError: not row-major contiguous, or of a type that is not reduced exactly.
+    """
+    entry = _TORCH_TYPES.get(tensor.dtype)
+    if entry is None or not _is_contiguous(tensor):
+        raise UsageError(_refusal_torch(tensor))
+    return entry
 
 
 def _is_contiguous(tensor: torch.Tensor) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from hpcopt.comm.communicator import Communicator
+from hpcopt.comm.gpu_probe import probe
 from hpcopt.errors import UsageError
 from hpcopt.kernels.choice import kernels_on
 
@@ -50,6 +51,22 @@ def choose_device(name: str, comm: Communicator, share: bool = False) -> torch.d
     # Differences of losses and recurrences of residuals need all digits of float32; matrix products have them anyway.
     torch.backends.cudnn.allow_tf32 = False
     return torch.device("cuda", index)
+
+
+def choose_transport(aware: bool | str, device: torch.device, comm: Communicator) -> str:
+    """Tell a communicator how buffers of devices reach MPI; in words. *Collective*, a job of its own for "auto".
+
+    Args:
+        aware: what ``parallel.gpu_aware`` says.
+        device: of this rank.
+        comm: the ranks of the run, without communicators split from it.
+    """
+    any_device = comm.reduce_scalars([float(device.type != "cpu")], op="max")[0] > 0
+    reason = "as asked"
+    if aware == "auto":
+        aware, reason = probe(comm) if any_device else (False, "no rank has a GPU")
+    comm.gpu_aware, comm.pipelined = bool(aware), any_device and not aware
+    return f"{'device memory' if aware else 'host memory'}: {reason}"
 
 
 def gpu_facts(index: int) -> dict[str, Any]:

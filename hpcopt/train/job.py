@@ -20,7 +20,7 @@ from hpcopt.objective.network.replicas import NetworkReplicas
 from hpcopt.solvers.registry import make_solver
 from hpcopt.solvers.slimtrain import last_layer_of
 from hpcopt.solvers.solver import Solver
-from hpcopt.train.devices import choose_device, device_facts
+from hpcopt.train.devices import choose_device, choose_transport, device_facts
 from hpcopt.train.job_checks import check_before_data
 from hpcopt.train.minimize import first_iterations, horizon_epochs, make_criteria, plan_batches, run_facts, train
 from hpcopt.train.objectives import loss_name, make_objective
@@ -39,7 +39,7 @@ class PreparedJob:
 
     Args:
         job: the checked job file.
-        comm: the ranks of the run; it is told whether its MPI reads device memory.
+        comm: the ranks of the run; it is told how buffers of devices reach MPI.
 
     Raises:
         UsageError: on all ranks.
@@ -47,12 +47,12 @@ class PreparedJob:
 
     def __init__(self, job: Job, comm: Communicator) -> None:
         self.job, self.comm = job, comm
-        comm.gpu_aware = job.parallel.gpu_aware
         with comm.together("checking the method's options"):
             # What is wrong in the job is refused before the data are read.
             solver, grid = check_before_data(job, comm.size)
-        self.pace = make_pace(job.parallel, job.debug, comm, solver)
         device = choose_device(job.run.device, comm, job.run.share_gpu)
+        self.transport = choose_transport(job.parallel.gpu_aware, device, comm)
+        self.pace = make_pace(job.parallel, job.debug, comm, solver)
         self.data = load(job.data, comm, job.run.seed, grid)
         with comm.together("checking the job"):
             check_job(job, self.data)
@@ -87,6 +87,7 @@ class PreparedJob:
         """
         about_rank = {
             "threads": torch.get_num_threads(),
+            "mpi_buffers": self.transport,
             **device_facts(self.objective.model.device, self.objective.model.dtype),
             "samples": self.objective.shards()[1],
         }

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from hpcopt.comm.communicator import Communicator
 from hpcopt.config import parse_job
 from hpcopt.errors import UsageError
-from hpcopt.train.devices import choose_device
+from hpcopt.train.devices import choose_device, choose_transport
 from hpcopt.train.job import PreparedJob
 from tests.support.gpus import pretend
 
@@ -55,9 +56,23 @@ def test_ranks_that_see_all_gpus_take_one_each(comm: Communicator, monkeypatch: 
     assert comm.allgather_objects(choose_device("auto", comm).index) == list(range(comm.size))
 
 
-@pytest.mark.parametrize("aware", [True, False])
-def test_the_communicator_learns_whether_its_mpi_reads_device_memory(comm: Communicator, aware: bool) -> None:
-    text = f'[data]\nsource = "digits"\n[run]\ndevice = "cpu"\n[parallel]\ngpu_aware = {str(aware).lower()}\n'
+@pytest.mark.parametrize(("aware", "expected"), [("true", True), ("false", False), ('"auto"', False)])
+def test_the_communicator_learns_whether_its_mpi_reads_device_memory(
+    comm: Communicator, aware: str, expected: bool
+) -> None:
+    text = f'[data]\nsource = "digits"\n[run]\ndevice = "cpu"\n[parallel]\ngpu_aware = {aware}\n'
     prepared = PreparedJob(parse_job(text), comm)
-    assert prepared.comm.gpu_aware is aware
-    assert prepared.objective.comm.gpu_aware is aware
+    assert prepared.comm.gpu_aware is expected
+    assert not prepared.comm.pipelined
+
+
+@pytest.mark.parametrize(("aware", "verdict"), [(True, None), (False, None), ("auto", True), ("auto", False)])
+def test_a_device_on_one_rank_makes_all_send_in_chunks_unless_mpi_takes_its_memory(
+    comm: Communicator, monkeypatch: pytest.MonkeyPatch, aware: bool | str, verdict: bool | None
+) -> None:
+    monkeypatch.setattr("hpcopt.train.devices.probe", lambda _: (verdict, "found out"))
+    device = torch.device("cuda", 0) if comm.rank == 0 else torch.device("cpu")
+    said = choose_transport(aware, device, comm)
+    expected = aware if verdict is None else verdict
+    assert (comm.gpu_aware, comm.pipelined) == (expected, not expected)
+    assert said.endswith("found out" if aware == "auto" else "as asked")
