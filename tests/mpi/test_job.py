@@ -63,6 +63,7 @@ def test_the_communicator_learns_whether_its_mpi_reads_device_memory(
     text = f'[data]\nsource = "digits"\n[run]\ndevice = "cpu"\n[parallel]\ngpu_aware = {aware}\n'
     prepared = PreparedJob(parse_job(text), comm)
     assert prepared.comm.gpu_aware is expected
+    assert prepared.objective.comm.gpu_aware is expected
     assert not prepared.comm.pipelined
 
 
