@@ -111,7 +111,7 @@ def _submit(
     launcher_chosen = choose_launcher(checked.slurm, look_around())
     run, folder = _run_command(job, checked.slurm, settings or [], None if tasks else run_dir)
     command = shlex.join(["hpcopt", "submit", *(word for word in context.obj if word not in ("--print", "--wait"))])
-    script = Script(checked.run.name, checked.slurm, launcher_chosen, run, command, folder, tasks)
+    script = Script(checked.run.name, checked.slurm, launcher_chosen, run, str(base), command, folder, tasks)
     if show:
         sys.stdout.write(script.text())
     else:

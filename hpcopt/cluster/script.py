@@ -54,12 +54,18 @@ status=$?
 """
 
 _AGAIN = """
-# Saved and not finished: the same job starts again, and its run goes on. Not for ever: something may be wrong.
+# Killed from outside, as when a node fails: the run has not said how it ended, and Open MPI's mpirun has status 0 then.
+case $status in
+    [1-4]) ;;
+    *) if grep -qs '^  "status": "running"' {directory}/status.json; then status={requeue}; fi ;;
+esac
+
+# Not finished: the same job starts again, and its run goes on from what it saved. Not for ever: something may be wrong.
 if [ "$status" -eq {requeue} ]; then
     if [ "${{SLURM_RESTART_COUNT:-0}}" -lt {most} ]; then
         scontrol requeue "{job}"
     else
-        echo "saved, but started again $SLURM_RESTART_COUNT times already; submit it once more to go on" >&2
+        echo "not finished after ${{SLURM_RESTART_COUNT:-0}} new starts, which is the most; submit it again" >&2
     fi
 fi
 """
@@ -74,6 +80,7 @@ class Script:
         options: what is asked of Slurm.
         launcher: what starts the ranks.
         run: the command of a rank, without what differs between the tasks of an array.
+        directory: the run directory, of what is no array.
         command: how this script was asked for.
         path: folder of the programs when the shell would not find them, else empty.
         tasks: those of an array, if it is one.
@@ -83,6 +90,7 @@ class Script:
     options: SlurmOptions
     launcher: Launcher
     run: Sequence[str]
+    directory: str
     command: str
     path: str = ""
     tasks: Sequence[Task] = field(default=())
@@ -169,12 +177,11 @@ class Script:
         run = shlex.join([*self.launcher.words, *self.run]) + (' "${task[@]}"' if self.tasks else "")
         # An array's own number means all of its tasks.
         job = "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID" if self.tasks else "$SLURM_JOB_ID"
+        directory = '"${task[1]}"' if self.tasks else shlex.quote(self.directory)
         parts = [
             _comment(f"Why {self.launcher.words[0]}: {self.launcher.reason}."),
             _RUN.format(run=run, requeue=REQUEUE),
-            _AGAIN.format(requeue=REQUEUE, most=self.options.max_requeues, job=job)
-            if self.options.max_requeues
-            else "",
+            _AGAIN.format(requeue=REQUEUE, most=self.options.max_requeues, job=job, directory=directory),
             'exit "$status"\n',
         ]
         return "".join(parts)

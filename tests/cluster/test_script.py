@@ -15,13 +15,17 @@ from hpcopt.cluster.options import SlurmOptions
 from hpcopt.cluster.script import Script, passed_on
 from hpcopt.cluster.sweep import make_tasks
 from hpcopt.errors import UsageError
+from hpcopt.train.run_directory import write_json
 
 SRUN = Launcher(("srun", "--mpi=pmi2"), "it fits")
 MPIRUN = Launcher(("mpirun",), "it fits")
 
 
-def make(options: SlurmOptions | None = None, launcher: Launcher = SRUN, **changes: object) -> Script:
-    return Script("a", options or SlurmOptions(), launcher, ["hpcopt", "run", "a.toml"], "hpcopt submit", **changes)  # type: ignore[arg-type]
+def make(
+    options: SlurmOptions | None = None, launcher: Launcher = SRUN, directory: str = "out", **changes: object
+) -> Script:
+    run = ["hpcopt", "run", "a.toml"]
+    return Script("a", options or SlurmOptions(), launcher, run, directory, "hpcopt submit", **changes)  # type: ignore[arg-type]
 
 
 def directives(script: Script) -> list[str]:
@@ -101,7 +105,7 @@ def test_words_of_a_command_line_become_options() -> None:
 
 
 def test_names_with_blanks_and_quotes_stay_what_they_are(tmp_path: Path) -> None:
-    script = Script("a job", SlurmOptions(), Launcher(("printf", "%s\n"), ""), ["it's", "a b", "$HOME"], "x")
+    script = Script("a job", SlurmOptions(), Launcher(("printf", "%s\n"), ""), ["it's", "a b", "$HOME"], "out", "x")
     assert "--job-name='a job'" in directives(script)
     assert run(script, tmp_path).stdout == "it's\na b\n$HOME\n"
 
@@ -144,7 +148,35 @@ def test_a_saved_run_is_requeued_a_bounded_number_of_times(
     done = run(make(SlurmOptions(max_requeues=2)), tmp_path, **variables)
     assert done.returncode == status
     assert told(tmp_path) == ("requeue 12\n" if requeued else "")
-    assert ("submit it once more" in done.stderr) == (status == 75 and not requeued)
+    assert ("not finished after 2 new starts" in done.stderr) == (status == 75 and not requeued)
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "again"),
+    [
+        (0, "running", True),
+        (137, "running", True),
+        (0, "finished", False),
+        (137, "failed", False),
+        (2, "running", False),
+        (0, None, False),
+    ],
+)
+@pytest.mark.parametrize("array", [False, True])
+def test_a_run_that_could_not_say_how_it_ended_is_requeued(
+    tmp_path: Path, status: int, said: str | None, again: bool, array: bool
+) -> None:
+    """Unless the launcher says that it did not begin. The folder's name has a blank."""
+    fake(tmp_path, "srun", f"exit {status}")
+    tasks = make_tasks(["run.seed=1,2"], f"{tmp_path}/a b") if array else []
+    folder = Path(tasks[0].directory if array else f"{tmp_path}/a b")
+    folder.mkdir()
+    if said is not None:
+        write_json(folder / "status.json", {"ranks": 2, "status": said})
+    variables = {"SLURM_ARRAY_TASK_ID": "1", "SLURM_ARRAY_JOB_ID": "12"} if array else {}
+    done = run(make(directory=str(folder), tasks=tasks), tmp_path, **variables)
+    assert done.returncode == (75 if again else status)
+    assert told(tmp_path) == ((f"requeue 12{'_1' if array else ''}\n") if again else "")
 
 
 def test_with_no_requeues_the_status_is_all(tmp_path: Path) -> None:
