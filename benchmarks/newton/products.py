@@ -53,17 +53,24 @@ Product = Callable[[], torch.Tensor]
 class Problem:
     """A network, its instances, and one direction, for the grid of one rank and as a torch model."""
 
-    def __init__(self, sizes: list[int], samples: int, dtype: torch.dtype, comm: Communicator) -> None:
+    def __init__(
+        self,
+        sizes: list[int],
+        samples: int,
+        dtype: torch.dtype,
+        comm: Communicator,
+        device: torch.device | str = "cpu",
+    ) -> None:
         generator = torch.Generator().manual_seed(0)
         self.sizes, self.comm = sizes, comm
-        self.inputs = torch.rand(samples, sizes[0], generator=generator, dtype=dtype)
-        self.labels = torch.randint(sizes[-1], (samples,), generator=generator)
+        self.inputs = torch.rand(samples, sizes[0], generator=generator, dtype=dtype).to(device)
+        self.labels = torch.randint(sizes[-1], (samples,), generator=generator).to(device)
         self.network = self.objective("explicit")
         self.w = self.network.initial_vector()
-        self.v = torch.randn(len(self.w), generator=generator, dtype=dtype)
+        self.v = torch.randn(len(self.w), generator=generator, dtype=dtype).to(device)
         layers: list[torch.nn.Module] = []
         for u, v in pairwise(sizes):
-            layers += [torch.nn.Linear(u, v, dtype=dtype), torch.nn.Tanh()]
+            layers += [torch.nn.Linear(u, v, dtype=dtype, device=device), torch.nn.Tanh()]
         self.model = torch.nn.Sequential(*layers[:-1])
         torch.nn.utils.vector_to_parameters(self.flat(self.w), self.model.parameters())
 
@@ -199,15 +206,17 @@ def largest_difference(problem: Problem, made: dict[str, Made]) -> float:
     return worst
 
 
-def measure(made: dict[str, Made], rounds: int) -> dict[str, list[Times]]:
-    """The times of one product for each variant, round by round."""
+def measure(made: dict[str, Made], rounds: int, wait: Callable[[], object] = lambda: None) -> dict[str, list[Times]]:
+    """The times of one product for each variant, round by round; ``wait`` returns once a device has done its work."""
     times: dict[str, list[Times]] = {name: [] for name in made}
     names = list(made)
     for number in range(rounds + 3):
         shift = number % len(names)
         for name in names[shift:] + names[:shift]:
+            wait()
             start = Times(perf_counter(), process_time())
             made[name].product()
+            wait()
             if number >= 3:  # the first rounds warm up
                 times[name].append(Times(perf_counter() - start.seconds, process_time() - start.processor))
     return times
