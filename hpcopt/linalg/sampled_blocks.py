@@ -41,6 +41,8 @@ class SampledBlocks:
         square: |R|^2.
         weights: W (t, m), of which the bias is the last column.
         columns: those of each block.
+        bias: whether there is one.
+        free: 1 if Lambda does not hold the bias.
     """
 
     def __init__(
@@ -51,16 +53,21 @@ class SampledBlocks:
         square: float,
         weights: torch.Tensor,
         columns: Sequence[torch.Tensor],
+        bias: bool,
+        free: int = 0,
     ) -> None:
-        self.outputs, width = weights.shape
-        self._bias = int(sum(map(len, columns)) > width)
+        (self.outputs, width), self._held = weights.shape, 1 - free
+        self._bias = int(bias)
         self._columns = [own[: len(own) - self._bias] for own in columns]
         eigen = [torch.linalg.eigh(part[: len(own), : len(own)]) for part, own in self._with_columns(windows)]
         self._bases = [vectors for _, vectors in eigen]
         self.squares = torch.cat([squares for squares, _ in eigen]).clamp_(min=0.0)
         self._window, self._new, self._square = self._rotated(windows), self._rotated(grams), square
         self._right = self._turned(cross), sum(part[:, len(own) :] for part, own in self._with_columns(cross))
-        self._weights = self._turned([weights[:, own] for own in columns]), weights[:, width - self._bias :]
+        self._weights = (
+            self._turned([weights[:, own] for own in columns]),
+            self._held * weights[:, width - self._bias :],
+        )
 
     @property
     def extremes(self) -> tuple[float, float]:
@@ -109,9 +116,10 @@ class SampledBlocks:
         return steps - (bias @ self._window.border.T) * d[:, None, :], bias
 
     def _left(self, d: torch.Tensor, damping: torch.Tensor) -> torch.Tensor:
-        """For each trial s, (k, e): at least Lambda, whatever its rounding."""
-        left = self._window.corner + damping[:, None] - d @ self._window.border.square()
-        return torch.maximum(left, damping[:, None])
+        """For each trial s, (k, e): at least Lambda, if that is in it, whatever the rounding."""
+        least = damping[:, None] * self._held
+        left = self._window.corner + least - d @ self._window.border.square()
+        return torch.maximum(left, torch.maximum(least, torch.finfo(torch.float64).eps * self._window.corner))
 
     def _rotated(self, parts: Sequence[torch.Tensor]) -> Arrow:
         """Blocks of a symmetric matrix in the basis."""

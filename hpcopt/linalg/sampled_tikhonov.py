@@ -11,7 +11,8 @@ trial lambda is judged by sampled generalised cross-validation,
 
 with B = Z^T U: the residual of the new batch against its degrees of freedom. Both are written in m numbers and m x m
 matrices, so that a trial costs neither outputs nor samples. Features may be known by Gram matrices or by triangles
-with R^T R = G; the former square the condition number.
+with R^T R = G; the former square the condition number. Where the last column, that of the bias, is free of Lambda, the
+basis Y is no longer orthogonal, but all the same Y^T G Y = diag(sigma^2), and d of the bias is 1 / sigma^2.
 
 Shapes: Z (m, N) and C (t, N) of the new batch, both with all samples scaled by 1 / sqrt(n); W and S (t, m), U (m, m);
 k trials. N is the number of rows, n samples times their pixels in a convolution. Everything in float64.
@@ -65,14 +66,16 @@ class SampledDiagonal:
 
     Attributes:
         squares: sigma^2 (m,), not negative.
-        basis: U (m, m), orthogonal.
+        basis: U (m, m), orthogonal if no column is free.
+        free: how many columns Lambda does not hold: the last one, or none.
         right: P = S U (t, m).
-        weights: Q = W U (t, m).
+        weights: Q = W U (t, m), of W without its free column.
         diagonal: |B_j|^2 (m,).
     """
 
     squares: torch.Tensor
     basis: torch.Tensor
+    free: int
     right: torch.Tensor
     weights: torch.Tensor
     diagonal: torch.Tensor
@@ -89,12 +92,23 @@ class SampledDiagonal:
 
     def trace(self, damping: torch.Tensor) -> torch.Tensor:
         """That of Z^T (G + Lambda I)^-1 Z for each Lambda (k,)."""
-        return (self.diagonal / (self.squares + damping[:, None])).sum(1)
+        return (self.diagonal * self.inverses(damping)).sum(1)
+
+    def inverses(self, damping: torch.Tensor) -> torch.Tensor:
+        """For each Lambda (k,) all d, (k, m)."""
+        held = torch.ones_like(self.squares)
+        held[len(held) - self.free :] = 0
+        return 1 / (self.squares + damping[:, None] * held)
 
     def moved(self, weights: torch.Tensor, trial: float, damping: float) -> torch.Tensor:
         """W after a step with lambda = ``trial`` and Lambda = ``damping``, (t, m)."""
-        step = (self.right + trial * self.weights) / (self.squares + damping)
-        return weights - step @ self.basis.T
+        inverses = self.inverses(torch.tensor([damping], dtype=torch.float64))
+        return weights - ((self.right + trial * self.weights) * inverses) @ self.basis.T
+
+    def _take_in(self, weights: torch.Tensor) -> torch.Tensor:
+        """W in the basis."""
+        held = weights.shape[1] - self.free
+        return weights[:, :held] @ self.basis[:held]
 
 
 class SampledGram(SampledDiagonal):
@@ -106,20 +120,30 @@ class SampledGram(SampledDiagonal):
         cross: S (t, m).
         square: |R|^2.
         weights: W (t, m).
+        free: 1 if Lambda does not hold the last column.
     """
 
     def __init__(
-        self, window: torch.Tensor, gram: torch.Tensor, cross: torch.Tensor, square: float, weights: torch.Tensor
+        self,
+        window: torch.Tensor,
+        gram: torch.Tensor,
+        cross: torch.Tensor,
+        square: float,
+        weights: torch.Tensor,
+        free: int = 0,
     ) -> None:
-        squares, self.basis = torch.linalg.eigh(window)
-        self.squares = squares.clamp_(min=0.0)
-        self.right, self.weights = cross @ self.basis, weights @ self.basis
+        held, self.free = len(window) - free, free
+        border, corner = window[:held, held:], window[held:, held:].diagonal()
+        squares, vectors = torch.linalg.eigh(window[:held, :held] - border / corner @ border.T)
+        self.squares = torch.cat([squares.clamp_(min=0.0), corner])
+        self.basis = _basis(vectors, border.T / corner[:, None])
+        self.right, self.weights = cross @ self.basis, self._take_in(weights)
         self._rotated, self._square = self.basis.T @ gram @ self.basis, square
         self.diagonal = self._rotated.diagonal()
 
     def residuals(self, trials: torch.Tensor, damping: torch.Tensor) -> torch.Tensor:
         """The expanded square: rho - 2 d^T (p + l q) + d^T (E0 + l E1 + l^2 E2) d, not below 0."""
-        p, q, d, trials = self.right, self.weights, 1 / (self.squares + damping[:, None]), trials[:, None]
+        p, q, d, trials = self.right, self.weights, self.inverses(damping), trials[:, None]
         mixed = p.T @ q
         e0, e1, e2 = (part * self._rotated for part in (p.T @ p, mixed + mixed.T, q.T @ q))
         linear = p.square().sum(0) + trials * (p * q).sum(0)
@@ -135,18 +159,24 @@ class SampledTriangle(SampledDiagonal):
         window: the triangles of the r batches before, one below the other (r m, m).
         new: of the new batch, with R^T as its right-hand sides.
         weights: W (t, m).
+        free: 1 if Lambda does not hold the last column.
     """
 
-    def __init__(self, window: torch.Tensor, new: Triangle, weights: torch.Tensor) -> None:
-        left, sigma, basis = torch.linalg.svd(torch.cat([window, new.factor]), full_matrices=False)
-        self.basis, self.squares, self._new = basis.T, sigma.square(), new
-        self._rows = left[-len(basis) :] * sigma  # R11 U, of which also the smallest columns are accurate
-        self.right, self.weights = new.right.T @ self._rows, weights @ self.basis
+    def __init__(self, window: torch.Tensor, new: Triangle, weights: torch.Tensor, free: int = 0) -> None:
+        width, self.free, self._new = weights.shape[1], free, new
+        held, last = torch.cat([window, new.factor]).split([width - free, free], dim=1)
+        corner = last.square().sum(0)
+        slopes = (last / corner).T @ held
+        left, sigma, vectors = torch.linalg.svd(held - last @ slopes, full_matrices=False)
+        self.squares, self.basis = torch.cat([sigma.square(), corner]), _basis(vectors.T, slopes)
+        # R11 U, of which also the smallest columns are accurate.
+        self._rows = torch.cat([left * sigma, last], dim=1)[-width:]
+        self.right, self.weights = new.right.T @ self._rows, self._take_in(weights)
         self.diagonal = self._rows.square().sum(0)
 
     def residuals(self, trials: torch.Tensor, damping: torch.Tensor) -> torch.Tensor:
         """|R12 - R11 X^T|^2 + tail."""
-        d = 1 / (self.squares + damping[:, None])
+        d = self.inverses(damping)
         steps = (self.right + trials[:, None, None] * self.weights) * d[:, None, :]
         found: torch.Tensor = (self._new.right - self._rows @ steps.mT).square().sum((1, 2))
         return found + self._new.tail
@@ -202,6 +232,13 @@ def best(trials: torch.Tensor, criteria: torch.Tensor, bounds: Bounds, damping: 
     if not most - least > FLAT * most:
         return max(0.0, bounds.least - damping)
     return float(trials[int(criteria.argmin())])
+
+
+def _basis(vectors: torch.Tensor, slopes: torch.Tensor) -> torch.Tensor:
+    """Vectors (p, p) of the columns that are held, and what a free one takes over from each: -slopes (free, p)."""
+    free = len(slopes)
+    above = torch.cat([vectors, vectors.new_zeros(len(vectors), free)], dim=1)
+    return torch.cat([above, torch.cat([-slopes @ vectors, torch.eye(free, dtype=vectors.dtype)], dim=1)])
 
 
 def _geometric(low: float, high: float, count: int) -> torch.Tensor:

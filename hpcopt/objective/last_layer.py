@@ -33,6 +33,7 @@ class LastLayer:
         width: m.
         outputs: t.
         blocks: the columns of each block of the design, int64; that of the bias is the last of each.
+        bias: whether there is one.
         positions: of the outputs of one sample; 0 as long as none was seen.
 
     Raises:
@@ -51,9 +52,10 @@ class LastLayer:
                 raise UsageError(f"the {name} of the model's last layer {fault}, so it cannot be solved for. {ADVICE}")
         self._places = {name: places[id(tensor)] for name, tensor in own.items()}
         self._shape, self.outputs, self.positions = own["weight"].shape, self._design.outputs, 0
-        self._bias = torch.full([int("bias" in own)], self._design.width)
-        self.width = self._design.width + len(self._bias)
-        self.blocks = [torch.cat([columns, self._bias]) for columns in self._design.blocks]
+        self.bias = "bias" in own
+        self.width = self._design.width + self.bias
+        last = torch.arange(self._design.width, self.width)
+        self.blocks = [torch.cat([columns, last]) for columns in self._design.blocks]
 
     @property
     def places(self) -> list[slice]:
@@ -105,7 +107,7 @@ class LastLayer:
 
     def _rows(self, seen: Seen, weights: torch.Tensor, scale: float) -> Rows:
         design, _, targets = seen
-        if len(self._bias):
+        if self.bias:
             design = torch.cat([design, design.new_full((len(design), 1), scale)], dim=1)
         residuals = [
             torch.addmm(wanted, design, weights[:, self.blocks[block].to(weights.device)].T, beta=-1)
@@ -115,8 +117,8 @@ class LastLayer:
 
     def _parts(self, weights: torch.Tensor) -> dict[str, torch.Tensor]:
         """Weight and, where there is one, bias as the layer has them."""
-        bias = dict.fromkeys([name for name in self._places if name == "bias"], weights[:, -1])
-        return {"weight": self._design.weight(weights[:, : self._design.width]), **bias}
+        parts = {"weight": self._design.weight(weights[:, : self._design.width])}
+        return parts | ({"bias": weights[:, -1]} if self.bias else {})
 
 
 def _last(module: torch.nn.Module) -> tuple[torch.nn.Module, Design]:

@@ -60,12 +60,14 @@ class Separable(Protocol):
         width: m.
         outputs: t.
         blocks: the columns of each block, int64; where there is a bias, its column is the last of each.
+        bias: whether there is one.
         alone: whether there is one rank only.
     """
 
     width: int
     outputs: int
     blocks: Sequence[torch.Tensor]
+    bias: bool
     alone: bool
 
     def weights(self, w: Vector) -> torch.Tensor:

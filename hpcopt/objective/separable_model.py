@@ -49,7 +49,7 @@ class SeparableModel:
             if len(shard.inputs):
                 self._try(shard)
         self.width, self.outputs, self.alone = self.layer.width, self.layer.outputs, self._comm.size == 1
-        self.blocks, self._positions = self.layer.blocks, 0
+        self.blocks, self.bias, self._positions = self.layer.blocks, self.layer.bias, 0
 
     def weights(self, w: Vector) -> torch.Tensor:
         """W (t, m) in a vector (n,), float64 on the CPU, a copy."""

@@ -49,10 +49,12 @@ class KnownBatch(ABC):
 
     Attributes:
         columns: those of each block.
+        bias: whether the last of them is that of a bias.
         states: for each block its Gram matrix and Z R^T, or its triangle and what belongs to it of R^T.
     """
 
     columns: Sequence[torch.Tensor]
+    bias: bool
     states: Sequence[tsqr.Triangle]
 
     @property
@@ -72,8 +74,14 @@ class KnownBatch(ABC):
         """|R|^2."""
 
     @abstractmethod
-    def sampled(self, window: torch.Tensor, weights: torch.Tensor) -> Sampled:
-        """The batch in the basis of itself and of the batches (r, s) before it; ``weights`` is W (t, m)."""
+    def sampled(self, window: torch.Tensor, weights: torch.Tensor, free: int) -> Sampled:
+        """The batch in the basis of itself and of the batches (r, s) before it.
+
+        Args:
+            window: what was kept of these.
+            weights: W (t, m).
+            free: 1 if Lambda does not hold the bias, else 0.
+        """
 
 
 class GramBatch(KnownBatch):
@@ -84,14 +92,14 @@ class GramBatch(KnownBatch):
         """|R|^2."""
         return sum(state.tail for state in self.states)
 
-    def sampled(self, window: torch.Tensor, weights: torch.Tensor) -> Sampled:
+    def sampled(self, window: torch.Tensor, weights: torch.Tensor, free: int) -> Sampled:
         """See ``KnownBatch``."""
         before = [kept.sum(0) for kept in _by_block(window, self.columns)]
         windows = [kept + state.factor for kept, state in zip(before, self.states, strict=True)]
         grams, cross = [state.factor for state in self.states], [state.right.T for state in self.states]
         if len(windows) == 1:
-            return SampledGram(windows[0], grams[0], cross[0], self.square, weights)
-        return SampledBlocks(windows, grams, cross, self.square, weights, self.columns)
+            return SampledGram(windows[0], grams[0], cross[0], self.square, weights, free)
+        return SampledBlocks(windows, grams, cross, self.square, weights, self.columns, self.bias, free)
 
 
 class TriangleBatch(KnownBatch):
@@ -102,11 +110,11 @@ class TriangleBatch(KnownBatch):
         """|R|^2."""
         return sum(float(state.right.square().sum()) + state.tail for state in self.states)
 
-    def sampled(self, window: torch.Tensor, weights: torch.Tensor) -> Sampled:
+    def sampled(self, window: torch.Tensor, weights: torch.Tensor, free: int) -> Sampled:
         """See ``KnownBatch``."""
         before = zip(_by_block(window, self.columns), self.columns, strict=True)
         rows = torch.cat([_in_all_columns(kept.flatten(0, 1), own, weights) for kept, own in before])
-        return SampledTriangle(rows, self._whole(weights), weights)
+        return SampledTriangle(rows, self._whole(weights), weights, free)
 
     def _whole(self, weights: torch.Tensor) -> tsqr.Triangle:
         """One triangle of all blocks."""
@@ -176,12 +184,12 @@ def make_known(plan: Plan, separable: Separable, parts: Iterable[Rows]) -> Known
         states = _grams(separable, parts)
         if reduce_here:
             states = [_symmetric(state) for state in _unpack(separable.sum(_pack(states)), separable)]
-        return GramBatch(separable.blocks, states)
+        return GramBatch(separable.blocks, separable.bias, states)
     states = _triangles(separable, parts)
     if reduce_here:
         both = partial(_combined, separable)
         states = _unpack(separable.combine(_pack(states), both), separable)
-    return TriangleBatch(separable.blocks, states)
+    return TriangleBatch(separable.blocks, separable.bias, states)
 
 
 def _gathered(separable: Separable, parts: Iterable[Rows]) -> list[Rows]:

@@ -105,6 +105,8 @@ class SlimTrain(ScheduledRate):
     negative: bool = True
     """Whether lambda may be negative, so that Lambda can fall; each step then changes Lambda by half of it at most.
     Otherwise candidates lie between ``lambda_min`` and ``lambda_max``."""
+    regularize_bias: bool = True
+    """Whether Lambda also holds the bias of the last layer, as in the paper."""
     noise: float = 1e-2
     """discrepancy: variance of the noise in a target."""
     noise_factor: float = 2.0
@@ -151,6 +153,7 @@ class SlimTrain(ScheduledRate):
             fail(self, "lambda_max", f"must be above lambda_min = {self.lambda_min:g}")
         check_count(self, "candidates", 2)
         check_flag(self, "negative")
+        check_flag(self, "regularize_bias")
         check_number(self, "noise", 0.0)
         check_number(self, "noise_factor", 0.0, open_low=True)
         check_choice(self, "form", FORMS)
@@ -237,7 +240,8 @@ class SlimTrain(ScheduledRate):
         """
         settled = torch.full((weights.numel() + 4,), math.nan, dtype=torch.float64)
         if known.finite:
-            sampled, before = known.sampled(cast(torch.Tensor, state["window"]), weights), float(state["damping"])
+            sampled = known.sampled(cast(torch.Tensor, state["window"]), weights, self._free(separable))
+            before = float(state["damping"])
             trial = self._trial(sampled, before, *counts)
             numbers = before + trial, *sampled.extremes, known.square
             found = sampled.moved(weights, trial, before + trial)
@@ -284,7 +288,8 @@ class SlimTrain(ScheduledRate):
         nothing = torch.zeros(separable.outputs, separable.width, dtype=torch.float64)
         settled = torch.full((nothing.numel() + 1,), math.nan, dtype=torch.float64)
         if known.finite:
-            sampled = known.sampled(torch.empty(0, kept_numbers(separable.blocks), dtype=torch.float64), nothing)
+            before = torch.empty(0, kept_numbers(separable.blocks), dtype=torch.float64)
+            sampled = known.sampled(before, nothing, self._free(separable))
             bounds = Bounds(self.lambda_min, self.lambda_max, self.candidates, negative=False)
             trials = bounds.candidates(0.0)
             trial = best(trials, cross_validation(sampled, trials, 0.0, everything.count), bounds, 0.0)
@@ -293,6 +298,10 @@ class SlimTrain(ScheduledRate):
             settled = torch.cat([sampled.moved(nothing, trial, trial).reshape(-1), loss])
         found, loss = separable.settle(settled).split([nothing.numel(), 1])
         return found.view(nothing.shape), float(loss) if bool(found.isfinite().all()) else math.nan
+
+    def _free(self, separable: Separable) -> int:
+        """Columns of W that Lambda does not hold."""
+        return int(separable.bias and not self.regularize_bias)
 
     @property
     def _epoch_rate(self) -> EpochRate:

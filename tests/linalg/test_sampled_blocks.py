@@ -13,7 +13,7 @@ OWN = ([0, 4], [1, 3, 5], [2], [])
 TRIALS = torch.tensor([-0.2, 0.0, 0.4, 7.0], dtype=torch.float64)
 
 
-def both(bias: bool, memory: int) -> tuple[SampledBlocks, SampledGram, torch.Tensor]:
+def both(bias: bool, memory: int, free: int = 0) -> tuple[SampledBlocks, SampledGram, torch.Tensor]:
     """A batch and some before it in both forms, with W (t, m)."""
     generator = torch.Generator().manual_seed(5)
     columns = [torch.tensor([*own, *([6] if bias else [])], dtype=torch.int64) for own in OWN]
@@ -31,14 +31,14 @@ def both(bias: bool, memory: int) -> tuple[SampledBlocks, SampledGram, torch.Ten
         new[own[:, None], own] += grams[-1]
         cross[:, own] += crosses[-1]
         square += float(residual.square().sum())
-    blocks = SampledBlocks(windows, grams, crosses, square, weights, columns)
-    return blocks, SampledGram(whole, new, cross, square, weights), weights
+    blocks = SampledBlocks(windows, grams, crosses, square, weights, columns, bias, free)
+    return blocks, SampledGram(whole, new, cross, square, weights, free), weights
 
 
 @pytest.mark.parametrize("memory", [0, 2])
-@pytest.mark.parametrize("bias", [True, False])
-def test_steps_residuals_and_traces_are_those_of_the_whole_matrix(bias: bool, memory: int) -> None:
-    blocks, whole, weights = both(bias, memory)
+@pytest.mark.parametrize(("bias", "free"), [(True, 0), (True, 1), (False, 0)])
+def test_steps_residuals_and_traces_are_those_of_the_whole_matrix(bias: bool, free: int, memory: int) -> None:
+    blocks, whole, weights = both(bias, memory, free)
     damping = DAMPING + TRIALS
     exact = {"rtol": 1e-12, "atol": 1e-12}
     torch.testing.assert_close(blocks.trace(damping), whole.trace(damping), **exact)
@@ -57,10 +57,11 @@ def test_the_singular_values_are_bounded(bias: bool) -> None:
     assert most * (1 - 1e-12) <= high < 3 * most
 
 
-def test_a_bias_that_the_others_explain_leaves_finite_steps() -> None:
+@pytest.mark.parametrize("free", [0, 1])
+def test_a_bias_that_the_others_explain_leaves_finite_steps(free: int) -> None:
     """A row of ones that is a column too: s is all rounding."""
     ones, columns = torch.ones(2, 2, dtype=torch.float64), [torch.tensor([0, 2]), torch.tensor([1, 2])]
     cross, weights = [torch.ones(1, 2, dtype=torch.float64)] * 2, torch.ones(1, 3, dtype=torch.float64)
-    blocks = SampledBlocks([ones, ones], [ones, ones], cross, 1.0, weights, columns)
+    blocks = SampledBlocks([ones, ones], [ones, ones], cross, 1.0, weights, columns, True, free)
     assert blocks.extremes[0] < 1e-12
     assert bool(blocks.moved(weights, 1e-14, 1e-14).isfinite().all())

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from hpcopt.linalg import tsqr
+from hpcopt.linalg.sampled_blocks import SampledBlocks
 from hpcopt.linalg.sampled_tikhonov import (
     Bounds,
     Sampled,
@@ -50,15 +51,15 @@ def problem(memory: int = 2, seed: int = 0) -> Problem:
     return Problem(old, torch.randn(M, N, **make), torch.randn(T, N, **make), torch.randn(T, M, **make))
 
 
-def by_gram(p: Problem) -> Sampled:
+def by_gram(p: Problem, free: int = 0) -> Sampled:
     cross, square = p.residual @ p.new.T, float(p.residual.square().sum())
-    return SampledGram(p.window @ p.window.T, p.new @ p.new.T, cross, square, p.weights)
+    return SampledGram(p.window @ p.window.T, p.new @ p.new.T, cross, square, p.weights, free)
 
 
-def by_triangle(p: Problem) -> Sampled:
+def by_triangle(p: Problem, free: int = 0) -> Sampled:
     old = [tsqr.leaf(z.T, z.T[:, :0]).factor for z in p.old]
     window = torch.cat(old) if old else torch.zeros(0, M, dtype=torch.float64)
-    return SampledTriangle(window, tsqr.leaf(p.new.T, p.residual.T), p.weights)
+    return SampledTriangle(window, tsqr.leaf(p.new.T, p.residual.T), p.weights, free)
 
 
 forms = pytest.mark.parametrize("form", [by_gram, by_triangle])
@@ -110,6 +111,28 @@ def test_one_pass_that_keeps_everything_gives_the_tikhonov_solution_of_all_data(
     z, c = torch.cat(old, dim=1), torch.cat(seen, dim=1)
     expected = torch.linalg.solve(z @ z.T + sum(lambdas) * EYE, z @ c.T).T
     assert float((weights - expected).norm() / expected.norm()) < 1e-12
+
+
+def by_blocks(p: Problem, free: int) -> Sampled:
+    """As one block, of which the last column is the bias."""
+    cross, square = [p.residual @ p.new.T], float(p.residual.square().sum())
+    grams = [p.window @ p.window.T], [p.new @ p.new.T]
+    return SampledBlocks(*grams, cross, square, p.weights, [torch.arange(M)], bias=True, free=free)
+
+
+@pytest.mark.parametrize("form", [by_gram, by_triangle, by_blocks])
+@pytest.mark.parametrize("memory", [0, 2])
+@pytest.mark.parametrize("lam", [-0.1, 0.7])
+def test_a_bias_that_is_free_is_neither_kept_small_nor_close(form: Callable, memory: int, lam: float) -> None:
+    p, damping, held = problem(memory), DAMPING + lam, EYE.clone()
+    held[-1, -1] = 0
+    sampled, inverse = form(p, free=1), torch.linalg.inv(p.window @ p.window.T + damping * held)
+    expected = p.weights - (p.residual @ p.new.T + lam * p.weights @ held) @ inverse
+    torch.testing.assert_close(sampled.moved(p.weights, lam, damping), expected, rtol=1e-11, atol=1e-11)
+    one, all_of_it = torch.tensor([lam], dtype=torch.float64), torch.tensor([damping], dtype=torch.float64)
+    left = float((expected @ p.new - p.targets).square().sum())
+    assert float(sampled.residuals(one, all_of_it)) == pytest.approx(left, rel=1e-9)
+    assert float(sampled.trace(all_of_it)) == pytest.approx(float(torch.trace(inverse @ p.new @ p.new.T)), rel=1e-10)
 
 
 @forms

@@ -8,6 +8,7 @@ import pytest
 import torch
 from mpi4py import MPI
 
+import hpcopt
 from hpcopt.comm.communicator import Communicator
 from hpcopt.config import parse_job
 from hpcopt.errors import UsageError
@@ -16,8 +17,8 @@ from hpcopt.solvers.slimtrain import SlimTrain
 from hpcopt.solvers.solver import State
 from hpcopt.train.job import PreparedJob
 from hpcopt.train.minimize import minimize
-from tests.support.closures import same_everywhere
-from tests.support.last_layers import FORMS, KINDS, assert_steps_of_one_rank, trained
+from tests.support.closures import same_everywhere, values_of
+from tests.support.last_layers import FORMS, KINDS, assert_steps_of_one_rank, data, network, trained
 from tests.support.problems import CLASSES, sharded
 
 pytestmark = pytest.mark.mpi
@@ -70,6 +71,23 @@ def test_of_features_that_are_nearly_dependent_nothing_is_lost_but_in_gram_matri
     assert int(state["by_gram" if form == "gram" else "by_tsqr"]) == 2
     error = float((predicted - targets).norm() / targets.norm())
     assert error > 1e-6 if form == "gram" else error < 1e-6
+
+
+def test_a_loop_of_ones_own_may_leave_a_rank_without_samples(comm: Communicator) -> None:
+    """The last one, from the first step on, in which it is to learn how many outputs a sample has."""
+
+    def trained_by_hand(ranks: Communicator) -> torch.Tensor:
+        """Values after three steps."""
+        inputs, targets = data("decoder")
+        model, owners = network("decoder"), max(1, ranks.size - 1)
+        optimizer = hpcopt.optim.SlimTrain(model[:2], model[2], comm=ranks)  # type: ignore[index]
+        own = slice(ranks.rank, 12, owners) if ranks.rank < owners else slice(0)
+        for _ in range(3):
+            optimizer.step(inputs[own], targets[own])
+        return values_of(model)
+
+    ours = trained_by_hand(comm)
+    torch.testing.assert_close(ours, trained_by_hand(Communicator(MPI.COMM_SELF)), rtol=1e-10, atol=1e-11)
 
 
 def test_an_epoch_ends_with_the_same_last_layer_as_on_one_rank(comm: Communicator) -> None:

@@ -83,6 +83,21 @@ def test_lambda_stays_above_its_bound_and_the_loss_falls(comm: Communicator, opt
     assert state["solved"] == 30
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("form", ["gram", "tsqr"])
+def test_a_bias_that_is_not_regularized_is_the_best_one_whatever_lambda(
+    comm: Communicator, kind: str, form: str
+) -> None:
+    objective = DataParallelObjective(network(kind), "squared", *data(kind), comm)
+    still = {"theta_solver": "sgd", "learning_rate": 1e-12, "deliver": "iterate", "form": form}
+    solver = SlimTrain(selection="fixed", lambda_start=1e3, regularize_bias=False, **still)
+    state, _ = solver.step(objective, solver.init(objective), objective.full_batch)
+    _, gradient = objective.value_and_gradient(state["parameters"], objective.full_batch)  # type: ignore[arg-type]
+    left = objective.separable.weights(gradient).abs()
+    assert float(left[:, -1].max()) < 1e-9
+    assert float(left[:, :-1].max()) > 1e-3
+
+
 def test_lambda_grows_by_half_of_itself_at_most(comm: Communicator) -> None:
     _, reports = run(SlimTrain(lambda_start=0.5), sharded(comm, "squared"), 6)
     dampings = [0.5, *(report.damping for report in reports)]
