@@ -55,12 +55,13 @@ class Measured:
     """What only all ranks together can find out.
 
     Attributes:
-        host_memory, device_memory: seconds of an allreduce by its bytes, the slowest rank's; empty where there is none.
+        host_memory: seconds of an allreduce by its bytes, the slowest rank's; empty for one rank.
+        device_memory: as ``device_messages``; empty where a rank has no GPU.
         blind: hosts that do not see what rank 0 writes into the directory of runs.
     """
 
     host_memory: Mapping[int, float]
-    device_memory: Mapping[int, float]
+    device_memory: Mapping[str, Any]
     blind: list[str]
 
 
@@ -86,7 +87,7 @@ def examine(directory: Path = Path("runs")) -> Report | None:
     neighbours.free()
     ranks = comm.gather_objects(mine)
     measured = Measured(
-        allreduce_times(comm, np.zeros), _device_times(comm, mine), _blind_hosts(comm, existing_folder(directory))
+        allreduce_times(comm, np.zeros), _device_messages(comm, mine), _blind_hosts(comm, existing_folder(directory))
     )
     if ranks is None:
         return None
@@ -101,7 +102,7 @@ def _report(comm: Any, mpi_error: str, ranks: list[dict[str, Any]], measured: Me
         "job": None if allocation is None else asdict(allocation),
         "ranks": ranks,
         "allreduce_seconds": {str(size): seconds for size, seconds in measured.host_memory.items()},
-        "device_allreduce_seconds": {str(size): seconds for size, seconds in measured.device_memory.items()},
+        "device_memory": dict(measured.device_memory),
         "disk": disk_facts(directory) | {"not_seen_by": measured.blind},
     }
     facts["hdf5"] = hdf5_facts(Path(facts["disk"]["path"]))
@@ -162,16 +163,35 @@ def allreduce_times(comm: Any, zeros: Callable[[int], Any]) -> dict[int, float]:
     return found
 
 
-def _device_times(comm: Any, mine: Mapping[str, Any]) -> dict[int, float]:
-    """As ``allreduce_times``, of the memory of each rank's device; empty when a rank has none. *Collective*."""
+def _device_messages(comm: Any, mine: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``device_messages`` finds of each rank's GPU; nothing where a rank has none. *Collective*."""
     count = len(mine["devices"]["names"])
-    if not comm.reduce_scalars([float(count)], op="min")[0]:
+    if comm.size == 1 or not comm.reduce_scalars([float(count)], op="min")[0]:
         return {}
     import torch
 
     device = torch.device("cuda", mine["local_rank"] % count)
     torch.cuda.set_device(device)
-    return allreduce_times(comm, lambda numbers: torch.zeros(numbers, dtype=torch.float64, device=device))
+    return device_messages(comm, device)
+
+
+def device_messages(comm: Any, device: Any) -> dict[str, Any]:
+    """Whether MPI reads the memory of ``device``, why, and what an allreduce of it takes either way. *Collective*."""
+    import torch
+
+    from hpcopt.comm.gpu_probe import probe
+
+    def zeros(count: int) -> Any:
+        """A buffer on the device."""
+        return torch.zeros(count, dtype=torch.float64, device=device)
+
+    aware, reason = probe(comm)
+    found = {"gpu_aware": aware, "reason": reason, "staged": allreduce_times(comm, zeros), "direct": {}}
+    if aware:
+        comm.gpu_aware = True
+        found["direct"] = allreduce_times(comm, zeros)
+        comm.gpu_aware = False
+    return found
 
 
 def _blind_hosts(comm: Any, directory: Path) -> list[str]:

@@ -176,7 +176,8 @@ def judge_devices(ranks: Sequence[Mapping[str, Any]]) -> list[Finding]:
     if len(set(taken)) < len(taken):
         (host, _), _ = Counter(filter(None, taken)).most_common(1)[0][0]
         here = [device for device in taken if device and device[0][0] == host]
-        advice = f"{len(here)} ranks share {_count(len(set(here)), 'device')} of {host}: one rank a device is best."
+        advice = f"{len(here)} ranks share {_count(len(set(here)), 'device')} of {host}. One rank a device is best; "
+        advice += "a job lets ranks share with run.share_gpu = true only."
         return [Finding("devices", "yellow", text, advice)]
     return [Finding("devices", "green", text)]
 
@@ -198,7 +199,7 @@ def _short(device: tuple[tuple[str, str], str] | None) -> str:
     return "CPU" if device is None else device[0][1].removeprefix("GPU-")[:8]
 
 
-def judge_communication(host: Mapping[int, float], device: Mapping[int, float]) -> list[Finding]:
+def judge_communication(host: Mapping[int, float], device: Mapping[str, Any]) -> list[Finding]:
     """How long an allreduce takes here, of the memory of hosts and of devices."""
     findings = []
     if host:
@@ -210,10 +211,20 @@ def judge_communication(host: Mapping[int, float], device: Mapping[int, float]) 
             )
         findings.append(Finding("communication", "yellow" if advice else "green", _times(host), advice))
     if device:
-        advice = "Where the MPI library reads device memory by itself, parallel.gpu_aware = true spares the copies."
-        text = f"{_times(device)}, staged through the memory of the host"
-        findings.append(Finding("device memory", "green", text, advice))
+        findings.append(_judge_device_memory(device))
     return findings
+
+
+def _judge_device_memory(device: Mapping[str, Any]) -> Finding:
+    """By copies in the memory of the host, and directly where that gives the right results."""
+    staged, direct = device["staged"], device["direct"]
+    text = f"through the host, {_times(staged)}"
+    if not direct:
+        return Finding("device memory", "green", f"{text}; MPI does not read it itself: {device['reason']}")
+    text = f"{text}; by MPI itself, {_times(direct)}"
+    faster = direct[max(direct)] < staged[max(staged)]
+    advice = "parallel.gpu_aware = true is faster here." if faster else "Leave parallel.gpu_aware = false."
+    return Finding("device memory", "green", text, advice)
 
 
 def _times(times: Mapping[int, float]) -> str:

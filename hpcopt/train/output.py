@@ -22,7 +22,7 @@ from hpcopt.config import CheckpointOptions, Job
 from hpcopt.errors import HpcoptError, UsageError
 from hpcopt.solvers.solver import StopReason
 from hpcopt.train.environment import environment
-from hpcopt.train.halt import drop_stale_halt, remove_halt
+from hpcopt.train.halt import drop_stale_halt
 from hpcopt.train.logs import RankLog
 from hpcopt.train.protocol import Listener, Result
 from hpcopt.train.record import Recorder
@@ -166,8 +166,6 @@ class RunOutput:
         rows = self._comm.ledger.rows(self._ledger_before)
         mine = [sum(r.calls for r in rows), sum(r.bytes for r in rows), sum(r.seconds_waited for r in rows)]
         calls, moved, waited = self._comm.reduce_scalars(mine)
-        if self._directory is not None and result.stop is not StopReason.SAVED:
-            remove_halt(self._directory.path)
         self._close(
             status=name,
             exit_status=exit_status,

@@ -172,9 +172,17 @@ def test_slow_communication_is_noticed() -> None:
 
 
 def test_copies_from_devices_are_measured_beside_the_memory_of_the_host() -> None:
-    host, device = judge_communication({8: 2e-6, 1 << 22: 1e-3}, {8: 2e-5, 1 << 22: 4e-3})
+    staged = {"gpu_aware": False, "reason": "it crashed", "staged": {8: 2e-5, 1 << 22: 4e-3}, "direct": {}}
+    host, device = judge_communication({8: 2e-6, 1 << 22: 1e-3}, staged)
     assert host.text == "allreduce of 8 B in 2 us, of 4 MiB in 1.0 ms (4.19 GB/s)"
-    assert (device.topic, "of 4 MiB in 4.0 ms (1.05 GB/s), staged" in device.text) == ("device memory", True)
+    assert device.text.startswith("through the host, allreduce of 8 B in 20 us, of 4 MiB in 4.0 ms (1.05 GB/s); MPI")
+    assert device.text.endswith("it crashed")
+
+
+@pytest.mark.parametrize(("seconds", "advice"), [(1e-3, "true is faster"), (8e-3, "Leave")])
+def test_device_memory_is_given_to_mpi_where_that_is_faster(seconds: float, advice: str) -> None:
+    times = {"gpu_aware": True, "reason": "", "staged": {8: 2e-5, 1 << 22: 4e-3}, "direct": {8: 1e-5, 1 << 22: seconds}}
+    assert advice in only(judge_communication({}, times)).advice
 
 
 def test_a_record_that_cannot_be_read_while_it_is_written_is_red() -> None:

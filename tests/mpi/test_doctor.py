@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hpcopt.analysis import doctor
-from hpcopt.analysis.doctor import allreduce_times, examine
+from hpcopt.analysis.doctor import device_messages, examine
 from hpcopt.comm.communicator import Communicator
 
 pytestmark = pytest.mark.mpi
@@ -42,7 +42,15 @@ def test_a_disk_of_one_host_is_noticed(comm: Communicator, tmp_path: Path, monke
     assert list(tmp_path.iterdir()) == []
 
 
-def test_memory_of_torch_is_measured_like_that_of_the_host(comm: Communicator) -> None:
-    times = allreduce_times(comm, lambda count: torch.zeros(count, dtype=torch.float64))
-    assert list(times) == ([8, 1 << 22] if comm.size > 1 else [])
-    assert all(seconds > 0 for seconds in times.values())
+@pytest.mark.parametrize("aware", [True, False])
+def test_memory_of_devices_is_measured_as_it_may_be_used(
+    comm: Communicator, aware: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The memory of the host stands in for that of a device."""
+    monkeypatch.setattr("hpcopt.comm.gpu_probe.probe", lambda comm: (aware, "so it is"))
+    found = device_messages(comm, torch.device("cpu"))
+    sizes = [8, 1 << 22] if comm.size > 1 else []
+    assert (found["gpu_aware"], found["reason"], list(found["staged"])) == (aware, "so it is", sizes)
+    assert list(found["direct"]) == (sizes if aware else [])
+    assert all(seconds > 0 for seconds in found["staged"].values())
+    assert not comm.gpu_aware

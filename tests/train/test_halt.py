@@ -6,8 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from hpcopt.comm.communicator import Communicator
+from hpcopt.solvers.sgd import SGD
+from hpcopt.solvers.solver import StopReason
 from hpcopt.train.halt import HALT, Halt, drop_stale_halt, read_halt, write_halt
+from hpcopt.train.minimize import minimize
 from hpcopt.train.run_lock import FILE_NAME, Owner, RunLock
+from tests.support.problems import sharded
 
 
 @pytest.fixture(autouse=True)
@@ -58,6 +63,29 @@ def test_what_is_asked_of_this_start_stays(tmp_path: Path) -> None:
     write_halt(tmp_path)
     drop_stale_halt(tmp_path, owner)
     assert read_halt(tmp_path) is not None
+
+
+def test_a_run_is_not_stopped_by_what_was_there_before_it(comm: Communicator, tmp_path: Path) -> None:
+    stops = []
+    for iterations in (2, 4, 6):
+        result = minimize(sharded(comm), SGD(learning_rate=0.1), iterations=iterations, run_dir=tmp_path)
+        stops.append((result.stop, result.iterations))
+        (tmp_path / HALT).touch() if iterations == 2 else write_halt(tmp_path)
+    assert stops == [(StopReason.EPOCHS_DONE, 2), (StopReason.EPOCHS_DONE, 4), (StopReason.EPOCHS_DONE, 6)]
+
+
+def test_a_requeued_job_obeys_after_one_iteration(
+    comm: Communicator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    minimize(sharded(comm), SGD(learning_rate=0.1), iterations=2, run_dir=tmp_path)
+    start(tmp_path)
+    write_halt(tmp_path)
+    (tmp_path / FILE_NAME).unlink()
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    result = minimize(sharded(comm), SGD(learning_rate=0.1), iterations=6, run_dir=tmp_path)
+    assert (result.stop, result.iterations) == (StopReason.STOPPED, 3)
+    assert read_halt(tmp_path) is None
 
 
 def test_a_job_that_was_asked_to_end_ends_when_it_was_requeued_instead(
