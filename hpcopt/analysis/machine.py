@@ -18,6 +18,7 @@ from hpcopt.train.environment import PACKAGES, cpu_model, package_version
 LAUNCH_PREFIXES = ("OMPI_COMM_WORLD_", "PMI_", "PMIX_RANK", "PMIX_NAMESPACE", "MV2_COMM_WORLD_", "HYDI_", "MPIEXEC_")
 LAUNCH_VARIABLES = (
     "SLURM_JOB_ID",
+    "SLURMD_NODENAME",
     "SLURM_STEP_ID",
     "SLURM_PROCID",
     "SLURM_NTASKS",

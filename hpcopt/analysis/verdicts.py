@@ -67,16 +67,14 @@ def judge_job(allocation: Allocation | None, ranks: Sequence[Mapping[str, Any]])
     """The batch job around the ranks: whether they use all of it, and how much time is left."""
     if allocation is None:
         return []
-    hosts = len({rank["host"] for rank in ranks})
-    nodes = _count(allocation.nodes or hosts, "node")
+    # Nodes of Slurm may have names of their own.
+    used = len({(rank["host"], rank["variables"].get("SLURMD_NODENAME")) for rank in ranks})
+    nodes = _count(allocation.nodes or used, "node")
     text = f"{allocation.job} of Slurm, {nodes}, {_count(len(ranks), 'rank')} started"
-    if hosts < allocation.nodes or (len(ranks) == 1 < allocation.tasks):
-        tasks = f" for its {allocation.tasks} tasks" if allocation.tasks > 1 else ""
-        advice = f"Not all of the job is used: start with srun or mpirun{tasks}, also this command."
-        used = Finding("job", "yellow", text, advice)
-    else:
-        used = Finding("job", "green", text)
-    return [used, _judge_time(allocation)]
+    whole = used >= allocation.nodes and not len(ranks) == 1 < allocation.tasks
+    advice = "" if whole else "Not all of the job is used: start with srun or mpirun, this command too."
+    use = Finding("job", "green" if whole else "yellow", text, advice)
+    return [use, _judge_time(allocation)]
 
 
 def _judge_time(allocation: Allocation) -> Finding:

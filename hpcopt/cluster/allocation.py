@@ -19,7 +19,7 @@ class Allocation:
     Attributes:
         job: its number.
         nodes: how many it has, 0 where that is not said.
-        tasks: how many ranks a launcher starts in it by default, 0 where that is not said.
+        tasks: how many ranks a launcher starts by default, in the script of the job; 0 where that is not said.
         limited: whether its time has an end.
         seconds_left: until then; None without an end, and where Slurm does not say.
     """
@@ -36,7 +36,8 @@ def find_allocation(environ: Mapping[str, str] = os.environ) -> Allocation | Non
     job = environ.get("SLURM_JOB_ID")
     if not job:
         return None
-    nodes, tasks = (_number(environ.get(name, "")) for name in ("SLURM_NNODES", "SLURM_NTASKS"))
+    # A launcher's own step may have other numbers, in SLURM_NNODES also when it is mpirun's.
+    nodes, tasks = (_number(environ.get(name, "")) for name in ("SLURM_JOB_NUM_NODES", "SLURM_NTASKS"))
     if end := _number(environ.get("SLURM_JOB_END_TIME", "")):
         return Allocation(job, nodes, tasks, True, max(0.0, end - time.time()))
     left = ask("squeue", "--noheader", "--jobs", job, "--format", "%L").strip()

@@ -142,7 +142,8 @@ def test_devices_are_shared_out(ranks: list[dict[str, Any]], level: str, words: 
     ("ranks", "changes", "levels", "words"),
     [
         (4, {}, ["green", "green"], "7 of Slurm, 2 nodes, 4 ranks started"),
-        (1, {}, ["yellow", "green"], "start with srun or mpirun for its 4 tasks"),
+        (1, {}, ["yellow", "green"], "start with srun or mpirun"),
+        (1, {"nodes": 1}, ["yellow", "green"], "1 node, 1 rank started"),
         (1, {"nodes": 1, "tasks": 1}, ["green", "green"], "1 node, 1 rank"),
         (4, {"nodes": 3}, ["yellow", "green"], "Not all of the job is used"),
         (4, {}, ["green", "green"], "1:00:00 left until the job ends"),
@@ -159,6 +160,12 @@ def test_the_job_is_to_be_used_whole_and_has_an_end(
     found = judge_job(around, [rank(host=f"node{number % 2}") for number in range(ranks)])
     assert [finding.level for finding in found] == levels
     assert words in " ".join(finding.text + finding.advice for finding in found)
+
+
+def test_nodes_of_slurm_may_share_a_host() -> None:
+    around = Allocation("7", 2, 2, False, None)
+    ranks = [rank(variables={"SLURMD_NODENAME": f"n{number}"}) for number in range(2)]
+    assert judge_job(around, ranks)[0].level == "green"
 
 
 def test_outside_of_a_job_nothing_is_said_of_one() -> None:

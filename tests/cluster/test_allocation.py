@@ -9,7 +9,7 @@ import pytest
 
 from hpcopt.cluster.allocation import Allocation, find_allocation, seconds_of
 
-JOB = {"SLURM_JOB_ID": "77", "SLURM_NNODES": "2", "SLURM_NTASKS": "4"}
+JOB = {"SLURM_JOB_ID": "77", "SLURM_JOB_NUM_NODES": "2", "SLURM_NTASKS": "4"}
 
 
 @pytest.fixture
