@@ -104,11 +104,11 @@ class Shard:
     def loss_sum(self, w: Vector, batch: Batch) -> float:
         """Sum of the losses at w over what is evaluated of ``batch``."""
         self.prepare(w)
-        total = 0.0
+        losses = []
         for rank, number, _, inputs, targets in self.pieces(batch):
             with torch.no_grad(), self.stochastic.frozen(batch.key, number, w.device, may_update=False, rank=rank):
-                total += float(self.loss.sum(self.module(inputs), targets))
-        return total
+                losses.append(self.loss.sum(self.module(inputs), targets))
+        return _total(losses)
 
     def gradient_sum(
         self, w: Vector, batch: Batch, scale: float, out: Vector, tensors: Sequence[torch.Tensor] | None = None
@@ -125,19 +125,19 @@ class Shard:
         """
         self.prepare(w)
         wanted = self.parameters.tensors if tensors is None else tensors
-        total, first = 0.0, True
+        losses: list[torch.Tensor] = []
         for rank, number, _, inputs, targets in self.pieces(batch):
             with self.stochastic.frozen(batch.key, number, w.device, may_update=True, rank=rank):
                 loss = self.loss.sum(self.module(inputs), targets)
                 gradients = torch.autograd.grad(loss * scale, wanted, materialize_grads=True)
-            if first:
-                self.parameters.flatten(gradients, out)
-            else:
+            if losses:
                 out.add_(torch.cat([g.reshape(-1) for g in gradients]))
-            total, first = total + float(loss.detach()), False
-        if first:
+            else:
+                self.parameters.flatten(gradients, out)
+            losses.append(loss.detach())
+        if not losses:
             out.zero_()
-        return total
+        return _total(losses)
 
     def backward_sum(self, w: Vector, batch: Batch, scale: float) -> float:
         """Backward pass of ``scale`` times the loss sum, for hooks on the module's tensors; returns the loss sum.
@@ -175,3 +175,10 @@ class Shard:
         self.parameters.bind(w)
         if not self.module.training:
             self.module.train()
+
+
+def _total(losses: Sequence[torch.Tensor]) -> float:
+    """The sum in float64, with one wait for a device however many there are."""
+    if len(losses) == 1:
+        return float(losses[0])
+    return float(sum(torch.stack(list(losses)).tolist())) if losses else 0.0

@@ -12,14 +12,18 @@ def triangle_size(order: int) -> int:
 
 def pack(matrix: torch.Tensor) -> torch.Tensor:
     """The lower triangle of ``matrix`` (m, m), a new vector (m (m + 1) / 2,)."""
-    return matrix.masked_select(_lower(len(matrix), matrix.device))
+    rows, columns = _lower(len(matrix), matrix.device)
+    return matrix[rows, columns]
 
 
 def unpack(triangle: torch.Tensor, order: int) -> torch.Tensor:
     """The symmetric matrix (m, m), m = ``order``, that ``pack`` made ``triangle`` of."""
-    lower = triangle.new_zeros(order, order).masked_scatter_(_lower(order, triangle.device), triangle)
+    rows, columns = _lower(order, triangle.device)
+    lower = triangle.new_zeros(order, order)
+    lower[rows, columns] = triangle
     return lower + lower.tril(-1).T
 
 
 def _lower(order: int, device: torch.device) -> torch.Tensor:
-    return torch.ones(order, order, dtype=torch.bool, device=device).tril_()
+    """Rows and columns (2, m (m + 1) / 2) of the lower triangle: a mask would make the processor wait for a device."""
+    return torch.tril_indices(order, order, device=device)
