@@ -56,7 +56,7 @@ status=$?
 _AGAIN = """
 # Killed from outside, as when a node fails: the run has not said how it ended, and Open MPI's mpirun has status 0 then.
 case $status in
-    [1-4]) ;;
+    [1-5]) ;;
     *) if grep -qs '^  "status": "running"' {directory}/status.json; then status={requeue}; fi ;;
 esac
 

@@ -32,7 +32,7 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str
 def answers(monkeypatch: pytest.MonkeyPatch, scontrol: list[str], sacct: str = "") -> None:
     """Answers of scontrol one after the other, and the one of sacct."""
     left = iter(scontrol)
-    monkeypatch.setattr(queue, "_ask", lambda *words: next(left) if words[0] == "scontrol" else sacct)
+    monkeypatch.setattr(queue, "ask", lambda *words: next(left) if words[0] == "scontrol" else sacct)
 
 
 def follow(lines: list[str]) -> int:

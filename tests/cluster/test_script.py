@@ -159,6 +159,7 @@ def test_a_saved_run_is_requeued_a_bounded_number_of_times(
         (0, "finished", False),
         (137, "failed", False),
         (2, "running", False),
+        (5, "running", False),
         (0, None, False),
     ],
 )
@@ -166,7 +167,7 @@ def test_a_saved_run_is_requeued_a_bounded_number_of_times(
 def test_a_run_that_could_not_say_how_it_ended_is_requeued(
     tmp_path: Path, status: int, said: str | None, again: bool, array: bool
 ) -> None:
-    """Unless the launcher says that it did not begin. The folder's name has a blank."""
+    """Unless the launcher says that it did not begin, or ended as it was told. The folder's name has a blank."""
     fake(tmp_path, "srun", f"exit {status}")
     tasks = make_tasks(["run.seed=1,2"], f"{tmp_path}/a b") if array else []
     folder = Path(tasks[0].directory if array else f"{tmp_path}/a b")
