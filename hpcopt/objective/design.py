@@ -152,7 +152,8 @@ class ParityBlocks:
         self.width = inputs * kernel[0] * kernel[1]
         number = torch.arange(self.width).view(self._shape)
         taps = [[axis.taps(remainder) for remainder in range(axis.stride)] for axis in self._axes]
-        self.blocks = [number[:, down[:, None], across].flatten() for down, across in product(*taps)]
+        # Channels last, as rows are made: what is then copied are runs of numbers.
+        self.blocks = [number[:, down[:, None], across].movedim(0, -1).flatten() for down, across in product(*taps)]
         self._known: dict[tuple[int, int], list[tuple[Segment, Segment]]] = {}
 
     def matrix(self, weight: torch.Tensor) -> torch.Tensor:
@@ -170,17 +171,17 @@ class ParityBlocks:
         targets = targets.view(len(targets), self.outputs, *made)
         step = max(1, PATCH_NUMBERS // max(1, self.width * height * width))
         for some, wanted in zip(features.split(step), targets.split(step), strict=True):
-            padded = functional.pad(some, (0, 1, 0, 1))
+            padded = functional.pad(some.movedim(1, -1), (0, 0, 0, 1, 0, 1))
             for down, across in self._segments(height, width):
                 yield self._seen(padded, wanted, down, across)
 
     def _seen(self, padded: torch.Tensor, wanted: torch.Tensor, down: Segment, across: Segment) -> Seen:
-        """The rows of all pairs of positions of two segments."""
+        """The rows of all pairs of positions of two segments of ``padded`` (b, height, width, c)."""
         device = padded.device
-        seen = padded.index_select(2, down.sources.flatten().to(device))
-        seen = seen.index_select(3, across.sources.flatten().to(device))
-        seen = seen.view(*padded.shape[:2], *down.sources.shape, *across.sources.shape)
-        design = seen.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(0, 2)
+        seen = padded.index_select(1, down.sources.flatten().to(device))
+        seen = seen.index_select(2, across.sources.flatten().to(device))
+        seen = seen.view(len(padded), *down.sources.shape, *across.sources.shape, padded.shape[-1])
+        design = seen.transpose(2, 3).flatten(3).flatten(0, 2)
         pairs = list(product(down.members, across.members))
         blocks = tuple(first * self._axes[1].stride + second for (first, _), (second, _) in pairs)
         targets = [wanted[:, :, i[:, None], j].permute(0, 2, 3, 1).flatten(0, 2) for (_, i), (_, j) in pairs]

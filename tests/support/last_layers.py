@@ -73,7 +73,6 @@ if __name__ == "__main__":
     from mpi4py import MPI
 
     everyone, alone = Communicator(), Communicator(MPI.COMM_SELF)
-    for kind in KINDS:
-        for form in FORMS:
-            assert_steps_of_one_rank(everyone, alone, form, 11, kind, checks=everyone.rank == 0)
+    for kind, form in [("dense", "gram"), *((kind, form) for kind in KINDS[1:] for form in FORMS)]:
+        assert_steps_of_one_rank(everyone, alone, form, 11, kind, checks=everyone.rank == 0)
     print(f"rank {everyone.rank} of {everyone.size}: the same")
