@@ -15,21 +15,21 @@ _DOT_BLOCK = 1 << 18  # likewise for one pair of vectors, where BLAS keeps many 
 
 def inner(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """X Y^T in float64 on the CPU, shape (k, l): products in the vectors' precision, block sums in float64."""
-    vector_kernels = kernels_on(x.device, x.dtype).vectors
-    if vector_kernels is not None:
-        return vector_kernels.inner(x, y).cpu()
-    if x.dtype == torch.float64:
-        return (x @ y.T).cpu()
     if x.is_cuda:
-        return _by_blocks(x, y).cpu()
+        return _on_device(x, y).cpu()
+    if x.dtype == torch.float64:
+        return x @ y.T
     total = torch.zeros(x.shape[0], y.shape[0], dtype=torch.float64, device=x.device)
     for start in range(0, x.shape[1], _BLOCK):
         total += x[:, start : start + _BLOCK] @ y[:, start : start + _BLOCK].T
     return total.cpu()
 
 
-def _by_blocks(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """As ``inner``, all blocks at once: (k, l) on the device."""
+def _on_device(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """As ``inner``, all blocks at once: (k, l) on the device, which waits for nothing in between."""
+    kernels = kernels_on(x.device, x.dtype).vectors
+    if kernels is not None:
+        return kernels.inner(x, y)
     whole = x.shape[1] // _BLOCK * _BLOCK
     blocks = [rows[:, :whole].unflatten(1, (-1, _BLOCK)).transpose(0, 1) for rows in (x, y)]
     total = torch.bmm(blocks[0], blocks[1].mT).sum(0, dtype=torch.float64)

@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from hpcopt.comm.communicator import Communicator
 from hpcopt.kernels.cupy_kernels import CupyKernels
 from hpcopt.kernels.interface import ACTIVATIONS
 from hpcopt.kernels.reference import NumpyKernels
+from hpcopt.kernels.torch_kernels import TorchKernels
+from hpcopt.objective.network.objective import NetworkObjective
 from tests.support.emulation import Emulation
 
 B, U, V, C = 3, 5, 70, 11  # more columns than two warps have lanes, more outputs than a block has warps
@@ -124,3 +127,24 @@ def test_what_a_kernel_would_misread_is_refused(kernels: CupyKernels) -> None:
             kernels.bend([wrong], [t], q, None, 1.0)
     with pytest.raises(ValueError, match="contiguous"):
         kernels.units(m, q.double())
+
+
+@pytest.mark.parametrize("loss", ["squared", "cross_entropy"])
+@pytest.mark.parametrize("by_layer", [False, True])
+def test_a_network_has_the_same_products_with_them(
+    kernels: CupyKernels, emulation: Emulation, comm: Communicator, loss: str, by_layer: bool
+) -> None:
+    inputs, labels = given(torch.float64, (6, 5))[0], torch.arange(6) % 3
+    found = []
+    for taken in (TorchKernels(), kernels):
+        emulation.launches.clear()
+        objective = NetworkObjective([5, 7, 4, 3], "tanh", loss, inputs, labels, comm, weight_decay=0.1)
+        objective.network.kernels = taken
+        w = objective.initial_vector()
+        linear = objective.linearize(w, objective.full_batch)
+        v = given(torch.float64, (len(w),), seed=3)[0]
+        found.append((linear.block.product(v, by_layer), linear.gauss_newton(v)))
+    assert emulation.launches.count("bent") == (3 if by_layer else 1)
+    assert {"last_factors", "scale_by_slope", "add_outputs", "units"} <= set(emulation.launches)
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
