@@ -22,6 +22,7 @@ RATES = {
     "sgd": (0.01, 0.03, 0.1, 0.3, 1.0),
     "lars": (1.0, 3.0, 10.0, 30.0, 100.0),
 }
+METHODS = (*RATES, "lbfgs")
 OWN = {"sgd": ["solver.momentum=0.9"]}
 AN_ITERATION = 1.4
 """Gradient equivalents that an iteration of NLCG takes at least; its runs are long enough for the budget."""
@@ -92,7 +93,7 @@ def train(
     Args:
         problem: what is minimised.
         seed: of data and weights.
-        args: the command line.
+        args: the command line, whose ``methods`` are those beside NLCG.
         variants: other forms of NLCG: name -> settings. They are given as many epochs as gradient equivalents.
     """
     common = [f"run.seed={seed}", f"data.batch={problem.batch}", *args.set]
@@ -110,11 +111,13 @@ def train(
         found[name] = [run(name, "nlcg", math.ceil(problem.most), often, settings)]
     long, seldom = args.patience * problem.most, max(each, 0.5, 4 * problem.look)
     for method, rates in RATES.items():
+        if method not in args.methods:
+            continue
         own = OWN.get(method, [])
         found[method] = [
             run(f"{method}, {rate:g}", method, long, seldom, [f"solver.learning_rate={rate}", *own]) for rate in rates
         ]
-    return found | {"lbfgs": [run("lbfgs", "lbfgs", problem.most, often)]}
+    return found | ({"lbfgs": [run("lbfgs", "lbfgs", problem.most, often)]} if "lbfgs" in args.methods else {})
 
 
 def best(runs: Sequence[Sequence[Run]], problem: Problem) -> int:
@@ -182,6 +185,7 @@ def command_line(text: str | None, patience: float, runs: str) -> argparse.Argum
     parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", required=True)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="beside NLCG")
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--patience", type=float, default=patience, help="work of the tuned methods over that of NLCG")
     parser.add_argument("--runs", type=Path, default=Path(runs))
@@ -202,5 +206,6 @@ def deliver(args: argparse.Namespace, title: str, command: str, lines: Sequence[
     print("\n".join(lines))
     if args.output:
         command += f" --seeds {' '.join(map(str, args.seeds))} --ranks {args.ranks} --patience {args.patience:g}"
+        command += "" if len(args.methods) == len(METHODS) else f" --methods {' '.join(args.methods)}"
         command += "".join(f" --set {setting}" for setting in args.set)
         write_report(args.output, title, command, lines, args.ranks)

@@ -6,9 +6,10 @@ CIFAR-10 with the network of jobs/cifar10-cnn-nlcg.toml. NLCG has its defaults; 
 at each of five constant rates, of which the best is chosen by the very test accuracy that is compared; L-BFGS has its
 defaults. All are compared at the work of --epochs epochs of gradient descent, of which NLCG makes about half; accuracy
 is that of the last evaluation before. ``--limit`` takes the first images only, and batches of at least so many are the
-full batch: ``--limit 2000 --batches 500 full --epochs 2 --seeds 0`` tries everything on a few cores. Seconds need a
-quiet machine. Runs stay under --runs; one that is finished is read, not repeated. ``--set`` as for ``hpcopt run``, for
-all methods; ``--output FILE.md`` writes the report with command, machine and versions.
+full batch; with few images an iteration of NLCG costs more, since up to 2,000 of them make its factors. ``--methods``
+takes some of the others only. ``--limit 2000 --batches 500 full --epochs 2 --seeds 0`` tries everything on a few cores.
+Seconds need a quiet machine. Runs stay under --runs; one that is finished is read, not repeated. ``--set`` as for
+``hpcopt run``, for all methods; ``--output FILE.md`` writes the report with command, machine and versions.
 """
 
 from __future__ import annotations
