@@ -101,6 +101,12 @@ class Segment(NamedTuple):
     sources: torch.Tensor
     members: list[tuple[int, torch.Tensor]]
 
+    def to(self, device: torch.device) -> Segment:
+        """The same on a device."""
+        return Segment(
+            self.sources.to(device), [(remainder, outputs.to(device)) for remainder, outputs in self.members]
+        )
+
 
 class Axis(NamedTuple):
     """One axis of a transposed convolution."""
@@ -154,7 +160,7 @@ class ParityBlocks:
         taps = [[axis.taps(remainder) for remainder in range(axis.stride)] for axis in self._axes]
         # Channels last, as rows are made: what is then copied are runs of numbers.
         self.blocks = [number[:, down[:, None], across].movedim(0, -1).flatten() for down, across in product(*taps)]
-        self._known: dict[tuple[int, int], list[tuple[Segment, Segment]]] = {}
+        self._known: dict[tuple[int, int, torch.device], list[tuple[Segment, Segment]]] = {}
 
     def matrix(self, weight: torch.Tensor) -> torch.Tensor:
         """The weight (inputs, t, kernel) with its outputs first."""
@@ -172,14 +178,12 @@ class ParityBlocks:
         step = max(1, PATCH_NUMBERS // max(1, self.width * height * width))
         for some, wanted in zip(features.split(step), targets.split(step), strict=True):
             padded = functional.pad(some.movedim(1, -1), (0, 0, 0, 1, 0, 1))
-            for down, across in self._segments(height, width):
+            for down, across in self._segments(height, width, features.device):
                 yield self._seen(padded, wanted, down, across)
 
     def _seen(self, padded: torch.Tensor, wanted: torch.Tensor, down: Segment, across: Segment) -> Seen:
         """The rows of all pairs of positions of two segments of ``padded`` (b, height, width, c)."""
-        device = padded.device
-        seen = padded.index_select(1, down.sources.flatten().to(device))
-        seen = seen.index_select(2, across.sources.flatten().to(device))
+        seen = padded.index_select(1, down.sources.flatten()).index_select(2, across.sources.flatten())
         seen = seen.view(len(padded), *down.sources.shape, *across.sources.shape, padded.shape[-1])
         design = seen.transpose(2, 3).flatten(3).flatten(0, 2)
         pairs = list(product(down.members, across.members))
@@ -187,12 +191,13 @@ class ParityBlocks:
         targets = [wanted[:, :, i[:, None], j].permute(0, 2, 3, 1).flatten(0, 2) for (_, i), (_, j) in pairs]
         return Seen(design, blocks, targets)
 
-    def _segments(self, height: int, width: int) -> list[tuple[Segment, Segment]]:
+    def _segments(self, height: int, width: int, device: torch.device) -> list[tuple[Segment, Segment]]:
         """Those of inputs of this size."""
-        if (height, width) not in self._known:
-            both = [list(axis.segments(length)) for axis, length in zip(self._axes, (height, width), strict=True)]
-            self._known[height, width] = [(down, across) for down, across in product(*both)]
-        return self._known[height, width]
+        if (height, width, device) not in self._known:
+            pairs = zip(self._axes, (height, width), strict=True)
+            both = [[part.to(device) for part in axis.segments(length)] for axis, length in pairs]
+            self._known[height, width, device] = [(down, across) for down, across in product(*both)]
+        return self._known[height, width, device]
 
 
 def design_of(layer: nn.Module) -> Design | None:

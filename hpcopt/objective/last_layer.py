@@ -5,7 +5,7 @@ Shapes: b samples, m columns of the design with that of the bias, t outputs at a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -101,16 +101,18 @@ class LastLayer:
     ) -> Iterator[Rows]:
         """The rows of a batch, scaled, and their residuals with ``weights`` (t, m), in float64."""
         features, weights = features.detach().to(torch.float64) * scale, weights.to(features.device)
+        own = [weights[:, columns.to(weights.device)].T for columns in self.blocks]
         like = torch.empty(len(features), self.positions * self.outputs, dtype=torch.float64, device="meta")
         for seen in self._design.rows(features, target_values(like, targets).to(torch.float64) * scale):
-            yield self._rows(seen, weights, scale)
+            yield self._rows(seen, own, scale)
 
-    def _rows(self, seen: Seen, weights: torch.Tensor, scale: float) -> Rows:
+    def _rows(self, seen: Seen, weights: Sequence[torch.Tensor], scale: float) -> Rows:
+        """The rows with the bias, and their residuals with W (columns, t) of each block."""
         design, _, targets = seen
         if self.bias:
             design = torch.cat([design, design.new_full((len(design), 1), scale)], dim=1)
         residuals = [
-            torch.addmm(wanted, design, weights[:, self.blocks[block].to(weights.device)].T, beta=-1)
+            torch.addmm(wanted, design, weights[block], beta=-1)
             for block, wanted in zip(seen.blocks, targets, strict=True)
         ]
         return Rows(seen.blocks, design, torch.cat(residuals, dim=1))

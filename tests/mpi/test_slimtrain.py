@@ -73,6 +73,36 @@ def test_of_features_that_are_nearly_dependent_nothing_is_lost_but_in_gram_matri
     assert error > 1e-6 if form == "gram" else error < 1e-6
 
 
+AUTOENCODER = """
+[run]
+iterations = 8
+precision = "float64"
+[data]
+source = "digits"
+target = "inputs"
+limit = 40
+batch = 10
+[model]
+name = "autoencoder"
+width = 2
+latent = 5
+batch_norm = false
+[loss]
+name = "squared"
+[solver]
+name = "slimtrain"
+"""
+
+
+def test_an_autoencoder_learns_the_same_on_any_number_of_ranks(comm: Communicator) -> None:
+    ours, theirs = (
+        PreparedJob(parse_job(AUTOENCODER), ranks).run(None) for ranks in (comm, Communicator(MPI.COMM_SELF))
+    )
+    torch.testing.assert_close(ours.parameters, theirs.parameters, rtol=1e-7, atol=1e-8)
+    losses = [row["train_loss"] for row in ours.history]
+    assert losses[-1] < 0.6 * losses[0]
+
+
 def test_a_loop_of_ones_own_may_leave_a_rank_without_samples(comm: Communicator) -> None:
     """The last one, from the first step on, in which it is to learn how many outputs a sample has."""
 
