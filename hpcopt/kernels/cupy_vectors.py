@@ -121,7 +121,7 @@ class ConjugateSteps:
         self._launch, self._tolerance, self._made = launch, tolerance, 0
         self._rows = gradient.new_zeros(3, len(gradient))
         torch.neg(gradient, out=self._rows[0])
-        self.residual = self._rows[0]
+        self.residual = self.preconditioned = self._rows[0]
         self._v, self.direction = torch.zeros_like(gradient), torch.zeros_like(gradient)
         blocks = max(blocks_for(len(gradient)), 1)
         self._steps = torch.zeros(8, dtype=torch.float64, device=gradient.device)

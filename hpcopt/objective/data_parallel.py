@@ -57,7 +57,12 @@ class DataParallelObjective:
 
     Raises:
         UsageError: shapes of inputs, targets and outputs do not fit together, or no rank has a sample.
+
+    Attributes:
+        holds_layers: every rank holds the layers whole, so that ``kronecker`` is offered.
     """
+
+    holds_layers = True
 
     def __init__(
         self,

@@ -98,6 +98,14 @@ class KroneckerCurvature:
         except UsageError as error:
             raise UsageError(str(error), collective=True) from None
 
+    def offers(self, fisher: str) -> bool:
+        """Whether there are layers with factors, and targets for the loss. Local, the same on all ranks."""
+        try:
+            self.check(fisher)
+        except UsageError:
+            return False
+        return bool(self.layers)
+
     def begin(self, w: Vector, batch: Batch, fisher: str, number: int) -> PendingFactors:
         """Start the ``number``-th factors of the run, at w on ``batch``. *Collective*, two reductions.
 

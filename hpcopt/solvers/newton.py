@@ -1,17 +1,18 @@
 """Subsampled Gauss-Newton with conjugate gradients and Levenberg-Marquardt damping: a Hessian-free Newton method.
 
-    (G + lambda I) d = -g   by conjugate gradients;   d <- b1 d + b2 dbar;   w <- w + alpha d
+    (G + lambda P^-1) d = -g   by conjugate gradients;   d <- b1 d + b2 dbar;   w <- w + alpha d
 
 G is the Gauss-Newton matrix on a subset of the batch, g the gradient on all of it, dbar the previous direction; b
 minimises the model g^T s + 1/2 s^T G s over both directions, and alpha is found by halving. After C.-C. Wang et al.
-2018 (Neural Computation 30(6), arXiv 1802.00130); letters follow it. lambda is a part of the linear system only: b and
-rho are of the model without it. Where the variables are cut over the ranks, each rank can solve with its diagonal block
-of G alone instead, see ``hpcopt.solvers.block_direction``; combination and search are the same. Shapes: n parameters,
-k directions, 1 or 2.
+2018 (Neural Computation 30(6), arXiv 1802.00130); letters follow it, and P = I there. By default P is built from
+Kronecker factors of the curvature of each layer (``hpcopt.solvers.kronecker``), where every rank holds the layers
+whole. lambda is a part of the linear system only: b and rho are of the model without it. Where the variables are cut
+over the ranks, each rank can solve with its diagonal block of G alone instead, see ``hpcopt.solvers.block_direction``;
+combination and search are the same. Shapes: n parameters, k directions, 1 or 2.
 
-Measured (``benchmarks/newton/combination.py``), 784-128-64-10, sigmoid, squared loss, 2,000 + 1,000 images of mnist-5k,
-15 incoming weights a unit, G on a fifth of the batch, 40 full batches, mean of two starts; f counts |o - y|^2 once,
-products are those of conjugate gradients:
+Measured with P = I (``benchmarks/newton/combination.py``), 784-128-64-10, sigmoid, squared loss, 2,000 + 1,000 images
+of mnist-5k, 15 incoming weights a unit, G on a fifth of the batch, 40 full batches, mean of two starts; f counts
+|o - y|^2 once, products are those of conjugate gradients:
 
     cg_tolerance, combination      f        best test accuracy    products
     1e-3, without                  0.141    94.0 %                3,818
@@ -28,6 +29,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar, cast
 
 import torch
@@ -40,6 +42,8 @@ from hpcopt.solvers.agreement import agreed_coefficients, agreed_dot, agreed_inn
 from hpcopt.solvers.block_direction import BlockSolver
 from hpcopt.solvers.checks import check_choice, check_count, check_flag, check_number, fail
 from hpcopt.solvers.damping import DAMPING_MAX, DAMPING_MIN, after_failure, after_step
+from hpcopt.solvers.kronecker import KroneckerFactors
+from hpcopt.solvers.preconditioner import Identity, Preconditioner
 from hpcopt.solvers.solver import State, StepReport, StopReason
 from hpcopt.solvers.start import empty_start, evaluate_start, is_stationary, noise
 from hpcopt.solvers.trials import Trials
@@ -94,7 +98,15 @@ class Newton:
     cg_tolerance: float = 0.01
     """Conjugate gradients end when |r| is this part of |g|."""
     cg_iterations: int = 250
-    """Most iterations of conjugate gradients in a step, each one product with G."""
+    """Most iterations of conjugate gradients in a step, each one product with G, where P = I."""
+    preconditioner: str = "auto"
+    """P: "kronecker", from factors of the curvature of each layer, "none", P = I, or "auto": factors where every rank
+    holds the layers whole and targets can be drawn for the loss, and the direction is "full"."""
+    preconditioned_iterations: int = 1
+    """Most iterations where P is not I. P g and the previous direction are combined by the model, which makes further
+    iterations worth less than their products: they overrate what the subset says of directions it hardly determines."""
+    factor_damping: float = 1e-3
+    """What is added to the curvature before the factors of P are inverted."""
     combine: bool = True
     """Whether the step is the best combination of d with the previous direction."""
     direction: str = "full"
@@ -119,6 +131,7 @@ class Newton:
             "damping_decrease": 2 / 3,
             "cg_tolerance": 1e-3,
             "cg_iterations": 250,
+            "preconditioner": "none",
             "combine": True,
             "armijo": 1e-4,
         }
@@ -137,6 +150,9 @@ class Newton:
         check_number(self, "damping_decrease", 0.0, 1.0, open_low=True)
         check_number(self, "cg_tolerance", 0.0, 1.0, open_high=True)
         check_count(self, "cg_iterations")
+        check_choice(self, "preconditioner", ("auto", "kronecker", "none"))
+        check_count(self, "preconditioned_iterations")
+        check_number(self, "factor_damping", DAMPING_MIN, DAMPING_MAX)
         check_flag(self, "combine")
         check_choice(self, "direction", ("full", "block"))
         check_choice(self, "blocks", ("rank", "layer"))
@@ -144,6 +160,8 @@ class Newton:
         for key, default in (("blocks", "rank"), ("block_solver", "auto")):
             if self.direction == "full" and getattr(self, key) != default:
                 fail(self, key, 'has no effect with direction = "full"', f'Use direction = "block", or remove {key}.')
+        if self.direction == "block" and self.preconditioner == "kronecker":
+            fail(self, "preconditioner", 'has no effect with direction = "block"', 'Use "auto" or "none".')
         check_number(self, "armijo", 0.0, 0.5)
         check_count(self, "backtracks", 0)
 
@@ -162,6 +180,8 @@ class Newton:
         previous = torch.zeros_like(state["parameters"])  # type: ignore[arg-type]
         if self.direction == "block":
             state["block_iterations"] = 0.0
+        if self._wants_factors(objective):
+            state |= KroneckerFactors().init(objective, cast(Vector, state["parameters"]))
         return state | {
             "damping": float(self.damping),
             "previous": previous,
@@ -170,9 +190,19 @@ class Newton:
             "failures": 0,
         }
 
+    def _wants_factors(self, objective: Objective) -> bool:
+        """Whether P is built from Kronecker factors."""
+        if self.preconditioner == "auto" and self.direction == "full" and getattr(objective, "holds_layers", False):
+            return objective.kronecker.offers("true")
+        return self.preconditioner == "kronecker"
+
     def step(self, objective: Objective, state: State, batch: Batch) -> tuple[State, StepReport]:
         """One step. *Collective*: a gradient, a product for each iteration of conjugate gradients, a few values."""
-        if not evaluate_start(objective, state, batch):
+        preconditioner: Preconditioner = KroneckerFactors() if "factors" in state else Identity()
+        pending = preconditioner.begin(objective, state, batch)
+        known = evaluate_start(objective, state, batch)
+        preconditioner.end(objective, state, pending, self.factor_damping)
+        if not known:
             return state, StepReport(math.nan, accepted=False, finite=False, damping=float(state["damping"]))
         loss, square = float(state["loss"]), float(state["gradient_square"])
         report = StepReport(loss, loss, math.sqrt(square), accepted=False, damping=float(state["damping"]))
@@ -205,13 +235,15 @@ class Newton:
 
     def _solve(self, objective: Objective, state: State, linear: Linearization) -> tuple[Vector, tuple[int, ...], bool]:
         """d, its iterations and whether it is finite."""
+        factors = "factors" in state
         solution = conjugate_gradients(
             linear.gauss_newton,
             state["gradient"],  # type: ignore[arg-type]
             float(state["damping"]),
             agreed_inner(objective),
             tolerance=self.cg_tolerance,
-            most=self.cg_iterations,
+            most=self.preconditioned_iterations if factors else self.cg_iterations,
+            precondition=partial(KroneckerFactors().apply, state) if factors else None,
         )
         return solution.direction, (solution.iterations,), solution.finite
 

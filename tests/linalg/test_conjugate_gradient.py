@@ -76,6 +76,33 @@ def test_iterates_and_their_number_are_those_of_the_textbook(tolerance: float, c
     assert (a @ found.direction + g).norm() <= 1.001 * tolerance * g.norm()
 
 
+@pytest.mark.parametrize("damping", [0.0, 1e-2, 10.0])
+def test_a_preconditioned_system_is_solved_with_the_damping_in_its_metric(damping: float) -> None:
+    a, p, g = matrix(), matrix(10.0), gradient()
+    found = conjugate_gradients(a.mv, g, damping, inner, tolerance=1e-12, most=200, precondition=p.mv)
+    expected = torch.linalg.solve(a + damping * torch.linalg.inv(p), -g)
+    torch.testing.assert_close(found.direction, expected, rtol=1e-9, atol=1e-9)
+    assert found.converged
+
+
+@pytest.mark.parametrize("iterations", [1, 2, 7])
+def test_preconditioned_iterates_are_those_of_the_transformed_system(iterations: int) -> None:
+    a, g = matrix(), gradient()
+    root = torch.linalg.cholesky(matrix(100.0))
+    p, damping = root @ root.T, 0.3
+    found = conjugate_gradients(a.mv, g, damping, inner, tolerance=0.0, most=iterations, precondition=p.mv)
+    same = root.T @ a @ root + damping * torch.eye(SIZE, dtype=a.dtype)
+    expected, _ = textbook(same, root.T @ g, 0.0, iterations)
+    torch.testing.assert_close(found.direction, root @ expected, rtol=1e-9, atol=1e-9)
+
+
+def test_the_inverse_as_preconditioner_needs_one_product() -> None:
+    counted, g = Counted(matrix()), gradient()
+    inverse = torch.linalg.inv(counted.a)
+    found = conjugate_gradients(counted.product, g, 0.0, counted.inner, tolerance=1e-6, most=9, precondition=inverse.mv)
+    assert (found.iterations, counted.products, found.converged) == (1, 1, True)
+
+
 def test_an_iteration_is_one_product_and_one_call_of_inner() -> None:
     counted = Counted(matrix())
     found = conjugate_gradients(counted.product, gradient(), 0.1, counted.inner, tolerance=1e-3, most=100)

@@ -97,8 +97,8 @@ def test_a_last_layer_is_solved_for_on_all_samples_as_they_are(comm: Communicato
     w = ours.initial_vector()
     (found,), (want,) = (objective.separable.everything(w).rows() for objective in (ours, theirs))
     torch.testing.assert_close(found.design, want.design)
-    seen = ours.separable.features(w, ours.full_batch, torch.zeros(3, 8, dtype=torch.float64)).rows()
-    assert not torch.allclose(seen[0].design, want.design)
+    (seen,) = ours.separable.features(w, ours.full_batch, torch.zeros(3, 8, dtype=torch.float64)).rows()
+    assert not torch.allclose(seen.design, want.design)
 
 
 @pytest.mark.parametrize(

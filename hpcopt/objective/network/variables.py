@@ -80,7 +80,7 @@ class CutVariables:
     @property
     def kronecker(self) -> NoReturn:
         """Not offered, as ``parameter_tensors``."""
-        self._refuse('preconditioner = "kronecker"', 'preconditioner = "identity"')
+        self._refuse('preconditioner = "kronecker"', "another preconditioner")
 
     def _refuse(self, what: str, instead: str = "another method") -> NoReturn:
         raise UsageError(
