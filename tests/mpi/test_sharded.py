@@ -37,7 +37,7 @@ METHODS: list[tuple[str, dict[str, Any]]] = [
     ("nlcg", {"preset": "paper", "warmup_epochs": 0.0, "learning_rate": 0.05, "beta": "hz", "safeguards": True}),
     ("nlcg", {"step_rule": "hager_zhang", "preconditioner": "diagonal_bfgs"}),
     ("nlcg", {"preconditioner": "gauss_newton_diagonal"}),
-    ("newton", {"direction": "full", "subset": 0.3, "subset_least": 1}),
+    ("newton", {"direction": "full", "subset": 0.3, "subset_least": 1, "preconditioner": "none"}),
 ]
 ODD = torch.nn.Sequential(torch.nn.Linear(FEATURES, 1), torch.nn.Tanh(), torch.nn.Linear(1, CLASSES)).double()
 """12 numbers with biases of 1 and 3, weights of one row and of rows of one number."""
