@@ -98,6 +98,7 @@ def modules_after(statement: str) -> set[str]:
         "hpcopt",
         "hpcopt.cli.main",
         "hpcopt.cli.inspect",
+        "hpcopt.cli.submit",
         "hpcopt.cli.verify",
         "hpcopt.checkpoint.store",
         "hpcopt.checkpoint.stored",

@@ -44,9 +44,9 @@ Directory = Annotated[
 ]
 
 
-def _of_table(key: str, *names: str, metavar: str = "N", text: str = "") -> Any:
+def _of_table(*names: str, metavar: str = "N", text: str) -> Any:
     """An option that stands for a key of [slurm]."""
-    return typer.Option(*names, metavar=metavar, help=f"{text} [slurm.{key}]", show_default=False)
+    return typer.Option(*names, metavar=metavar, help=text, show_default=False)
 
 
 @app.command(
@@ -59,33 +59,23 @@ def _of_table(key: str, *names: str, metavar: str = "N", text: str = "") -> Any:
 def _submit(
     context: typer.Context,
     job: JobFile,
-    nodes: Annotated[int | None, _of_table("nodes", "--nodes", "-N", text="Hosts.")] = None,
-    ntasks_per_node: Annotated[
-        int | None, _of_table("ntasks_per_node", "--ntasks-per-node", text="Ranks on each of them.")
-    ] = None,
-    time: Annotated[
-        str | None, _of_table("time", "--time", "-t", metavar="HH:MM:SS", text="Time limit of one start.")
-    ] = None,
-    partition: Annotated[
-        str | None, _of_table("partition", "--partition", "-p", metavar="NAME", text="Partition.")
-    ] = None,
-    account: Annotated[str | None, _of_table("account", "--account", "-A", metavar="NAME", text="Account.")] = None,
-    cpus_per_task: Annotated[
-        int | None, _of_table("cpus_per_task", "--cpus-per-task", "-c", text="Cores of each rank.")
-    ] = None,
-    gpus_per_task: Annotated[
-        int | None, _of_table("gpus_per_task", "--gpus-per-task", text="GPUs of each rank.")
-    ] = None,
+    nodes: Annotated[int | None, _of_table("--nodes", "-N", text="Hosts.")] = None,
+    ntasks_per_node: Annotated[int | None, _of_table("--ntasks-per-node", text="Ranks on each of them.")] = None,
+    time: Annotated[str | None, _of_table("--time", "-t", metavar="HH:MM:SS", text="Time limit of one start.")] = None,
+    partition: Annotated[str | None, _of_table("--partition", "-p", metavar="NAME", text="Partition.")] = None,
+    account: Annotated[str | None, _of_table("--account", "-A", metavar="NAME", text="Account.")] = None,
+    cpus_per_task: Annotated[int | None, _of_table("--cpus-per-task", "-c", text="Cores of each rank.")] = None,
+    gpus_per_task: Annotated[int | None, _of_table("--gpus-per-task", text="GPUs of each rank.")] = None,
     launcher: Annotated[
         str | None,
-        _of_table("launcher", "--launcher", metavar="COMMAND", text="What starts the ranks; auto: what fits."),
+        _of_table("--launcher", metavar="COMMAND", text="What starts the ranks; auto: what fits."),
     ] = None,
     save_before: Annotated[
         int | None,
-        _of_table("save_before", "--save-before", metavar="SECONDS", text="When to save, before the limit."),
+        _of_table("--save-before", metavar="SECONDS", text="When to save, before the limit."),
     ] = None,
     max_requeues: Annotated[
-        int | None, _of_table("max_requeues", "--max-requeues", text="How often it starts again by itself.")
+        int | None, _of_table("--max-requeues", text="How often it starts again by itself.")
     ] = None,
     settings: Settings = None,
     sweeps: Sweeps = None,
@@ -95,7 +85,8 @@ def _submit(
 ) -> None:
     """Submit a job to Slurm: it saves itself before its time limit, and goes on by itself until it has finished.
 
-    All other options are handed to sbatch, such as --mem=8G or --qos=long; they stand after JOB.toml.
+    What is not given is taken from the table slurm of the job file. All other options are handed to sbatch, such as
+    --mem=8G or --qos=long; they stand after JOB.toml.
     """
     if "--fresh" in context.args:
         raise UsageError(
