@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hpcopt.cluster.launcher import choose_launcher, look_around
+from hpcopt.cluster.launcher import choose_launcher
 from hpcopt.cluster.options import SlurmOptions
 from hpcopt.cluster.queue import Follower, submit
 from hpcopt.cluster.script import Script, passed_on
@@ -99,7 +99,7 @@ def _submit(
     tasks = make_tasks(sweeps or [], str(base))
     for task in tasks:
         _check(job, [*(settings or []), *task.settings], given, [])
-    launcher_chosen = choose_launcher(checked.slurm, look_around())
+    launcher_chosen = choose_launcher(checked.slurm)
     run, folder = _run_command(job, checked.slurm, settings or [], None if tasks else run_dir)
     command = shlex.join(["hpcopt", "submit", *(word for word in context.obj if word not in ("--print", "--wait"))])
     script = Script(checked.run.name, checked.slurm, launcher_chosen, run, str(base), command, folder, tasks)

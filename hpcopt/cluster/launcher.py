@@ -1,7 +1,7 @@
 """srun or mpirun: the one that speaks the language of the MPI library that Python loads, and why.
 
-A launcher that does not speak it starts N worlds of one rank each. Tried were MPICH and Open MPI:
-srun's interface pmi2 with the former, the mpirun of either in an allocation. Where the choice is wrong, the run itself
+A launcher that does not speak it starts N worlds of one rank each. Tried were srun's pmi2
+with MPICH, its pmix with Open MPI, and the mpirun of either in an allocation. Where the choice is wrong, the run itself
 refuses to start (``hpcopt.comm.launch.check_launch``) and says what may fit.
 """
 
@@ -78,12 +78,18 @@ def look_around() -> Site:
     )
 
 
-def choose_launcher(options: SlurmOptions, site: Site) -> Launcher:
-    """The launcher for this job with the options it needs there."""
+def choose_launcher(options: SlurmOptions, site: Site | None = None) -> Launcher:
+    """The launcher for this job with the options it needs there; for one the user has chosen, nothing is asked.
+
+    Args:
+        options: what is asked of Slurm.
+        site: what the machine says; asked when None.
+    """
     if options.launcher != "auto":
-        words, reason = tuple(shlex.split(options.launcher)), "it was asked for (slurm.launcher)"
-    else:
-        words, reason = _fitting(site)
+        words = tuple(shlex.split(options.launcher))
+        return Launcher((*words, *_needed(words, options)), "it was asked for (slurm.launcher)")
+    site = site or look_around()
+    words, reason = _fitting(site)
     return Launcher((*words, *_needed(words, options, vendor(site.library))), reason)
 
 
@@ -110,7 +116,7 @@ def _why_not_srun(site: Site) -> str:
     return f"it is not sure to find its ranks under srun, whose default here is {site.default or 'not known'}"
 
 
-def _needed(words: tuple[str, ...], options: SlurmOptions, maker: str) -> list[str]:
+def _needed(words: tuple[str, ...], options: SlurmOptions, maker: str = "") -> list[str]:
     """What the launcher must be told besides; nothing that the user's own command says already."""
     command = os.path.basename(words[0])
     cores = options.cpus_per_task
@@ -118,7 +124,7 @@ def _needed(words: tuple[str, ...], options: SlurmOptions, maker: str) -> list[s
         wanted = [f"--wait={SECONDS_ALONE}", *([f"--cpus-per-task={cores}"] if cores else [])]
         return [option for option in wanted if not any(w.startswith(option.split("=")[0]) for w in words)]
     # Open MPI would bind every rank to one core, whatever it was given.
-    binds = cores is not None and cores > 1 and maker == "Open MPI" and len(words) == 1
+    binds = cores is not None and cores > 1 and maker == "Open MPI"
     return ["--bind-to", "none"] if binds else []
 
 

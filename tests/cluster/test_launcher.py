@@ -45,12 +45,13 @@ def test_the_launcher_is_one_that_speaks_the_librarys_language(site: Site, words
     assert re.search(reason, chosen.reason), chosen.reason
 
 
-def test_a_command_of_the_users_own_is_taken_and_given_what_it_lacks() -> None:
-    chosen = choose_launcher(SlurmOptions(launcher="srun --mpi=pmix", cpus_per_task=4), OPEN_MPI)
+def test_a_command_of_the_users_own_is_taken_and_given_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launcher, "look_around", lambda: pytest.fail("nothing is to be asked"))
+    chosen = choose_launcher(SlurmOptions(launcher="srun --mpi=pmix", cpus_per_task=4))
     assert chosen.words == ("srun", "--mpi=pmix", "--wait=60", "--cpus-per-task=4")
     own = SlurmOptions(launcher="srun --wait=5 --cpus-per-task=1", cpus_per_task=4)
-    assert choose_launcher(own, OPEN_MPI).words == ("srun", "--wait=5", "--cpus-per-task=1")
-    assert choose_launcher(SlurmOptions(launcher="mpiexec -n 3"), MPICH).words == ("mpiexec", "-n", "3")
+    assert choose_launcher(own).words == ("srun", "--wait=5", "--cpus-per-task=1")
+    assert choose_launcher(SlurmOptions(launcher="mpiexec -n 3")).words == ("mpiexec", "-n", "3")
 
 
 def test_several_cores_a_rank_are_not_taken_away_by_open_mpi() -> None:
