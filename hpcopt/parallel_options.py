@@ -45,6 +45,8 @@ class ParallelOptions:
     jacobian: Literal["auto", "explicit", "implicit"] = "explicit"
     """With Newton on a network that is cut over the ranks: products by factors of the Jacobian, by sweeps through the
     network, or what a measurement at the start finds faster. Blocks need the factors."""
+    factors: Literal["full", "bfloat16"] = "full"
+    """With factors of the Jacobian: kept in the precision of the run, or rounded to half or a quarter of its bytes."""
     gpu_aware: bool | str = False
     """Hand device buffers to MPI directly; only for an MPI built for it. Off: staged through the host. "auto": what a
     job of its own finds out at the start, where ranks have GPUs."""

@@ -82,6 +82,13 @@ def check_blocks(parallel: ParallelOptions, solver: Solver) -> None:
             f'parallel.jacobian = "{parallel.jacobian}" has no effect here: it is for solver.name = "newton" with '
             'parallel.layout = "variables". Use these, or remove parallel.jacobian.'
         )
+    explicit = direction is not None and parallel.layout == "variables" and parallel.jacobian != "implicit"
+    if parallel.factors != "full" and not explicit:
+        raise UsageError(
+            f'parallel.factors = "{parallel.factors}" has no effect here: there are factors of the Jacobian with '
+            'solver.name = "newton", parallel.layout = "variables" and parallel.jacobian = "explicit" or "auto". Use '
+            "these, or remove parallel.factors."
+        )
     if direction == "block" and parallel.jacobian == "implicit":
         raise UsageError(
             'solver.direction = "block" needs the factors of the Jacobian, which parallel.jacobian = "implicit" does '

@@ -100,6 +100,7 @@ def _network(
             micro_batch=job.loss.micro_batch,
             instances=_instances(job, data),
             jacobian=_jacobian(job),
+            factors=parallel.factors,
         )
 
     replicas = parallel.data

@@ -67,7 +67,7 @@ class NetworkBlock:
                 inputs = torch.cat([inputs, torch.ones_like(inputs[:, :1])], dim=1)
             units = None
             if held.number < self._objective.partition.layers:
-                units = _joined([piece.units[held.number] for piece in pieces])
+                units = _joined([piece.units[held.number] for piece in pieces]).to(inputs.dtype)
             place = slice(held.start, held.start + inputs.shape[1] * held.outputs.count)
             layers.append(LayerBlock(inputs, units, held.outputs.slice, place))
         curvatures = [piece.curvature for piece in pieces if piece.curvature is not None]

@@ -29,6 +29,7 @@ KNOWN: dict[str, tuple[str, ...]] = {
     "loss": tuple(SPLIT_LOSSES),
     "init": tuple(INITS),
     "jacobian": ("auto", "explicit", "implicit"),
+    "factors": ("full", "bfloat16"),
     "mapping": ("grid", "paper"),
 }
 """The names that each option can have."""
@@ -108,7 +109,7 @@ def check_names(**names: str) -> None:
     """Refuse names that are not known.
 
     Args:
-        names: activation, loss, init, jacobian and mapping.
+        names: activation, loss, init, jacobian, factors and mapping.
 
     Raises:
         UsageError: see above.

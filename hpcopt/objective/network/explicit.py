@@ -40,7 +40,8 @@ class Factors(NamedTuple):
     Attributes:
         rows: which instances.
         inputs: what each of the rank's layers was given, Z (b, u_m), by its number m.
-        units: M^m (b, C, v_m) of its hidden layers. M^L is the identity on this rank's outputs and not stored.
+        units: M^m (b, C, v_m) of its hidden layers, in the type that the objective keeps them in. M^L is the identity
+            on this rank's outputs and not stored.
         curvature: probabilities (b, C) of all outputs; None where the Hessian of the loss is the identity.
     """
 
@@ -179,6 +180,7 @@ class ExplicitLinearization:
         own = objective.split_loss.curvature(outputs)
         curvature = None if own is None else network.gather_outputs(own, "softmax")
         units = network.factors(self._layers, kept, self._output_weights)
+        units = {number: each.to(objective.stored) for number, each in units.items()}
         # A value, and as many sweeps through the weights as there are outputs.
         objective.work.values += (1 + objective.outputs) * (rows.stop - rows.start) / objective.samples
         return Factors(rows, kept, units, curvature)

@@ -77,6 +77,8 @@ class NetworkObjective(CutVariables):
             of a sweep below 64 MiB.
         jacobian: "explicit" keeps the factors of the Jacobian for products, "implicit" only activations; "auto"
             measures both and takes the faster one for a step of Newton, and only what fits in ``memory_limit``.
+        factors: in what the factors of hidden layers are kept: "full", the precision of w, or "bfloat16", rounded to
+            8 bits in half or a quarter of the memory; everything else is in the precision of w.
         memory_limit: most bytes on a rank for what a linearisation keeps.
         instances: most in a linearisation, where that is known: "auto" then knows before the first one what fits.
 
@@ -85,6 +87,7 @@ class NetworkObjective(CutVariables):
         network: the sweeps; also for the linearisations.
         split_loss: the loss on split outputs.
         jacobian: which of the two it is.
+        stored: the type of the factors.
         options: what must be the same on all ranks.
         subsets: draws the instances of linearisations.
         pace: when a rank must end its part of a phase on its own block; None lets it finish.
@@ -113,12 +116,13 @@ class NetworkObjective(CutVariables):
         init: str = "he",
         micro_batch: int | None = None,
         jacobian: str = "explicit",
+        factors: str = "full",
         memory_limit: int = KEPT_BYTES,
         instances: int | None = None,
     ) -> None:
         self.comm, self.weight_decay = comm, weight_decay
         with comm.together("laying out the network"):
-            check_names(activation=activation, loss=loss, init=init, jacobian=jacobian)
+            check_names(activation=activation, loss=loss, init=init, jacobian=jacobian, factors=factors)
             check_count(micro_batch=micro_batch, memory_limit=memory_limit, pipeline=pipeline, instances=instances)
             check_decay(weight_decay)
             self.partition = make_layout(sizes, grid, comm.size, mapping, split)
@@ -127,7 +131,7 @@ class NetworkObjective(CutVariables):
         same: dict[str, object] = {"sizes": list(self.partition.sizes), **self.partition.described, "loss": loss}
         same |= {"activation": activation, "weight_decay": float(weight_decay), "seed": seed, "init": init}
         same |= {"micro_batch": micro_batch, "jacobian": jacobian, "memory_limit": memory_limit, "pipeline": pipeline}
-        same["instances"] = instances
+        same |= {"instances": instances, "factors": factors}
         self.classification, self.options = is_labels(targets), same
         check_same(comm, same | {"targets": kind_of(targets)})
         self.size, self.samples = self.partition.size(comm.rank), len(self.inputs)
@@ -141,6 +145,7 @@ class NetworkObjective(CutVariables):
         self.micro_batch = micro_batch or max(1, PIECE_BYTES // (widest * self.inputs.element_size()))
         self._seed, self._init, self._limit = seed, init, memory_limit
         self.subsets, self.work = Subsets(seed, self.inputs.device), Work()
+        self.stored = torch.bfloat16 if factors == "bfloat16" else self.inputs.dtype
         self._chosen_here = jacobian == "auto"
         if self._chosen_here:
             jacobian = faster(measure(self, memory_limit)) if self._factors_fit(instances or 1) else "implicit"
