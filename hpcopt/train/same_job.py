@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from hpcopt.config import Job
+from hpcopt.config import Job, parse_job
 from hpcopt.errors import UsageError
 
 if sys.version_info >= (3, 11):
@@ -40,7 +40,8 @@ def check_same_job(job: Job, saved: Path) -> None:
         UsageError: they differ in what is computed. No job.toml there is not an error: then only shapes are compared.
     """
     try:
-        before = _flat(tomllib.loads(saved.read_text(encoding="utf-8")))
+        text = saved.read_text(encoding="utf-8")
+        before = _flat(tomllib.loads(text))
     except FileNotFoundError:
         return
     except (OSError, ValueError) as error:
@@ -48,6 +49,8 @@ def check_same_job(job: Job, saved: Path) -> None:
             f"The job of the run that is to go on, {saved}, cannot be read: {error}. Restore that file, or start anew "
             "with --fresh, which moves the run aside and deletes nothing."
         ) from error
+    # A key that hpcopt has learnt since then had its default.
+    before = _defaults(text) | before
     now = _flat(tomllib.loads(job.to_toml()))
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key) and not _may_change(key):
@@ -56,6 +59,14 @@ def check_same_job(job: Job, saved: Path) -> None:
                 f"{_shown(now, key)}. A run goes on with what it was begun with: give it back its value, choose "
                 "another directory with --run-dir, or start anew with --fresh, which moves the old run aside."
             )
+
+
+def _defaults(text: str) -> dict[str, Any]:
+    """All keys of a saved job as it is read today; none where that is not possible."""
+    try:
+        return _flat(tomllib.loads(parse_job(text).to_toml()))
+    except UsageError:
+        return {}
 
 
 def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -77,6 +77,20 @@ def test_what_is_computed_may_not(saved: Path, setting: str, says: str) -> None:
         assert advice in str(error.value)
 
 
+def test_a_key_that_was_not_there_yet_had_its_default(saved: Path) -> None:
+    lines = saved.read_text().splitlines(keepends=True)
+    saved.write_text("".join(line for line in lines if not line.startswith("decay_norms")))
+    check_same_job(job(), saved)
+    with pytest.raises(UsageError, match=r"decay_norms = True, the job now says False"):
+        check_same_job(job("loss.decay_norms=false"), saved)
+
+
+def test_a_key_that_is_gone_is_a_difference(saved: Path) -> None:
+    saved.write_text(saved.read_text().replace("[solver]", "[solver]\ntemperature = 3"))
+    with pytest.raises(UsageError, match=r"solver\.temperature = 3, the job now says nothing"):
+        check_same_job(job(), saved)
+
+
 def test_without_a_job_there_is_nothing_to_compare(tmp_path: Path) -> None:
     check_same_job(job(), tmp_path / "job.toml")
 
