@@ -18,7 +18,7 @@ def inner(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     if x.is_cuda:
         return _on_device(x, y).cpu()
     if x.dtype == torch.float64:
-        return x @ y.T
+        return (x @ y.T).cpu()
     total = torch.zeros(x.shape[0], y.shape[0], dtype=torch.float64, device=x.device)
     for start in range(0, x.shape[1], _BLOCK):
         total += x[:, start : start + _BLOCK] @ y[:, start : start + _BLOCK].T
