@@ -163,23 +163,27 @@ class SampledTriangle(SampledDiagonal):
     """
 
     def __init__(self, window: torch.Tensor, new: Triangle, weights: torch.Tensor, free: int = 0) -> None:
-        width, self.free, self._new = weights.shape[1], free, new
+        width, self.free = weights.shape[1], free
         held, last = torch.cat([window, new.factor]).split([width - free, free], dim=1)
         corner = last.square().sum(0)
         slopes = (last / corner).T @ held
         left, sigma, vectors = torch.linalg.svd(held - last @ slopes, full_matrices=False)
         self.squares, self.basis = torch.cat([sigma.square(), corner]), _basis(vectors.T, slopes)
-        # R11 U, of which also the smallest columns are accurate.
-        self._rows = torch.cat([left * sigma, last], dim=1)[-width:]
-        self.right, self.weights = new.right.T @ self._rows, self._take_in(weights)
+        # R11 U, of which also the smallest columns are accurate; a batch of few samples leaves rows of 0 below.
+        filled = int((new.factor.any(dim=1) * torch.arange(1, width + 1)).max())
+        self._rows = torch.cat([left * sigma, last], dim=1)[-width:][:filled]
+        self._target, below = new.right.split([filled, width - filled])
+        self._tail = new.tail + float(below.square().sum())
+        self.right, self.weights = self._target.T @ self._rows, self._take_in(weights)
         self.diagonal = self._rows.square().sum(0)
 
     def residuals(self, trials: torch.Tensor, damping: torch.Tensor) -> torch.Tensor:
         """|R12 - R11 X^T|^2 + tail."""
-        d = self.inverses(damping)
-        steps = (self.right + trials[:, None, None] * self.weights) * d[:, None, :]
-        found: torch.Tensor = (self._new.right - self._rows @ steps.mT).square().sum((1, 2))
-        return found + self._new.tail
+        scaled = self._rows * self.inverses(damping)[:, None]
+        both = torch.cat([scaled, trials[:, None, None] * scaled], dim=2)  # one product for all trials
+        explained = both @ torch.cat([self.right, self.weights], dim=1).T
+        found: torch.Tensor = (self._target - explained).square().sum((1, 2))
+        return found + self._tail
 
 
 @dataclass(frozen=True)

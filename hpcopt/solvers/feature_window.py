@@ -177,7 +177,7 @@ def _converted(kept: torch.Tensor, triangle: bool) -> torch.Tensor:
 
 def make_known(plan: Plan, separable: Separable, parts: Iterable[Rows]) -> KnownBatch:
     """The batch of which every rank has some rows, on all of them. *Collective*."""
-    if plan.gather:
+    if plan.gather and not separable.alone:
         parts = _gathered(separable, parts)
     reduce_here = not (plan.gather or separable.alone)
     if not plan.triangle:
@@ -217,14 +217,16 @@ def _grams(separable: Separable, parts: Iterable[Rows]) -> list[tsqr.Triangle]:
 
 def _triangles(separable: Separable, parts: Iterable[Rows]) -> list[tsqr.Triangle]:
     """For each block the triangle of this rank's rows."""
-    states = [_nothing(len(columns), separable.outputs) for columns in separable.blocks]
+    found: dict[int, tsqr.Triangle] = {}
     for blocks, design, residual in parts:
         factor, right, tail = tsqr.leaf(design, residual)
         for block, own in zip(blocks, right.cpu().split(separable.outputs, dim=1), strict=True):
             # What no W explains is known of all blocks together, and needed of all together.
-            states[block] = tsqr.combine(states[block], tsqr.Triangle(factor.cpu(), own, tail))
+            new = tsqr.Triangle(factor.cpu(), own, tail)
+            found[block] = tsqr.combine(found[block], new) if block in found else new
             tail = 0.0
-    return states
+    sizes = enumerate(len(columns) for columns in separable.blocks)
+    return [found[block] if block in found else _nothing(size, separable.outputs) for block, size in sizes]
 
 
 def _nothing(width: int, outputs: int) -> tsqr.Triangle:
