@@ -50,6 +50,7 @@ class SeparableModel:
                 self._try(shard)
         self.width, self.outputs, self.alone = self.layer.width, self.layer.outputs, self._comm.size == 1
         self.blocks, self.bias, self._positions = self.layer.blocks, self.layer.bias, 0
+        self._agree_on_positions()
 
     def weights(self, w: Vector) -> torch.Tensor:
         """W (t, m) in a vector (n,), float64 on the CPU, a copy."""
@@ -109,10 +110,14 @@ class SeparableModel:
         """N, for which a sample must have been seen. *Collective* until one was, one number."""
         if not self._positions:
             shard = self._objective.shard
-            if not self.layer.positions and len(shard.inputs):
+            if len(shard.inputs):
                 shard.guarded(lambda: self._try(shard), lambda: None)
-            self._positions = int(self._comm.reduce_scalars([self.layer.positions], op="max", label="samples")[0])
+            self._agree_on_positions()
         return batch.total * max(1, self._positions)
+
+    def _agree_on_positions(self) -> None:
+        """How many the outputs of a sample have, from a rank that has seen one; 0 as long as none has. *Collective*."""
+        self._positions = int(self._comm.reduce_scalars([self.layer.positions], op="max", label="samples")[0])
 
     @torch.no_grad()
     def _try(self, shard: Shard) -> None:
