@@ -17,6 +17,8 @@ CUT = 0.5
 """What the rate is multiplied by where the loss has risen."""
 TOO_FAR = 2.0
 """An epoch is taken back when the loss is more than this times the least so far."""
+MOST = 100.0
+"""The rate grows to this times that of the schedule: where nothing moves any more, the loss stays, too."""
 VELOCITIES = ("first_moment", "velocity")
 """Entries of the state that would go on in the direction that was taken back."""
 
@@ -45,7 +47,7 @@ class EpochRate:
         )
         if math.isfinite(least):
             risen = not loss <= (1 + self.tolerance) * least
-            state["rate_factor"] = float(state["rate_factor"]) * (CUT if risen else self.growth)
+            state["rate_factor"] = min(float(state["rate_factor"]) * (CUT if risen else self.growth), MOST)
         if loss < least:
             state["least_loss"] = loss
             kept.copy_(point)

@@ -34,6 +34,7 @@ def after(losses: list[float], rule: EpochRate | None = None) -> State:
         ([5.0, 4.0, 4.3, 4.41], 1.125),
         ([math.nan, 5.0, 4.0], 1.5),
         ([5.0, math.nan], 0.5),
+        ([5.0] * 20, 100.0),
     ],
 )
 def test_the_rate_grows_unless_the_loss_is_above_the_least_so_far(losses: list[float], factor: float) -> None:
