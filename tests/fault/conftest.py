@@ -98,14 +98,19 @@ def command(argv: Sequence[str]) -> list[str]:
     return words
 
 
-def members(mark: str) -> list[int]:
-    """Process numbers of the job with this mark: ranks may have left the launcher's process group."""
+def processes_with(*entries: str) -> list[int]:
+    """Process numbers of all that have these entries in their environment."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            if f"{MARK}={mark}".encode() in (folder / "environ").read_bytes().split(b"\0"):
+            if {entry.encode() for entry in entries} <= set((folder / "environ").read_bytes().split(b"\0")):
                 found.append(int(folder.name))
     return found
+
+
+def members(mark: str) -> list[int]:
+    """Process numbers of the job with this mark: ranks may have left the launcher's process group."""
+    return processes_with(f"{MARK}={mark}")
 
 
 def end(process: subprocess.Popen[str], mark: str) -> None:

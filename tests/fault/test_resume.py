@@ -13,62 +13,17 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from hpcopt.analysis.history import open_run
 from hpcopt.checkpoint.folder import FOLDER, published, published_steps
-from hpcopt.checkpoint.stored import StoredCheckpoint
 from tests.fault import conftest
 from tests.fault.conftest import Finished, Installation, other_mpi, own_mpi
-from tests.support.resuming import assert_same_contents
+from tests.support.held import MODELS, SAVED_EVERY, assert_equal_runs, hold, last_step, write_job
 
-JOB = """
-[run]
-iterations = 60
-evaluate_every = 2
-[data]
-source = "digits"
-batch = 200
-[model]
-name = "mymodels:slow"
-[solver]
-name = "apts"
-[checkpoint]
-every_epochs = 0.6
-"""
-
-SAVED_EVERY = 5
-"""Iterations of the job from one checkpoint to the next."""
-
-MODELS = """
-import os, signal, time
-from pathlib import Path
-
-import torch
-
-def wait_until_asked():
-    '''Once the file named in ``hold`` is there: until a rank was asked to save and stop, or is killed.'''
-    if not Path("hold").exists() or not Path(Path("hold").read_text()).exists():
-        return
-    deadline = time.monotonic() + 100
-    while not Path("asked").exists() and time.monotonic() < deadline:
-        if signal.getsignal(signal.SIGUSR1).__self__.pending:
-            Path("asked").touch()
-        time.sleep(0.005)
-
-class Slow(torch.nn.Linear):
-    def forward(self, x):
-        if self.training:
-            time.sleep(0.002)
-            wait_until_asked()
-        return super().forward(x)
-
-def slow(input_shape, outputs):
-    return torch.nn.Sequential(torch.nn.Flatten(), Slow(64, outputs))
-
+SIGNALS = """
 class Signals(torch.nn.Linear):
     '''Sends itself a signal in a training pass, and again in the next ones.'''
     passes = 0
@@ -94,25 +49,13 @@ COMMAND = ["hpcopt", "run", "job.toml", "--run-dir", "out"]
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a job that takes a second or two, and models of the user's own."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "job.toml").write_text(JOB)
-    (tmp_path / "mymodels.py").write_text(MODELS)
-    return tmp_path
-
-
-def hold(path: Path, file: str) -> None:
-    """The job waits in its training passes from the moment ``file`` is there until a rank has been asked to stop.
-
-    However slow this process is, the job is then not at its end before the request or the kill arrives.
-    """
-    (path / "hold").write_text(file)
+    return write_job(tmp_path, models=MODELS + SIGNALS)
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run directory of the job on 2 ranks when nobody disturbs it."""
-    path = tmp_path_factory.mktemp("undisturbed")
-    (path / "job.toml").write_text(JOB)
-    (path / "mymodels.py").write_text(MODELS)
+    path = write_job(tmp_path_factory.mktemp("undisturbed"), models=MODELS + SIGNALS)
     words = [own_mpi().mpirun, "-n", "2", *conftest.command(COMMAND)]
     done = conftest.run(words, conftest.environment(None, {}), 60.0, path)
     assert done.returncode == 0, done.stderr
@@ -183,25 +126,6 @@ def started(path: Path, arguments: list[str] | None = None, mpi: Installation | 
         job.err.close()
 
 
-def newest(path: Path) -> dict[str, Any]:
-    """All that the newest checkpoint of a run holds."""
-    with StoredCheckpoint(published(path / FOLDER)[-1]) as stored:
-        found = {name: stored.replicated(name) for name in stored.names()}
-        for rank in range(stored.ranks):
-            found |= {f"own{rank}/{name}": stored.own(rank, name) for name in stored.own_names(rank)}
-        return found
-
-
-def assert_equal_runs(path: Path, other: Path) -> None:
-    """The last checkpoints hold the same bits, and so do the records."""
-    assert_same_contents(newest(path), newest(other))
-    one, two = open_run(path), open_run(other)
-    for mine, its in ((one.iterations, two.iterations), (one.evaluations, two.evaluations)):
-        assert mine.dtype.names is not None
-        for name in set(mine.dtype.names) - {"seconds", "wall_seconds", "seconds_waited"}:
-            np.testing.assert_array_equal(mine[name], its[name], err_msg=name)
-
-
 def goes_on_to_the_same_end(launch: Callable, path: Path, undisturbed: Path, after: int | None = None) -> Finished:
     """The same command again, until the run is finished."""
     done = launch(2, COMMAND, timeout=60, cwd=path)
@@ -210,10 +134,6 @@ def goes_on_to_the_same_end(launch: Callable, path: Path, undisturbed: Path, aft
         assert f"going on after iteration {after}\n" in done.stdout
     assert_equal_runs(path / "out", undisturbed)
     return done
-
-
-def last_step(path: Path) -> int:
-    return published_steps(path / "out" / FOLDER)[-1]
 
 
 @pytest.mark.parametrize("whom", ["mpirun twice", "rank 1", "during start-up"])
@@ -347,28 +267,24 @@ def run_until_done(path: Path, seed: int, most: int, iterations: int) -> list[in
     draw, steps, stops = random.Random(seed), [], iterations // SAVED_EVERY
     for kill in range(most):
         # Not at the last checkpoint: the job must be held before its last iteration.
-        goal = min(max(1 + kill * (stops - 3) // most, newest_step(path) // SAVED_EVERY + 1), stops - 1)
+        goal = min(max(1 + kill * (stops - 3) // most, last_step(path) // SAVED_EVERY + 1), stops - 1)
         hold(path, f"out/{FOLDER}/step-{min(goal + 2, stops - 1) * SAVED_EVERY:08d}")
         with started(path) as job:
             job.wait_for(job.listens)
             if draw.random() < 0.25:
                 time.sleep(draw.uniform(0.0, 2.0))
             else:
-                job.wait_for(lambda step=goal * SAVED_EVERY: newest_step(path) >= step)  # type: ignore[misc]
+                job.wait_for(lambda step=goal * SAVED_EVERY: last_step(path) >= step)  # type: ignore[misc]
                 time.sleep(draw.uniform(0.0, 0.5))
             hit = kill_one(job, draw)
             done = job.finish()
         assert hit, f"seed {seed}: ended by itself after {len(steps)} kills: {done.returncode}\n{done.stderr}"
-        steps.append(newest_step(path))
-    (path / "hold").unlink(missing_ok=True)
+        steps.append(last_step(path))
+    (path / "hold0").unlink(missing_ok=True)
     with started(path) as job:
         done = job.finish(300.0)
     assert done.returncode == 0, f"seed {seed}: failed after {len(steps)} kills: {done.returncode}\n{done.stderr}"
     return steps
-
-
-def newest_step(path: Path) -> int:
-    return max(published_steps(path / "out" / FOLDER), default=0)
 
 
 def kill_one(job: Job, draw: random.Random) -> bool:
