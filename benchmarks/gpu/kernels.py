@@ -27,6 +27,10 @@ MEMORY_TARGET, PRODUCT_TARGET = 0.8, 0.7
 """Parts of the copy's bandwidth, for products with M, and of the matrix product's rate, for the recursion of M."""
 
 
+FEW = 32
+"""Instances whose results are compared with those in float64."""
+
+
 class Size(NamedTuple):
     """b instances, C outputs, u and v units of two layers, n numbers of a vector, and what the ceilings move."""
 
@@ -96,63 +100,76 @@ def relative(found: torch.Tensor, expected: np.ndarray) -> float:
     return error if error == error else float("inf")
 
 
-def factor_rows(kernels: TorchKernels, device: torch.device, dtype: torch.dtype, size: Size) -> list[Row]:
-    """The products with factors, and their recursion; errors are those of the first instances."""
-    generator = torch.Generator(device).manual_seed(0)
+class Factors:
+    """Arrays of one size on a device, and the rows of one implementation; errors are those of the first instances."""
 
-    def draw(*shape: int) -> torch.Tensor:
-        """Other numbers for every array."""
-        return torch.randn(shape, generator=generator, dtype=dtype, device=device)
+    def __init__(self, kernels: TorchKernels, device: torch.device, dtype: torch.dtype, size: Size) -> None:
+        self.kernels, self.device, self.rows = kernels, device, list[Row]()
+        self._generator, self._dtype = torch.Generator(device).manual_seed(0), dtype
+        b, c, u, v = size[:4]
+        self.m, self.t, self.q = self._draw(b, c, v), self._draw(b, v), self._draw(b, c)
+        self.w, self.last = self._draw(u, v), self._draw(v, c)
+        self.z, self.p = torch.tanh(self._draw(b, u)), torch.softmax(self._draw(b, c), 1)
+        self.operations = 2.0 * b * c * u * v
 
-    b, c, u, v = size[:4]
-    m, t, q, w = draw(b, c, v), draw(b, v), draw(b, c), draw(u, v)
-    z, p, last = torch.tanh(draw(b, u)), torch.softmax(draw(b, c), 1), draw(v, c)
-    few, exact = slice(0, 32), NumpyKernels()
-    em, et, eq, ep, ew, ez = (
-        x[few].double().cpu().numpy() if len(x) == b else x.double().cpu().numpy() for x in (m, t, q, p, w, z)
-    )
-    number, half = m.element_size(), m.to(torch.bfloat16)
-    eh = half[few].double().cpu().numpy()
-    found = []
+    def _draw(self, *shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=self._generator, dtype=self._dtype, device=self.device)
 
     def add(
-        kernel: str, call: Callable[[], torch.Tensor], expected: np.ndarray, moved: float, flops: float = 0
+        self, kernel: str, call: Callable[[], torch.Tensor], expected: np.ndarray, moved: float, operations: float = 0
     ) -> None:
-        """Measure one."""
-        error = relative(call()[few], expected)
-        found.append(Row(kernel, kernels.name, seconds(call, device), moved, flops, error))
+        """Measure one kernel."""
+        error = relative(call()[:FEW], expected)
+        self.rows.append(Row(kernel, self.kernels.name, seconds(call, self.device), moved, operations, error))
 
-    def pushed(factors: torch.Tensor) -> torch.Tensor:
+    def pushed(self) -> torch.Tensor:
         """Add M t to zeros."""
-        out = torch.zeros_like(q)
-        kernels.add_outputs(factors, t, out)
+        out = torch.zeros_like(self.q)
+        self.kernels.add_outputs(self.m, self.t, out)
         return out
 
-    def bent(factors: torch.Tensor) -> torch.Tensor:
+    def bent(self, factors: torch.Tensor) -> torch.Tensor:
         """The units of a block; what is used up is copied, which is counted."""
-        return kernels.bend([factors], [t.clone()], q.clone(), p, 0.5)[0]
+        return self.kernels.bend([factors], [self.t.clone()], self.q.clone(), self.p, 0.5)[0]
 
-    pushed_exact = np.zeros_like(eq)
-    exact.add_outputs(em, et, pushed_exact)
-    add("q = M t", lambda: pushed(m), pushed_exact, m.nbytes + t.nbytes)
-    add("r = M' y", lambda: kernels.units(m, q), exact.units(em, eq), m.nbytes + t.nbytes)
-    add("block, r = M' B M t", lambda: bent(m), exact.bend([em], [et], eq.copy(), ep, 0.5)[0], m.nbytes + 4 * t.nbytes)
-    add(
-        "block, M in bfloat16",
-        lambda: bent(half),
-        exact.bend([eh], [et], eq.copy(), ep, 0.5)[0],
-        half.nbytes + 4 * t.nbytes,
+
+def exact(*tensors: torch.Tensor) -> list[np.ndarray]:
+    """The first instances in float64."""
+    return [tensor[:FEW].double().cpu().numpy().copy() for tensor in tensors]
+
+
+def factor_rows(kernels: TorchKernels, device: torch.device, dtype: torch.dtype, size: Size) -> list[Row]:
+    """The products with factors, and their recursion."""
+    given, reference = Factors(kernels, device, dtype, size), NumpyKernels()
+    m, t, q, p = exact(given.m, given.t, given.q, given.p)
+    once = given.m.nbytes + given.t.nbytes
+    outputs = np.zeros_like(q)
+    reference.add_outputs(m, t, outputs)
+    given.add("q = M t", given.pushed, outputs, once)
+    given.add("r = M' y", lambda: kernels.units(given.m, given.q), reference.units(m, q), once)
+    half = given.m.to(torch.bfloat16)
+    for kernel, factors in (("block, r = M' B M t", given.m), ("block, M in bfloat16", half)):
+        expected = reference.bend(exact(factors), [t], q.copy(), p, 0.5)[0]
+        given.add(kernel, lambda factors=factors: given.bent(factors), expected, factors.nbytes + 4 * given.t.nbytes)
+    _recursion(given, reference, m, once)
+    return given.rows
+
+
+def _recursion(given: Factors, reference: NumpyKernels, m: np.ndarray, once: float) -> None:
+    """The rows of what makes M, layer by layer."""
+    kernels, slopes = given.kernels, torch.tanh(given.t)
+    last, w = (each.double().cpu().numpy() for each in (given.last, given.w))
+    expected = reference.last_factors(last, "tanh", exact(slopes)[0])
+    given.add("M before the outputs", lambda: kernels.last_factors(given.last, "tanh", slopes), expected, once)
+    expected = reference.scale_by_slope("tanh", exact(given.z)[0], reference.pull_back(m, w))
+    moved = given.m.nbytes + given.z.nbytes * (1 + m.shape[1])
+    given.add(
+        "recursion of M",
+        lambda: kernels.scale_by_slope("tanh", given.z, kernels.pull_back(given.m, given.w)),
+        expected,
+        moved,
+        given.operations,
     )
-    slopes = torch.tanh(t)
-    expected = exact.last_factors(last.double().cpu().numpy(), "tanh", slopes[few].double().cpu().numpy())
-    add("M before the outputs", lambda: kernels.last_factors(last, "tanh", slopes), expected, m.nbytes + t.nbytes)
-    expected = exact.scale_by_slope("tanh", ez, exact.pull_back(em, ew))
-    recursion = 2.0 * b * c * u * v
-    moved = m.nbytes + number * b * u * (c + 1)
-    add(
-        "recursion of M", lambda: kernels.scale_by_slope("tanh", z, kernels.pull_back(m, w)), expected, moved, recursion
-    )
-    return found
 
 
 def vector_rows(sweeps: Sweeps, device: torch.device, dtype: torch.dtype, size: Size) -> list[Row]:

@@ -105,6 +105,11 @@ class DeviceChunks:
             self._pool.give(self._key, raw)
 
 
+def is_large(buffer: Any) -> bool:
+    """Whether a buffer is longer than a chunk; False for what is none, which is refused elsewhere."""
+    return int(getattr(buffer, "nbytes", 0)) > CHUNK_BYTES
+
+
 def in_chunks(
     buffer: Any,
     pool: HostPool,

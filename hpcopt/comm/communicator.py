@@ -13,7 +13,7 @@ from itertools import accumulate
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from hpcopt.comm.chunks import CHUNK_BYTES, in_chunks
+from hpcopt.comm.chunks import in_chunks, is_large
 from hpcopt.comm.ledger import Ledger
 from hpcopt.comm.mpi_library import load_mpi
 from hpcopt.comm.staging import HostPool, Staged, empty_like, stage
@@ -133,10 +133,8 @@ class Communicator:
         """
         start = perf_counter()
         mpi_op = _OPS.get(op) or _unknown_op(op)
-        if self.pipelined and _is_large(buffer):
-            nbytes = in_chunks(buffer, self._pool, lambda part: self.mpi.Iallreduce(_IN_PLACE, part, mpi_op))
-            self.ledger.add(label, nbytes, perf_counter() - start)
-            return buffer
+        if self.pipelined and is_large(buffer):
+            return self._in_chunks(buffer, label, start, lambda part: self.mpi.Iallreduce(_IN_PLACE, part, mpi_op))
         staged = stage(buffer, self._pool, self.gpu_aware)
         count, chunk = staged.count, self.chunk
         if count <= chunk:
@@ -187,11 +185,9 @@ class Communicator:
         start = perf_counter()
         self._check_root(root)
         is_root = self.rank == root
-        if self.pipelined and _is_large(buffer):
+        if self.pipelined and is_large(buffer):
             given = {"load": is_root, "store": not is_root}
-            nbytes = in_chunks(buffer, self._pool, lambda part: self.mpi.Ibcast(part, root), **given)
-            self.ledger.add(label, nbytes, perf_counter() - start)
-            return buffer
+            return self._in_chunks(buffer, label, start, lambda part: self.mpi.Ibcast(part, root), **given)
         staged = stage(buffer, self._pool, self.gpu_aware, load=is_root, write=not is_root)
         for part in _chunks(staged, 0, staged.count, self.chunk):
             self.mpi.Bcast(part, root)
@@ -263,6 +259,14 @@ class Communicator:
         target.finish()
         self.ledger.add(label, target.nbytes, perf_counter() - start)
         return result  # type: ignore[no-any-return]
+
+    def _in_chunks(
+        self, buffer: Buffer, label: str, start: float, call: Callable[..., MPI.Request], **which: bool
+    ) -> Buffer:
+        """One call for each chunk, with the copies between device and host beside them. *Collective*."""
+        nbytes = in_chunks(buffer, self._pool, call, **which)
+        self.ledger.add(label, nbytes, perf_counter() - start)
+        return buffer
 
     def _reduce_blocks(self, staged: Staged, target: Staged, counts: Sequence[int]) -> None:
         """Reduce_scatter in pieces: each block is reduced to its owner. *Collective*."""
@@ -377,11 +381,6 @@ class Communicator:
         if len(counts) != self.size or min(counts) < 0:
             raise UsageError(f"counts = {counts} must hold one number >= 0 for each of the {self.size} ranks.")
         return counts
-
-
-def _is_large(buffer: Any) -> bool:
-    """Whether a buffer is longer than a chunk; False for what is none, which is refused elsewhere."""
-    return int(getattr(buffer, "nbytes", 0)) > CHUNK_BYTES
 
 
 def _chunks(staged: Staged, offset: int, count: int, limit: int) -> list[tuple[MPI.buffer, int, MPI.Datatype]]:

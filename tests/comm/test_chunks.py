@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from hpcopt.comm import chunks, communicator
+from hpcopt.comm import chunks
 from hpcopt.comm.chunks import DeviceChunks, in_chunks
 from hpcopt.comm.communicator import Communicator
 from hpcopt.comm.staging import HostPool
@@ -19,7 +19,6 @@ from tests.comm.test_staging import elsewhere
 def pipelined(comm: Communicator, monkeypatch: pytest.MonkeyPatch) -> Communicator:
     """Chunks of four numbers of float32."""
     monkeypatch.setattr(chunks, "CHUNK_BYTES", 16)
-    monkeypatch.setattr(communicator, "CHUNK_BYTES", 16)
     comm.pipelined = True
     return comm
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hpcopt.comm import chunks, communicator
+from hpcopt.comm import chunks
 from hpcopt.comm.communicator import Communicator
 from hpcopt.config import parse_job
 from hpcopt.kernels.choice import kernels_on
@@ -36,7 +36,6 @@ def test_a_tensor_goes_to_mpi_and_back_whole_and_in_chunks(
     comm: Communicator, device: torch.device, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
     monkeypatch.setattr(chunks, "CHUNK_BYTES", 1 << 16)
-    monkeypatch.setattr(communicator, "CHUNK_BYTES", 1 << 16)
     for comm.pipelined in (False, True):
         tensor = torch.zeros(size, device=device)
         expected = torch.arange(size, dtype=torch.float32)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hpcopt.comm import chunks, communicator
+from hpcopt.comm import chunks
 from hpcopt.comm.communicator import Communicator
 from tests.comm.test_staging import elsewhere
 
@@ -17,7 +17,6 @@ def test_ranks_with_and_without_a_device_reduce_and_broadcast_together(
     comm: Communicator, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
     monkeypatch.setattr(chunks, "CHUNK_BYTES", 16)
-    monkeypatch.setattr(communicator, "CHUNK_BYTES", 16)
     comm.pipelined = True
     numbers = [float(comm.rank + i) for i in range(size)]
     tensor = torch.tensor(numbers) if comm.rank == 0 else elsewhere(numbers)
