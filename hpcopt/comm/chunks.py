@@ -68,7 +68,9 @@ class DeviceChunks:
         self._datatype, self._itemsize = torch_type(tensor)
         self._stream: torch.cuda.Stream | None = None
         if self._cuda:
-            self._stream = _streams.setdefault(tensor.device, torch.cuda.Stream(tensor.device))
+            if tensor.device not in _streams:
+                _streams[tensor.device] = torch.cuda.Stream(tensor.device)
+            self._stream = _streams[tensor.device]
             self._stream.wait_stream(torch.cuda.current_stream(tensor.device))
             tensor.record_stream(self._stream)
 

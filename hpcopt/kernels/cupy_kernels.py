@@ -37,6 +37,9 @@ class CupyKernels(TorchKernels):
 
     def scale_by_slope(self, activation: str, activations: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Multiply (b, v) or (b, C, v) in place by the derivative of the activation."""
+        if not target.is_contiguous():
+            return super().scale_by_slope(activation, activations, target)
+        activations = activations.contiguous()
         check_arguments(activations.dtype, activations.device, activations, target)
         samples, width = activations.shape
         rows = target.numel() // max(width, 1)
@@ -46,6 +49,7 @@ class CupyKernels(TorchKernels):
 
     def last_factors(self, weights: torch.Tensor, activation: str, activations: torch.Tensor) -> torch.Tensor:
         """M[i, c, j] = W[j, c] sigma'_j, (b, C, u)."""
+        weights, activations = weights.contiguous(), activations.contiguous()
         check_arguments(weights.dtype, weights.device, weights, activations)
         (width, outputs), samples = weights.shape, len(activations)
         factors = weights.new_empty(samples, outputs, width)
@@ -56,12 +60,16 @@ class CupyKernels(TorchKernels):
 
     def add_outputs(self, factors: torch.Tensor, units: torch.Tensor, out: torch.Tensor) -> None:
         """q[i, c] += sum_j M[i, c, j] t[i, j]."""
+        if not out.is_contiguous():
+            return super().add_outputs(factors, units, out)
+        factors, units = factors.contiguous(), units.contiguous()
         half = self._check(factors, units, out)
         samples, outputs, width = factors.shape
         self._launch("add_outputs", out.dtype, samples, THREADS, factors, units, out, outputs, width, half=half)
 
     def units(self, factors: torch.Tensor, outputs: torch.Tensor) -> torch.Tensor:
         """r[i, j] = sum_c M[i, c, j] y[i, c]."""
+        factors, outputs = factors.contiguous(), outputs.contiguous()
         half = self._check(factors, outputs)
         samples, count, width = factors.shape
         units = outputs.new_empty(samples, width)
@@ -78,8 +86,10 @@ class CupyKernels(TorchKernels):
         scale: float,
     ) -> list[torch.Tensor]:
         """All of it in one launch, in place, with M read once where it fits into shared memory."""
-        if len(factors) > LAYERS:
+        if len(factors) > LAYERS or not outputs.is_contiguous():
             return super().bend(factors, units, outputs, probabilities, scale)
+        factors, units = [m.contiguous() for m in factors], [t.contiguous() for t in units]
+        probabilities = None if probabilities is None else probabilities.contiguous()
         check_arguments(outputs.dtype, outputs.device, *([] if probabilities is None else [probabilities]))
         half = any([self._check(m, t, outputs) for m, t in zip(factors, units, strict=True)])
         nothing = [None] * (LAYERS - len(factors))

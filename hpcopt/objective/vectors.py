@@ -29,7 +29,7 @@ def _on_device(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """As ``inner``, all blocks at once: (k, l) on the device, which waits for nothing in between."""
     kernels = kernels_on(x.device, x.dtype).vectors
     if kernels is not None:
-        return kernels.inner(x, y)
+        return kernels.inner(x.contiguous(), y.contiguous())
     whole = x.shape[1] // _BLOCK * _BLOCK
     blocks = [rows[:, :whole].unflatten(1, (-1, _BLOCK)).transpose(0, 1) for rows in (x, y)]
     total = torch.bmm(blocks[0], blocks[1].mT).sum(0, dtype=torch.float64)

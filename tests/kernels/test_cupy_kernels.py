@@ -120,9 +120,32 @@ def test_nothing_is_started_for_no_instances(kernels: CupyKernels) -> None:
     assert r.shape == (0, V)
 
 
+def test_arrays_in_another_order_are_read_right(kernels: CupyKernels) -> None:
+    def turned(tensor: torch.Tensor) -> torch.Tensor:
+        """The same numbers, column by column in memory."""
+        return tensor.mT.contiguous().mT
+
+    m, t, q, w, z = given(torch.float64, (B, C, V), (B, V), (B, C), (V, C), (B, V))
+    p = torch.softmax(q, 1)
+    found, plain = kernels, TorchKernels()
+    torch.testing.assert_close(found.units(turned(m), turned(q)), plain.units(m, q))
+    torch.testing.assert_close(found.last_factors(turned(w), "tanh", turned(z)), plain.last_factors(w, "tanh", z))
+    for change in (turned, torch.clone):
+        one, other = change(q), q.clone()
+        found.add_outputs(turned(m), turned(t), one)
+        plain.add_outputs(m, t, other)
+        torch.testing.assert_close(one, other)
+        one, other = change(q), q.clone()
+        units = found.bend([turned(m)], [turned(t)], one, turned(p), 0.5)
+        torch.testing.assert_close(units, plain.bend([m], [t.clone()], other, p, 0.5))
+        torch.testing.assert_close(one, other)
+        one = found.scale_by_slope("tanh", turned(z), change(m))
+        torch.testing.assert_close(one, plain.scale_by_slope("tanh", z, m.clone()))
+
+
 def test_what_a_kernel_would_misread_is_refused(kernels: CupyKernels) -> None:
     m, t, q = given(torch.float32, (B, C, V), (B, V), (B, C))
-    for wrong in (m.double(), m.mT.contiguous().mT, m.half()):
+    for wrong in (m.double(), m.half()):
         with pytest.raises(ValueError, match="contiguous ones of its own kind"):
             kernels.bend([wrong], [t], q, None, 1.0)
     with pytest.raises(ValueError, match="contiguous"):
