@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -46,7 +47,7 @@ def limited(cluster: Cluster, make: Callable[[str], Path]) -> Job:
 def lost(cluster: Cluster, make: Callable[[str], Path], limited: Job) -> Mapping[str, Job]:
     """Jobs that have lost a node after their first checkpoint; it takes Slurm half a minute to notice."""
     jobs = {}
-    for mpi in ("own", "other"):
+    for mpi in ("own", "other") if os.environ.get("HPCOPT_TEST_OTHER_MPI") else ("own",):
         path = make(mpi)
         hold(path, SAVED)
         jobs[mpi] = cluster.submit(path, "--nodelist", "n2,n3", mpi=mpi)
@@ -150,9 +151,10 @@ def test_a_cancelled_job_leaves_no_process_and_can_be_submitted_again(
 def test_a_job_that_loses_a_node_starts_again_and_comes_to_the_same_end(
     back: Mapping[str, Job], undisturbed: tuple[Path, Finished], mpi: str
 ) -> None:
-    assert_finished_like(back[mpi], undisturbed[0])
-    assert back[mpi].shown("Restarts") == ["1"]
-    assert "going on after iteration" in back[mpi].output()
+    job = back.get(mpi) or pytest.skip("there is no second MPI")
+    assert_finished_like(job, undisturbed[0])
+    assert job.shown("Restarts") == ["1"]
+    assert "going on after iteration" in job.output()
 
 
 def test_a_job_that_started_again_twice_comes_to_the_same_end(limited: Job, undisturbed: tuple[Path, Finished]) -> None:

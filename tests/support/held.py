@@ -44,7 +44,7 @@ def wait_until_asked():
     if not hold.exists() or not Path(hold.read_text()).exists():
         return
     Path(f"waits{START}").touch()
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + 250
     while not asked.exists() and time.monotonic() < deadline:
         if signal.getsignal(signal.SIGUSR1).__self__.pending:
             asked.touch()
