@@ -37,14 +37,14 @@ class Site:
     """What the machine one submits from says.
 
     Attributes:
-        library: name and version of the MPI library that Python loads; empty when there is none.
+        mpi: name and version of the MPI library that Python loads; empty when there is none.
         mpirun: the command that belongs to it; empty when there is none.
         srun: whether there is an srun.
         kinds: values that its --mpi= can have.
         default: the one it has when nothing is said; empty when unknown.
     """
 
-    library: str = ""
+    mpi: str = ""
     mpirun: str = ""
     srun: bool = False
     kinds: tuple[str, ...] = ()
@@ -90,11 +90,11 @@ def choose_launcher(options: SlurmOptions, site: Site | None = None) -> Launcher
         return Launcher((*words, *_needed(words, options)), "it was asked for (slurm.launcher)")
     site = site or look_around()
     words, reason = _fitting(site)
-    return Launcher((*words, *_needed(words, options, vendor(site.library))), reason)
+    return Launcher((*words, *_needed(words, options, vendor(site.mpi))), reason)
 
 
 def _fitting(site: Site) -> tuple[tuple[str, ...], str]:
-    maker, library = vendor(site.library), site.library or "the MPI library, which could not be loaded here,"
+    maker, library = vendor(site.mpi), site.mpi or "the MPI library, which could not be loaded here,"
     understood = LANGUAGES.get(maker, ())
     common = [kind for kind in understood if kind in site.kinds]
     if site.srun and any(site.default.startswith(kind) for kind in understood):
@@ -105,7 +105,7 @@ def _fitting(site: Site) -> tuple[tuple[str, ...], str]:
         return ("srun", f"--mpi={common[0]}"), f"{library} speaks {common[0]}, and so does srun here"
     if site.mpirun:
         return (site.mpirun,), f"it belongs to {library}, and {_why_not_srun(site)}"
-    if site.srun or not site.library:
+    if site.srun or not site.mpi:
         return ("srun",), f"there is no mpirun of {library} here; whether srun's default fits, the start will show"
     return ("mpirun",), f"there is no srun here, and no mpirun of {library} was found"
 

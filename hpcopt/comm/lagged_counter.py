@@ -18,8 +18,9 @@ from time import perf_counter, sleep
 
 import numpy as np
 
-from hpcopt.comm.communicator import Communicator, Request
+from hpcopt.comm.communicator import Communicator
 from hpcopt.comm.quorum import ROUNDING
+from hpcopt.comm.request import Request
 from hpcopt.errors import UsageError
 
 MINIMUM = 3

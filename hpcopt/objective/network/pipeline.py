@@ -22,7 +22,8 @@ from collections.abc import Callable
 
 import torch
 
-from hpcopt.comm.communicator import Communicator, Request
+from hpcopt.comm.communicator import Communicator
+from hpcopt.comm.request import Request
 from hpcopt.kernels.interface import Kernels
 from hpcopt.layout.block import blocks
 from hpcopt.layout.disjoint import DisjointLayout
