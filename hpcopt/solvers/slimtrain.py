@@ -7,9 +7,8 @@ Newman, Chung, Chung and Ruthotto 2022 (SIAM J. Sci. Comput. 44(4), doi 10.1137/
 recomputed at the present theta they would not brake W, and training diverges at large rates. W has no learning rate.
 
 W follows the last batches and is noisy, so that what is evaluated has it solved on all samples at the end of an epoch,
-and the loss that is left tells how fast theta may move (``hpcopt.solvers.epoch_rate``). With that W more memory gains
-nothing: losses of convection, diffusion and reaction after 20 epochs at constant rates 1e-3, 1e-2 and 1e-1, medians of
-three starts, are 34, 3.6 and 5.4 with r = 0, and 35, 21 and 4.9 with r = 10.
+and the loss that is left tells how fast theta may move (``hpcopt.solvers.epoch_rate``). With that W more memory
+gained nothing where it was tried (``benchmarks/results/slimtrain-cdr.md``).
 """
 
 from __future__ import annotations
