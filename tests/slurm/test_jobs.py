@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -145,6 +146,33 @@ def test_a_cancelled_job_leaves_no_process_and_can_be_submitted_again(
     again = cluster.submit(path)
     assert_finished_like(again, undisturbed[0])
     assert f"going on after iteration {step} " in again.output()
+
+
+def test_a_job_that_is_stopped_is_saved_and_does_not_start_again(cluster: Cluster, make: Callable[[str], Path]) -> None:
+    path = make("stopped")
+    hold(path, SAVED)
+    job = cluster.submit(path)
+    job.wait_for((path / "waits0").exists)
+    cluster.ask("hpcopt", "stop", str(path / "out"))
+    (path / "asked0").touch()
+    assert job.finish() == ["FAILED"]
+    assert (job.shown("ExitCode"), job.shown("Restarts")) == (["5:0"], ["0"])
+    status = json.loads((path / "out/status.json").read_text())
+    assert (status["status"], status["exit_status"]) == ("saved", 5)
+    assert last_step(path) == status["summary"]["iterations"]
+
+
+def test_the_doctor_knows_the_job_it_is_in(cluster: Cluster, tmp_path: Path) -> None:
+    doctor = f"mpirun {sys.executable} -m hpcopt doctor --json"
+    options = "--wait --nodes 2 --ntasks-per-node 1 --time 30 --output said"
+    done = cluster.run("sbatch", *options.split(), f"--wrap={doctor}", cwd=tmp_path)
+    text = (tmp_path / "said").read_text()
+    assert done.returncode == 0, text
+    said = json.loads(text[text.index("{") :])
+    assert (said["job"]["nodes"], said["job"]["tasks"], len(said["ranks"])) == (2, 2, 2)
+    assert 0 < said["job"]["seconds_left"] <= 1800
+    topics = {finding["topic"]: finding["level"] for finding in said["findings"]}
+    assert (topics["job"], topics["time"]) == ("green", "green")
 
 
 @pytest.mark.parametrize("mpi", ["own", "other"])
