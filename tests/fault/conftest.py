@@ -72,12 +72,11 @@ def environment(library: str | None, changes: Mapping[str, str | None]) -> dict[
         "OMPI_MCA_mpi_yield_when_idle": "true",
         "HYDRA_LAUNCHER": "fork",
         "OMP_NUM_THREADS": "1",
-        "COLUMNS": "1000",
         "PYTHONFAULTHANDLER": "1",
     }
     if os.geteuid() == 0:
         defaults |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-    env = defaults | env
+    env = defaults | env | {"COLUMNS": "1000"}
     env["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [env.get("PYTHONPATH")])])
     if library is not None:
         env["MPI4PY_LIBMPI"] = library

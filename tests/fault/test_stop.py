@@ -12,15 +12,15 @@ from hpcopt.analysis.history import open_run
 from hpcopt.analysis.status import standing
 from hpcopt.cli.main import main
 from hpcopt.train.halt import HALT
-from tests.fault.test_resume import COMMAND, JOB, MODELS, hold, last_step, started
+from tests.fault.test_resume import COMMAND, started
+from tests.support.held import hold, last_step, write_job
 
 
 def test_a_job_is_seen_at_work_ended_and_goes_on_when_its_user_says_so(
     tmp_path: Path, launch: Callable, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "job.toml").write_text(JOB)
-    (tmp_path / "mymodels.py").write_text(MODELS)
+    write_job(tmp_path)
     hold(tmp_path, "out/checkpoints/latest")
     with started(tmp_path) as job:
         job.wait_for((tmp_path / "out/checkpoints/latest").exists)
@@ -37,7 +37,7 @@ def test_a_job_is_seen_at_work_ended_and_goes_on_when_its_user_says_so(
     step = last_step(tmp_path)
     assert f"It is saved after iteration {step}; the same command goes on from there." in done.stdout
     assert not Path("out", HALT).exists()
-    (tmp_path / "hold").unlink()
+    (tmp_path / "hold0").unlink()
     done = launch(2, COMMAND, timeout=60)
     assert done.returncode == 0, done.stderr
     assert f"going on after iteration {step}\n" in done.stdout
