@@ -28,6 +28,9 @@ from hpcopt.objective.parameters import FlatParameters
 PATCH_NUMBERS = 2**24
 """Most numbers of the patches of a convolution's inputs that are written out at a time."""
 
+MOST_ORDER = 8192
+"""Largest order of A or G: its square has 268 MB in float32, on every rank."""
+
 POSITIONS = 64
 """About so many output positions of an image are enough for A: neighbouring patches overlap and tell the same."""
 
@@ -131,7 +134,7 @@ class Moments:
 
 
 def candidates(module: nn.Module, parameters: FlatParameters) -> list[FactoredLayer]:
-    """The linear and plain convolution layers of ``module`` whose trainable weight is theirs alone.
+    """The linear and plain convolution layers of ``module`` whose trainable weight is theirs alone, and not too wide.
 
     Subclasses may use their weight otherwise, and grouped or oddly padded convolutions see other patches: no such.
     """
@@ -144,7 +147,7 @@ def candidates(module: nn.Module, parameters: FlatParameters) -> list[FactoredLa
             alone = all(p is None or owners[id(p)] == 1 for p in (weight, bias))
             if alone and id(weight) in numbers:
                 found.append(FactoredLayer(m, numbers[id(weight)], numbers.get(id(bias))))
-    return found
+    return [layer for layer in found if max(layer.inputs, layer.outputs) <= MOST_ORDER]
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from hpcopt.comm.communicator import Communicator
 from hpcopt.errors import UsageError
+from hpcopt.objective import factored_layers
 from hpcopt.objective.data_parallel import DataParallelObjective
 from hpcopt.objective.fisher import OutputErrors
 from hpcopt.objective.protocol import Batch, Vector
@@ -265,6 +266,16 @@ def test_a_layer_that_is_no_kronecker_product_falls_back_to_the_diagonal(
     assert sum(each.stop - each.start for each in objective.kronecker.others) == others
     assert bool((diagonal >= 0).all())
     assert bool(diagonal.isfinite().all())
+
+
+def test_a_layer_too_wide_for_its_squares_falls_back_to_the_diagonal(
+    comm: Communicator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(factored_layers, "MOST_ORDER", 5)
+    model = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 5), nn.Linear(5, 5, bias=False), nn.Linear(5, 2, bias=False))
+    objective = objective_of(comm, model, numbers(6, 4))
+    assert [(layer.inputs, layer.outputs) for layer in objective.kronecker.layers] == [(5, 5), (5, 2)]
+    assert sum(each.stop - each.start for each in objective.kronecker.others) == 30 + 35
 
 
 def test_running_statistics_and_gradients_are_left_alone(comm: Communicator) -> None:
