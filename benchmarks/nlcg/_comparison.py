@@ -85,8 +85,31 @@ Runs = dict[str, list[Run]]
 """The runs of one seed: by the name of the method, one, or one a rate."""
 
 
+def trained_on_all(
+    problem: Problem, args: argparse.Namespace, variants: Mapping[str, Sequence[str]] | None = None
+) -> list[Runs]:
+    """The runs of every seed of the command line; with ``--tune-once`` at the rates that are best on the first seed.
+
+    Args:
+        problem: what is minimised.
+        args: the command line.
+        variants: as for ``train``.
+    """
+    first = train(problem, args.seeds[0], args, RATES, variants)
+    if not args.tune_once:
+        return [first, *(train(problem, seed, args, RATES, variants) for seed in args.seeds[1:])]
+    numbers = {method: best([first[method]], problem) for method in first}
+    rates = {method: [RATES[method][number]] for method, number in numbers.items() if method in RATES}
+    first = {method: [first[method][number]] for method, number in numbers.items()}
+    return [first, *(train(problem, seed, args, rates, variants) for seed in args.seeds[1:])]
+
+
 def train(
-    problem: Problem, seed: int, args: argparse.Namespace, variants: Mapping[str, Sequence[str]] | None = None
+    problem: Problem,
+    seed: int,
+    args: argparse.Namespace,
+    tried: Mapping[str, Sequence[float]],
+    variants: Mapping[str, Sequence[str]] | None = None,
 ) -> Runs:
     """The runs of every method with one seed.
 
@@ -94,6 +117,7 @@ def train(
         problem: what is minimised.
         seed: of data and weights.
         args: the command line, whose ``methods`` are those beside NLCG.
+        tried: the rates of each method that has one.
         variants: other forms of NLCG: name -> settings. They are given as many epochs as gradient equivalents.
     """
     common = [f"run.seed={seed}", f"data.batch={problem.batch}", *args.set]
@@ -110,7 +134,7 @@ def train(
     for name, settings in (variants or {}).items():
         found[name] = [run(name, "nlcg", math.ceil(problem.most), often, settings)]
     long, seldom = args.patience * problem.most, max(each, 0.5, 4 * problem.look)
-    for method, rates in RATES.items():
+    for method, rates in tried.items():
         if method not in args.methods:
             continue
         own = OWN.get(method, [])
@@ -167,10 +191,11 @@ def _row(problem: Problem, runs: Sequence[Run], seeds: Sequence[Runs]) -> list[s
 
 def introduction(args: argparse.Namespace) -> str:
     """What the figures of a report are."""
+    chosen = ", chosen on the first seed" if args.tune_once else ""
     return (
         f"{args.ranks} ranks, float32, seeds {' '.join(map(str, args.seeds))}. Means over the seeds; each tuned method"
-        " at the best of five rates by this very test accuracy. Work: gradient equivalents. Seconds: of training, until"
-        " NLCG's accuracy at the budget of the same seed."
+        f" at the best of five rates by this very test accuracy{chosen}. Work: gradient equivalents. Seconds: of"
+        " training, until NLCG's accuracy at the budget of the same seed."
     )
 
 
@@ -185,6 +210,7 @@ def command_line(text: str | None, patience: float, runs: str) -> argparse.Argum
     parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", required=True)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--tune-once", action="store_true", help="other seeds at the rates best on the first")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="beside NLCG")
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--patience", type=float, default=patience, help="work of the tuned methods over that of NLCG")
@@ -206,6 +232,7 @@ def deliver(args: argparse.Namespace, title: str, command: str, lines: Sequence[
     print("\n".join(lines))
     if args.output:
         command += f" --seeds {' '.join(map(str, args.seeds))} --ranks {args.ranks} --patience {args.patience:g}"
+        command += " --tune-once" if args.tune_once else ""
         command += "" if len(args.methods) == len(METHODS) else f" --methods {' '.join(args.methods)}"
         command += "".join(f" --set {setting}" for setting in args.set)
         write_report(args.output, title, command, lines, args.ranks)

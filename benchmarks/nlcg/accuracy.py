@@ -34,7 +34,7 @@ from benchmarks.nlcg._comparison import (
     figures,
     introduction,
     others,
-    train,
+    trained_on_all,
 )
 
 PROBLEMS = {
@@ -94,7 +94,7 @@ def main() -> None:
     args, found = arguments(), {}
     for name in args.problems:
         variants = LINE_SEARCH if args.line_search and name == "full" else {}
-        found[name] = [train(PROBLEMS[name], seed, args, variants) for seed in args.seeds]
+        found[name] = trained_on_all(PROBLEMS[name], args, variants)
     command = f"python benchmarks/nlcg/accuracy.py --root DIR --problems {' '.join(args.problems)}"
     command += " --line-search" if args.line_search else ""
     deliver(args, "NLCG beside tuned methods", command, report(found, args))

@@ -33,7 +33,7 @@ from benchmarks.nlcg._comparison import (
     figures,
     introduction,
     others,
-    train,
+    trained_on_all,
 )
 
 JOB, IMAGES = "cifar10-cnn-nlcg.toml", 50000
@@ -95,7 +95,7 @@ def main(words: Sequence[str] | None = None) -> None:
     command += "" if args.limit is None else f" --limit {args.limit}"
     own = [] if args.limit is None else [f"data.limit={args.limit}"]
     trained = argparse.Namespace(**vars(args) | {"set": [*own, *args.set]})
-    found = [(problem, [train(problem, seed, trained) for seed in args.seeds]) for problem in problems(args)]
+    found = [(problem, trained_on_all(problem, trained)) for problem in problems(args)]
     deliver(args, "NLCG on a small convolutional network beside tuned methods", command, report(found, args))
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks._runs import JOBS
 from benchmarks.nlcg import _comparison
-from benchmarks.nlcg._comparison import RATES, Problem, Run, best, figures, train
+from benchmarks.nlcg._comparison import RATES, Problem, Run, best, figures, train, trained_on_all
 from benchmarks.nlcg.accuracy import LINE_SEARCH, PROBLEMS, arguments, report, verdicts
 from hpcopt.config import parse_job
 
@@ -77,7 +77,7 @@ def test_all_methods_get_the_same_problem_and_nlcg_nothing_of_its_own(monkeypatc
         return {"history": run(name, 0.5).history}
 
     monkeypatch.setattr(_comparison, "trained", trained)
-    found = train(MNIST, 3, arguments(["--root", "data", "--set", "loss.weight_decay=1e-3"]), LINE_SEARCH)
+    found = train(MNIST, 3, arguments(["--root", "data", "--set", "loss.weight_decay=1e-3"]), RATES, LINE_SEARCH)
     one = dict.fromkeys(["nlcg", "nlcg, hager_zhang", "lbfgs"], 1)
     assert {key: len(runs) for key, runs in found.items()} == {**one, **dict.fromkeys(RATES, 5)}
     assert {tuple(settings[:3]) for settings in seen} == {("run.seed=3", "data.batch=10000", "loss.weight_decay=1e-3")}
@@ -86,6 +86,20 @@ def test_all_methods_get_the_same_problem_and_nlcg_nothing_of_its_own(monkeypatc
     assert own[1] == ["solver.name=nlcg", "solver.step_rule=hager_zhang"]
     assert own[-1] == ["solver.name=lbfgs"]
     assert all(any(key.startswith("solver.learning_rate=") for key in keys) for keys in own[2:-1])
+
+
+@pytest.mark.parametrize(("words", "runs"), [([], 5), (["--tune-once"], 1)])
+def test_tuned_once_the_rate_that_is_best_on_the_first_seed_is_taken_for_the_others(
+    words: list[str], runs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def trained(job: Path, ranks: int, parent: Path, name: str, root: str, settings: Any) -> dict[str, Any]:
+        leads = ("run.seed=0" in settings) == name.endswith("-0.001")
+        return {"history": run(name, 0.9 if leads else 0.5).history}
+
+    monkeypatch.setattr(_comparison, "trained", trained)
+    found = trained_on_all(MNIST, arguments(["--root", "data", "--methods", "adam", *words]))
+    assert [len(each["adam"]) for each in found] == [runs] * 3
+    assert not words or {each["adam"][0].name for each in found} == {"adam, 0.001"}
 
 
 def test_the_report_has_a_table_for_each_problem() -> None:
