@@ -116,7 +116,7 @@ class SolverTable:
     """``[solver]``: the method. All other keys are its own."""
 
     name: str = "trust_region"
-    """trust_region, apts, lbfgs, newton, sgd, adam, lars."""
+    """A key of ``hpcopt.solvers.registry.SOLVERS``, or "package.module:Class" of the user's own."""
     options: dict[str, Any] = field(default_factory=dict)
     """The method's own keys."""
 

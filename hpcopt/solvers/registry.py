@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import MISSING, fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
 from hpcopt.errors import UsageError, nearest
+from hpcopt.importing import find_function
 
 if TYPE_CHECKING:
     from hpcopt.solvers.solver import Solver
@@ -30,16 +31,18 @@ HORIZON = "horizon_epochs"
 
 
 def solver_class(name: str) -> type:
-    """The class of the method called ``name``.
+    """The class of the method called ``name``: a key of ``SOLVERS``, or 'package.module:Class' of the user's own.
 
     Raises:
-        UsageError: there is no such method.
+        UsageError: there is no such method, or the user's class is none.
     """
+    if ":" in name:
+        return _own_class(name)
     if name not in SOLVERS:
         known = ", ".join(sorted(SOLVERS))
         raise UsageError(
-            f"solver.name = {name!r} is not a method of hpcopt{nearest(name, SOLVERS)} "
-            f"Known methods: {known}. Change solver.name in the job file."
+            f"solver.name = {name!r} is not a method of hpcopt{nearest(name, SOLVERS)} Known methods: {known}, or "
+            "'package.module:Class' for one of your own. Change solver.name in the job file."
         )
     module, _, attribute = SOLVERS[name].partition(":")
     found: type = getattr(importlib.import_module(module), attribute)
@@ -55,7 +58,7 @@ def make_solver(name: str, options: Mapping[str, Any], horizon_epochs: float | N
     """Build the method ``name`` from the keys of a ``[solver]`` table.
 
     Args:
-        name: a key of ``SOLVERS``.
+        name: a key of ``SOLVERS``, or 'package.module:Class' of the user's own.
         options: the method's own keys; ``preset`` names a set of values that the other keys override; ``name`` is
             ignored.
         horizon_epochs: length of the run, where schedules end.
@@ -75,8 +78,26 @@ def make_solver(name: str, options: Mapping[str, Any], horizon_epochs: float | N
     values = _preset(cls, name, options.get("preset", "default")) | given
     if horizon_epochs is not None and HORIZON in {field.name for field in fields(cls)}:
         values[HORIZON] = horizon_epochs
+    for field in fields(cls):
+        if field.init and field.default is MISSING and field.default_factory is MISSING and field.name not in values:
+            raise UsageError(
+                f"solver.{field.name} is missing: the method {name!r} has no default for it. Give it in [solver]."
+            )
     solver: Solver = cls(**values)
     return solver
+
+
+def _own_class(name: str) -> type:
+    """A method of the user's own, which the loop, checkpoints and records can treat as any other."""
+    cls: Any = find_function(name, "solver.name")
+    methods = [method for method in ("init", "step") if not callable(getattr(cls, method, None))]
+    if not (isinstance(cls, type) and is_dataclass(cls)) or methods:
+        lacks = f"has no {' and no '.join(methods)}" if methods else "is not a dataclass"
+        raise UsageError(
+            f"solver.name = {name!r} {lacks}. A method is a frozen dataclass, whose fields are the keys of [solver], "
+            "with init(objective) and step(objective, state, batch): see docs/adding-a-method.md."
+        )
+    return cls
 
 
 def _preset(cls: Any, name: str, preset: str) -> dict[str, Any]:
