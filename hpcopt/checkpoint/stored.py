@@ -109,10 +109,6 @@ class StoredCheckpoint:
         """
         self._fill(name, self.manifest.replicated[name], name, target)
 
-    def read_own_into(self, rank: int, name: str, target: Any) -> None:
-        """As ``own``, into a tensor or array. Raises as ``read_into``."""
-        self._fill(f"{OWN}/{name}", self._own_items(rank)[name], name, target)
-
     def close(self) -> None:
         """Close the files; they open again when something is read."""
         for file in self._files.values():

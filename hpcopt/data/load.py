@@ -84,10 +84,8 @@ def load(options: DataOptions, comm: Communicator, seed: int, grid: ProcessGrid 
         check_augment(options.augment, shards[0].inputs.shape[1:])
         for shard in shards:
             _refuse_not_finite(shard)
-    task = "regression" if options.target == INPUTS else options.task or source.task
-    labels = distinct_labels(shards[0].targets, comm) if task != "regression" else None
-    facts = {"source": options.source, **source.facts, "task_inferred": task is None}
-    task = task or infer_task(labels)
+    inferred = options.target != INPUTS and (options.task or source.task) is None
+    task, labels = _task(shards, options, source, comm)
     counted = _column_block(len(shards[0].inputs), comm, grid).slice
     scaling = fit(shards[0].inputs[counted], kind, comm)
     inputs = [scaling.apply(shard.inputs) for shard in shards]
@@ -98,22 +96,32 @@ def load(options: DataOptions, comm: Communicator, seed: int, grid: ProcessGrid 
     else:
         scale_targets = options.standardize_targets
         made = _values(shards, counted, bool(standardize) if scale_targets is None else scale_targets, comm)
+    facts = {"source": options.source, **source.facts, "task_inferred": inferred}
     facts |= {"train_samples": shards[0].total, "test_samples": shards[1].total if len(shards) > 1 else 0}
     facts |= {"standardize": kind, **_scaling_facts(scaling, shards[0].inputs, "input"), **made.facts}
+    return _assembled(shards, inputs, made, task, options.source, facts)
+
+
+def _task(shards: list[Shard], options: DataOptions, source: Source, comm: Communicator) -> tuple[str, Any]:
+    """What is to be learned, and the distinct labels if there are any. *Collective*."""
+    if options.target == INPUTS:
+        return "regression", None
+    told = options.task or source.task
+    labels = distinct_labels(shards[0].targets, comm) if told != "regression" else None
+    return told or infer_task(labels), labels
+
+
+def _assembled(
+    shards: list[Shard], inputs: list[np.ndarray], made: Made, task: str, name: str, facts: dict[str, Any]
+) -> DataSet:
+    """The training part, and the test part if there is one."""
     parts = [
         Part(array, targets, shard.start, shard.total)
         for array, shard, targets in zip(inputs, shards, made.targets, strict=True)
     ]
-    return DataSet(
-        parts[0],
-        parts[1] if len(parts) > 1 else None,
-        task,
-        made.outputs if task == "classification" else 0,
-        made.outputs,
-        shards[0].inputs.shape[1:],
-        options.source,
-        facts,
-    )
+    classes, shape = made.outputs if task == "classification" else 0, shards[0].inputs.shape[1:]
+    test = parts[1] if len(parts) > 1 else None
+    return DataSet(parts[0], test, task, classes, made.outputs, shape, name, facts)
 
 
 def _read_shards(source: Source, options: DataOptions, comm: Communicator, seed: int, grid: ProcessGrid) -> list[Shard]:

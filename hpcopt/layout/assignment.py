@@ -5,15 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from heapq import heapify, heapreplace
-from itertools import accumulate
-
-
-def _check(costs: Sequence[float], parts: int) -> None:
-    if parts < 1:
-        raise ValueError(f"cannot assign to parts = {parts}: there must be at least 1")
-    for i, cost in enumerate(costs):
-        if not (cost >= 0 and math.isfinite(cost)):
-            raise ValueError(f"cost {cost!r} of item {i} is not a finite number of at least 0")
 
 
 def balanced_assignment(costs: Sequence[float], parts: int) -> list[int]:
@@ -29,7 +20,11 @@ def balanced_assignment(costs: Sequence[float], parts: int) -> list[int]:
     Raises:
         ValueError: there is no part, or a cost is negative or not finite.
     """
-    _check(costs, parts)
+    if parts < 1:
+        raise ValueError(f"cannot assign to parts = {parts}: there must be at least 1")
+    for i, cost in enumerate(costs):
+        if not (cost >= 0 and math.isfinite(cost)):
+            raise ValueError(f"cost {cost!r} of item {i} is not a finite number of at least 0")
     owners = [0] * len(costs)
     loads = [(0.0, part) for part in range(parts)]
     heapify(loads)
@@ -38,22 +33,3 @@ def balanced_assignment(costs: Sequence[float], parts: int) -> list[int]:
         owners[item] = part
         heapreplace(loads, (load + costs[item], part))
     return owners
-
-
-def contiguous_assignment(costs: Sequence[float], parts: int) -> list[int]:
-    """Return the owner of each item such that every part holds consecutive items of about equal total cost.
-
-    An item goes to the part in whose equal share of the total cost its midpoint falls. Owners never decrease; a part
-    exceeds its share by less than the cost of the dearest item. Without any cost, items are taken as equally dear.
-
-    >>> contiguous_assignment([1, 1, 1, 1, 4], 2)
-    [0, 0, 0, 0, 1]
-
-    Raises:
-        ValueError: there is no part, or a cost is negative or not finite.
-    """
-    _check(costs, parts)
-    if not any(costs):
-        costs = [1.0] * len(costs)
-    ends = list(accumulate(costs))
-    return [min(parts - 1, int((end - cost / 2) * parts / ends[-1])) for cost, end in zip(costs, ends, strict=True)]

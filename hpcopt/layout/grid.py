@@ -46,10 +46,6 @@ class ProcessGrid(NamedTuple):
         """Return the ranks of one row, by ascending column."""
         return [self.rank(row, column) for column in range(self.columns)]
 
-    def column_members(self, column: int) -> list[int]:
-        """Return the ranks of one column, by ascending row."""
-        return [self.rank(row, column) for row in range(self.rows)]
-
 
 def process_grid(size: int, rows: int | None = None, columns: int | None = None) -> ProcessGrid:
     """Arrange ``size`` ranks in a grid; what is not given is chosen, near-square with rows <= columns.

@@ -56,9 +56,6 @@ def test_arrays_are_read_into_memory_that_is_there(path: Path) -> None:
             array = np.zeros_like(np.asarray(value))
             stored.read_into(name, array)
             assert same(array, value)
-        state = torch.zeros(7, dtype=torch.uint8)
-        stored.read_own_into(2, "random/state", state)
-        assert state.tolist() == list(range(7))
 
 
 def test_memory_of_another_shape_or_type_is_refused_untouched(path: Path) -> None:

@@ -25,21 +25,17 @@ def test_rank_and_coordinates_are_inverse(size):
 
 
 @given(sizes)
-def test_rows_and_columns_each_hold_every_rank_once(size):
+def test_rows_hold_every_rank_once(size):
     grid = process_grid(size)
-    by_row = [rank for row in range(grid.rows) for rank in grid.row_members(row)]
-    by_column = [rank for column in range(grid.columns) for rank in grid.column_members(column)]
-    assert by_row == list(range(size))
-    assert sorted(by_column) == list(range(size))
+    assert [rank for row in range(grid.rows) for rank in grid.row_members(row)] == list(range(size))
 
 
 @given(sizes)
-def test_members_share_the_coordinate_they_are_named_by(size):
+def test_members_share_their_row(size):
     grid = process_grid(size)
     for rank in range(size):
         row, column = grid.coordinates(rank)
         assert grid.row_members(row)[column] == rank
-        assert grid.column_members(column)[row] == rank
 
 
 @pytest.mark.parametrize(
