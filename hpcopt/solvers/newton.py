@@ -36,6 +36,7 @@ import torch
 
 from hpcopt.linalg.backtracking import backtrack
 from hpcopt.linalg.conjugate_gradient import conjugate_gradients
+from hpcopt.linalg.refinement import ROUNDING, refined
 from hpcopt.linalg.two_directions import combination
 from hpcopt.objective.protocol import Batch, Block, Linearization, Objective, Vector
 from hpcopt.solvers.agreement import agreed_coefficients, agreed_dot, agreed_inner
@@ -229,21 +230,27 @@ class Newton:
             vector, iterations, finite = self._solve_blocks(state, linear.block)
         else:
             vector, iterations, finite = self._solve(objective, state, linear)
+        # Where products have the rounding of stored factors, the model by which a step is judged has not.
+        linear = getattr(linear, "exact", None) or linear
         if not finite:
             return Direction(vector, math.nan, math.nan, math.nan, iterations)
         return self._combined(objective, state, linear, vector, iterations)
 
     def _solve(self, objective: Objective, state: State, linear: Linearization) -> tuple[Vector, tuple[int, ...], bool]:
         """d, its iterations and whether it is finite."""
-        factors = "factors" in state
-        solution = conjugate_gradients(
+        factors, exact = "factors" in state, getattr(linear, "exact", None)
+        solve = conjugate_gradients
+        if exact is not None and self.cg_tolerance < ROUNDING:
+            solve = partial(refined, exact=exact.gauss_newton)
+        elif factors:
+            solve = partial(solve, precondition=partial(KroneckerFactors().apply, state))
+        solution = solve(
             linear.gauss_newton,
-            state["gradient"],  # type: ignore[arg-type]
-            float(state["damping"]),
-            agreed_inner(objective),
+            gradient=state["gradient"],  # type: ignore[arg-type]
+            damping=float(state["damping"]),
+            inner=agreed_inner(objective),
             tolerance=self.cg_tolerance,
             most=self.preconditioned_iterations if factors else self.cg_iterations,
-            precondition=partial(KroneckerFactors().apply, state) if factors else None,
         )
         return solution.direction, (solution.iterations,), solution.finite
 

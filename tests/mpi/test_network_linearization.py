@@ -9,6 +9,7 @@ import torch
 
 from hpcopt.comm.communicator import Communicator
 from hpcopt.objective import vectors
+from hpcopt.objective.network.explicit import ExplicitLinearization
 from hpcopt.objective.network.objective import NetworkObjective
 from hpcopt.objective.protocol import Batch
 from tests.support.networks import (
@@ -94,4 +95,23 @@ def test_a_block_needs_no_other_rank(comm: Communicator, grid: Any, sizes: Any) 
         torch.testing.assert_close(linear.block_product(v), matrix[mine][:, mine] @ v, rtol=1e-12, atol=1e-13)
         linear.block_outputs(v)
     comm.barrier()
+    objective.free()
+
+
+@pytest.mark.parametrize("limit", [10**9, 2000])
+def test_beside_rounded_factors_there_are_products_without_the_rounding(
+    comm: Communicator, grid: Any, limit: int
+) -> None:
+    sizes, loss = SIZES[0], "cross_entropy"
+    matrix = dense(sizes, loss)[1]
+    given = {"weight_decay": DECAY, "factors": "bfloat16", "memory_limit": limit}
+    objective = on_grid(comm, grid, sizes, loss, "sigmoid", **given)
+    mine, v = positions(objective.partition, comm.rank), start(sizes, 8)
+    linear = objective.linearize(start(sizes)[mine], BATCH)
+    assert isinstance(linear, ExplicitLinearization)
+    assert linear.exact is not None
+    products = [gathered(objective, each.gauss_newton(v[mine])) for each in (linear, linear.exact)]
+    rounded, exact = ((product - matrix @ v).norm() / (matrix @ v).norm() for product in products)
+    assert rounded > 1e-6
+    assert exact < 1e-12
     objective.free()

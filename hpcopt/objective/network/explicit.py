@@ -14,6 +14,7 @@ those with layers on ranks of their own); a product b C; curvatures k b C and k^
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -22,6 +23,7 @@ from hpcopt.errors import UsageError
 from hpcopt.layout.network import NetworkLayout
 from hpcopt.objective import reductions, vectors
 from hpcopt.objective.network.block import NetworkBlock
+from hpcopt.objective.network.implicit import ImplicitLinearization
 from hpcopt.objective.network.losses import whole_hessian_product
 from hpcopt.objective.network.memory import Streamed
 from hpcopt.objective.network.passes import Kept, LayerView
@@ -64,7 +66,8 @@ class ExplicitLinearization:
 
     def __init__(self, objective: NetworkObjective, w: Vector, batch: Batch, limit: int) -> None:
         self._objective, self._network, self._batch = objective, objective.network, batch
-        self._layers = self._network.views(w.detach().clone())
+        self._w = w.detach().clone()
+        self._layers = self._network.views(self._w)
         self._output_weights: torch.Tensor | None = None
         if objective.partition.layers > 1:
             self._output_weights = self._network.output_weights(self._layers)
@@ -120,6 +123,13 @@ class ExplicitLinearization:
         objective.count_products(self._batch, count / 2)
         agreed = objective.agree(*total.flatten().tolist())
         return torch.tensor(agreed, dtype=torch.float64).view(count, count)
+
+    @cached_property
+    def exact(self) -> ImplicitLinearization | None:
+        """Where the factors are rounded, products by sweeps, which are not; they use the activations that are here."""
+        if self._objective.stored == self._w.dtype:
+            return None
+        return ImplicitLinearization(self._objective, self._w, self._batch, 0, self._pieces)
 
     @property
     def block(self) -> NetworkBlock:

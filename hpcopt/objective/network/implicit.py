@@ -18,6 +18,7 @@ from hpcopt.objective.network.passes import Kept
 from hpcopt.objective.protocol import Batch, Vector
 
 if TYPE_CHECKING:
+    from hpcopt.objective.network.explicit import Factors
     from hpcopt.objective.network.objective import NetworkObjective
 
 
@@ -43,11 +44,22 @@ class ImplicitLinearization:
         w: this rank's numbers of the point (n,), which are copied.
         batch: the instances, the same on all ranks.
         limit: most bytes of activations that a rank keeps. Those beyond are computed anew in every product.
+        shared: factors made at the same point on the same batch, whose activations serve here too.
     """
 
-    def __init__(self, objective: NetworkObjective, w: Vector, batch: Batch, limit: int) -> None:
+    def __init__(
+        self,
+        objective: NetworkObjective,
+        w: Vector,
+        batch: Batch,
+        limit: int,
+        shared: Streamed[Factors] | None = None,
+    ) -> None:
         self._objective, self._network, self._batch = objective, objective.network, batch
         self._layers = self._network.views(w.detach().clone())
+        if shared is not None:
+            self._pieces = shared.seen(self._view, self._activations)
+            return
         layout = objective.partition
         numbers = max(
             sum(held.inputs.count for held in layout.blocks(rank)) + layout.outputs(rank).count
@@ -114,6 +126,11 @@ class ImplicitLinearization:
         outputs = self._network.forward(self._layers, self._objective.rows(self._batch, rows)[0], kept)
         self._objective.work.values += (rows.stop - rows.start) / self._objective.samples
         return Activations(rows, kept, self._objective.split_loss.curvature(outputs))
+
+    def _view(self, piece: Factors) -> Activations:
+        """What is kept with factors."""
+        whole, own = piece.curvature, self._network.outputs.slice
+        return Activations(piece.rows, piece.inputs, None if whole is None else whole[:, own])
 
     def _push(self, piece: Activations, v: Vector) -> torch.Tensor:
         """This rank's outputs (b, v_L) of J v. *Collective*."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
 Piece = TypeVar("Piece")
+Other = TypeVar("Other")
 
 KEPT_BYTES = 2**30
 """Most memory on a rank for what one linearisation keeps, unless the objective is told another limit."""
@@ -40,6 +41,12 @@ class Streamed(Generic[Piece]):
     def complete(self) -> bool:
         """Whether everything is kept, so that nothing is made anew."""
         return not self._others
+
+    def seen(self, view: Callable[[Piece], Other], make: Callable[[slice], Other]) -> Streamed[Other]:
+        """The same pieces for another use: those that are kept by a view of each, the others by ``make``."""
+        found: Streamed[Other] = Streamed(0, 1, 1, 1, make)
+        found._kept, found._others = [view(piece) for piece in self._kept], self._others
+        return found
 
     def groups(self) -> Iterator[list[Piece]]:
         """What is kept, and then every other piece on its own. *Collective* unless ``complete``."""

@@ -55,6 +55,12 @@ class ReplicaLinearization:
         return torch.tensor(sums, dtype=torch.float64).view(own.shape)
 
     @property
+    def exact(self) -> ReplicaLinearization | None:
+        """As of the replica's own."""
+        own = getattr(self._own, "exact", None)
+        return None if own is None else ReplicaLinearization(self._objective, own, self._batch)
+
+    @property
     def block(self) -> ReplicaBlock:
         """This rank's diagonal block of its replica's G.
 

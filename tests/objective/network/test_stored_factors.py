@@ -13,6 +13,8 @@ from hpcopt.objective.network.explicit import ExplicitLinearization
 from hpcopt.objective.network.objective import NetworkObjective
 from hpcopt.objective.vectors import inner
 from hpcopt.solvers.block_direction import BlockSolver
+from hpcopt.solvers.newton import Newton
+from hpcopt.solvers.solver import State
 from hpcopt.train.job import PreparedJob
 
 
@@ -81,3 +83,62 @@ def test_newton_goes_down_with_them_as_without(comm: Communicator) -> None:
 def test_without_factors_the_key_is_refused(comm: Communicator, solver: str, keys: dict[str, str]) -> None:
     with pytest.raises(UsageError, match=r'parallel\.factors = "bfloat16" has no effect here'):
         PreparedJob(parse_job(job(solver, factors="bfloat16", **keys)), comm)
+
+
+def test_products_without_the_rounding_use_the_activations_that_are_kept(comm: Communicator) -> None:
+    (objective, full), (_, rounded) = linearized(comm, "full"), linearized(comm, "bfloat16")
+    assert full.exact is None
+    assert rounded.exact is not None
+    kept = [{number: each.data_ptr() for number, each in piece.inputs.items()} for piece in rounded.block_factors()]
+    shared = [piece for group in rounded.exact._pieces.groups() for piece in group]
+    assert [{number: each.data_ptr() for number, each in piece.inputs.items()} for piece in shared] == kept
+    for each in torch.eye(objective.size, dtype=torch.float64)[::7]:
+        torch.testing.assert_close(rounded.exact.gauss_newton(each), full.gauss_newton(each), rtol=1e-10, atol=1e-13)
+
+
+def test_also_those_that_are_made_anew(comm: Communicator) -> None:
+    objective, full = linearized(comm, "full")
+    _, whole = linearized(comm, "bfloat16")
+    streamed = ExplicitLinearization(whole._objective, objective.initial_vector(), objective.full_batch, 4000)
+    assert not streamed._pieces.complete
+    assert streamed.exact is not None
+    v = torch.linspace(-1, 1, objective.size, dtype=torch.float64)
+    torch.testing.assert_close(streamed.exact.gauss_newton(v), full.gauss_newton(v), rtol=1e-10, atol=1e-13)
+
+
+def test_the_direction_of_newton_has_the_residual_of_the_unrounded_matrix(comm: Communicator) -> None:
+    """The error against the solution in float64 is 1e-7; by conjugate gradients with rounded factors alone 1.5e-2."""
+    (objective, full), (_, rounded) = linearized(comm, "full"), linearized(comm, "bfloat16")
+    _, gradient = objective.value_and_gradient(objective.initial_vector(), objective.full_batch)
+    damped = dense(full, objective.size, False) + 1e-3 * torch.eye(objective.size, dtype=torch.float64)
+    solution = torch.linalg.solve(damped, -gradient)
+    state: State = {"gradient": gradient, "damping": 1e-3}
+    solver = Newton(cg_tolerance=1e-8, cg_iterations=2000)
+    found, _, finite = solver._solve(objective, state, rounded)
+    assert finite
+    assert float((damped @ found + gradient).norm() / gradient.norm()) < 2e-8
+    without = conjugate_gradients(rounded.gauss_newton, gradient, 1e-3, inner, tolerance=1e-8, most=2000).direction
+    assert float((found - solution).norm()) < 1e-3 * float((without - solution).norm())
+
+
+def test_a_tolerance_above_the_rounding_takes_no_product_without_it(comm: Communicator) -> None:
+    objective, rounded = linearized(comm, "bfloat16")
+    _, gradient = objective.value_and_gradient(objective.initial_vector(), objective.full_batch)
+    state: State = {"gradient": gradient, "damping": 0.1}
+    _, (first,), _ = Newton(cg_tolerance=0.01)._solve(objective, state, rounded)
+    assert objective.work.curvature_products == first
+    _, (second,), _ = Newton(cg_tolerance=1e-3)._solve(objective, state, rounded)
+    assert objective.work.curvature_products > first + second
+
+
+@pytest.mark.parametrize("direction", ["full", "block"])
+def test_steps_are_judged_by_the_unrounded_model(comm: Communicator, direction: str) -> None:
+    (objective, full), (_, rounded) = linearized(comm, "full"), linearized(comm, "bfloat16")
+    solver = Newton(direction=direction, subset=1.0, combine=False)
+    state = solver.init(objective)
+    _, state["gradient"] = objective.value_and_gradient(objective.initial_vector(), objective.full_batch)
+    state["gradient_square"] = float(state["gradient"].square().sum())
+    objective.linearize = lambda w, batch: rounded  # type: ignore[method-assign]
+    found = solver._direction(objective, state, objective.full_batch)
+    (exact,) = full.curvatures(found.vector[None]).flatten().tolist()
+    assert found.curvature == pytest.approx(exact, rel=1e-10)
