@@ -170,6 +170,8 @@ class DebugOptions:
     """``hpcopt run`` reports which rank is silent, and where, when none has made progress for so long; 0: never."""
     abort_on_silence: bool = False
     """Whether that report ends the job, with status 1."""
+    barriers: bool = False
+    """Begin every collective call that blocks with a barrier, whose time the record keeps apart."""
 
     def __post_init__(self) -> None:
         check_number("debug.slow_rank", self.slow_rank, "the number of a rank, from 0", lambda x: x >= 0)

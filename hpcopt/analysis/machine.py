@@ -139,7 +139,7 @@ def _try_record(directory: Path) -> str:
         with tempfile.TemporaryDirectory(prefix=".hpcopt-doctor-", dir=directory) as made:
             recorder = Recorder(Path(made), ranks=1)
             try:
-                recorder.rank_times(1, [0.0], [0.0])
+                recorder.rank_times(1, [0.0], [0.0], [0.0])
                 rows = read_tables(recorder.path)["ranks"].size
             finally:
                 recorder.close()

@@ -47,6 +47,7 @@ def summary(run: Run) -> dict[str, Any]:
             "bytes": int(max(_last(iterations, "bytes", 0), _last(evaluations, "bytes", 0))),
             "seconds_waited": _last(iterations, "seconds_waited", 0.0),
         },
+        "time": times(run),
         "steps": {
             "accepted": int(np.count_nonzero(iterations["accepted"] == 1)),
             "rejected": int(np.count_nonzero(iterations["accepted"] == 0)),
@@ -55,6 +56,18 @@ def summary(run: Run) -> dict[str, Any]:
         "history": history_rows(run),
     }
     return {key: plain(value) for key, value in summarised.items()}
+
+
+def times(run: Run) -> dict[str, Any]:
+    """Seconds of the last start on rank 0, by what they went into, and those of every rank in its steps.
+
+    Of a run that has not ended only the latter are known.
+    """
+    ended = run.facts.get("summary", {}).get("time", {})
+    columns = {"step": "seconds_step", "waited": "seconds_waited", "for_others": "seconds_for_others"}
+    sums = {name: run.ranks[column].sum(axis=0) for name, column in columns.items()}
+    known = {name: list(each) if np.isfinite(each).all() else None for name, each in sums.items()}
+    return {name: ended.get(name) for name in ("all", "evaluation", "record", "checkpoints")} | {"by_rank": known}
 
 
 def task(run: Run) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
@@ -132,11 +133,25 @@ def _costs(facts: Mapping[str, Any]) -> Table:
             f"{whole(sent['calls'])} calls, {in_bytes(sent['bytes'])}, {number(sent['seconds_waited'])} s waited",
         ),
     ]
+    rows += _times(facts["time"])
     if facts["checkpoints"]:
         rows.append(("checkpoints", _saved(facts["checkpoints"])))
     if len(set(facts["local_iterations"] or ())) > 1:
         rows.append(("local iterations", _by_rank(facts["local_iterations"])))
     return grid(rows)
+
+
+def _times(spent: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What the time went into: on rank 0 of a run that has ended, and in the steps of all ranks if it was measured."""
+    rows, ranks = [], spent["by_rank"]
+    if spent["all"] is not None:
+        parts = ", ".join(f"{number(spent[name])} s {name}" for name in ("evaluation", "record", "checkpoints"))
+        rows.append(("time", f"{number(spent['all'])} s  [dim]of it {parts}[/]"))
+    if ranks["for_others"]:
+        step, waited, others = (float(np.mean(ranks[name])) for name in ("step", "waited", "for_others"))
+        parts = f"{number(step - waited)} s computing, {number(waited - others)} s communication"
+        rows.append(("a rank's steps", f"{parts}, {number(others)} s waiting for others  [dim]means[/]"))
+    return rows
 
 
 def _saved(found: Sequence[Mapping[str, Any]]) -> str:

@@ -48,6 +48,8 @@ class Communicator:
         pipelined: large reductions and broadcasts go in chunks, so that copies between device and host happen beside
             the messages; False at first. It must be the same on all ranks, whatever their buffers.
         chunk: elements a call of MPI at most; larger buffers go in several calls.
+        barriers: every call that blocks begins with a barrier, whose time the ledger keeps apart: that of waiting for
+            the last rank to come. False at first; it must be the same on all ranks.
     """
 
     def __init__(
@@ -73,7 +75,7 @@ class Communicator:
         self.rank: int = comm.rank
         self.size: int = comm.size
         self.host: str = MPI.Get_processor_name()
-        self.gpu_aware, self.pipelined = gpu_aware, False
+        self.gpu_aware, self.pipelined, self.barriers = gpu_aware, False, False
         self.ledger = Ledger() if ledger is None else ledger
         self.chunk = chunk
         self._pool = HostPool()
@@ -96,7 +98,7 @@ class Communicator:
         Raises:
             UsageError: the buffer or the op cannot be used; nothing was sent.
         """
-        start = perf_counter()
+        start = self.start_call()
         mpi_op = _OPS.get(op) or _unknown_op(op)
         if self.pipelined and is_large(buffer):
             return self._in_chunks(buffer, label, start, lambda part: self.mpi.Iallreduce(_IN_PLACE, part, mpi_op))
@@ -147,7 +149,7 @@ class Communicator:
         Raises:
             UsageError: the buffer or the root cannot be used; nothing was sent.
         """
-        start = perf_counter()
+        start = self.start_call()
         self._check_root(root)
         is_root = self.rank == root
         if self.pipelined and is_large(buffer):
@@ -174,7 +176,7 @@ class Communicator:
         Raises:
             UsageError: the buffer does not have sum(counts) elements, or cannot be used; nothing was sent.
         """
-        start = perf_counter()
+        start = self.start_call()
         counts = self._check_counts(counts)
         staged = stage(buffer, self._pool, self.gpu_aware, write=False)
         _check_length("reduce_scatter", staged, sum(counts), "sum(counts)")
@@ -207,7 +209,7 @@ class Communicator:
         Raises:
             UsageError: the part does not have ``counts[rank]`` elements, or cannot be used; nothing was sent.
         """
-        start = perf_counter()
+        start = self.start_call()
         counts = self._check_counts(counts)
         staged = stage(part, self._pool, self.gpu_aware, write=False)
         _check_length("allgatherv", staged, counts[self.rank], f"counts[{self.rank}]")
@@ -252,7 +254,7 @@ class Communicator:
 
     def reduce_scalars(self, values: Sequence[float], op: str = "sum", label: str = "scalars") -> list[float]:
         """Reduce several numbers as float64 in one call. *Collective*; as many values on every rank."""
-        start = perf_counter()
+        start = self.start_call()
         mpi_op = _OPS.get(op) or _unknown_op(op)
         pack = array("d", values)
         self.mpi.Allreduce(_IN_PLACE, (pack, len(pack), MPI.DOUBLE), mpi_op)
@@ -261,7 +263,7 @@ class Communicator:
 
     def broadcast_scalars(self, values: Sequence[float], root: int = 0, label: str = "scalars") -> list[float]:
         """The numbers of rank ``root`` on every rank, as float64. *Collective*; as many values on every rank."""
-        start = perf_counter()
+        start = self.start_call()
         self._check_root(root)
         pack = array("d", values)
         self.mpi.Bcast((pack, len(pack), MPI.DOUBLE), root)
@@ -285,16 +287,24 @@ class Communicator:
 
     def barrier(self, label: str = "barrier") -> None:
         """Wait for all ranks. *Collective*."""
-        start = perf_counter()
+        start = self.start_call()
         self.mpi.Barrier()
         self.ledger.add(label, 0, perf_counter() - start)
 
     def _objects(self, move: Callable[[bytes], list[bytes]], obj: Any, label: str, send: bool = True) -> list[Any]:
-        start = perf_counter()
+        start = self.start_call()
         pack = pickle.dumps(obj, protocol=5) if send else b""
         packs = move(pack)
         self.ledger.add(label, len(pack) if send else sum(map(len, packs)), perf_counter() - start)
         return [pickle.loads(found) for found in packs]
+
+    def start_call(self) -> float:
+        """The time at which a call that blocks begins; with ``barriers``, wait for all ranks. *Collective*."""
+        start = perf_counter()
+        if self.barriers:
+            self.mpi.Barrier()
+            self.ledger.seconds_for_others += perf_counter() - start
+        return start
 
     # Groups and failures
 
@@ -313,7 +323,7 @@ class Communicator:
 
     def _derived(self, comm: MPI.Comm) -> Communicator:
         child = Communicator(comm, gpu_aware=self.gpu_aware, ledger=self.ledger, chunk=self.chunk)
-        child._pool, child.pipelined = self._pool, self.pipelined
+        child._pool, child.pipelined, child.barriers = self._pool, self.pipelined, self.barriers
         child._owned = True
         return child
 

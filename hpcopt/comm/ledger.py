@@ -30,13 +30,18 @@ class Ledger:
     results), not what the network moved, which only the MPI library knows. ``seconds_waited`` is the time in which
     this rank could do nothing else: all of a blocking call (with staging), and of a non-blocking one the start and
     the wait.
+
+    Attributes:
+        seconds_for_others: the part of all ``seconds_waited`` in which other ranks had not come yet, as far as barriers
+            tell (``Communicator.barriers``).
     """
 
-    __slots__ = ("_accounts",)
+    __slots__ = ("_accounts", "seconds_for_others")
 
     def __init__(self) -> None:
         """Start with no labels."""
         self._accounts: dict[str, list[float]] = {}
+        self.seconds_for_others = 0.0
 
     def add(self, label: str, nbytes: int, seconds: float, calls: int = 1) -> None:
         """Book ``calls`` calls under ``label``; well under a microsecond."""
@@ -69,3 +74,4 @@ class Ledger:
     def clear(self) -> None:
         """Forget everything booked so far."""
         self._accounts.clear()
+        self.seconds_for_others = 0.0

@@ -36,7 +36,7 @@ def allreduce_by(comm: Communicator, buffer: np.ndarray, combine: Combine, label
     Raises:
         UsageError: it is another kind of buffer; nothing was sent.
     """
-    start = perf_counter()
+    start = comm.start_call()
     if buffer.dtype != np.float64 or buffer.ndim != 1 or not buffer.flags.c_contiguous:
         raise UsageError(
             f"allreduce_by takes one contiguous row of float64 numbers, not {buffer.dtype} of shape {buffer.shape}."

@@ -47,6 +47,7 @@ class PreparedJob:
 
     def __init__(self, job: Job, comm: Communicator) -> None:
         self.job, self.comm = job, comm
+        comm.barriers = job.debug.barriers
         with comm.together("checking the method's options"):
             # What is wrong in the job is refused before the data are read.
             solver, grid = check_before_data(job, comm.size)

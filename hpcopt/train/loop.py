@@ -54,7 +54,8 @@ class TrainingLoop:
         self._batches, self._evaluate = sampler.begin(), evaluate
         self._listeners, self._keeper = listeners, keeper
         self._standing = Standing()
-        self._step_seconds = self._step_waited = 0.0
+        self._step_seconds = self._step_waited = self._step_others = 0.0
+        self._seconds_evaluating = self._seconds_recording = 0.0
         self._history: list[dict[str, float]] = []
         self._resumed_from: int | None = None
 
@@ -127,12 +128,14 @@ class TrainingLoop:
         objective.flag, objective.flags_seen = self._asks(), 0.0
         self._tell_watchdog(f"step {standing.iterations + 1}")
         waited, started = self._spent().seconds_waited, time.perf_counter()
+        others = objective.comm.ledger.seconds_for_others
         batch = self._batches.next()
         state, report = self.solver.step(objective, state, batch)
         elapsed = time.perf_counter() - started
         standing.seconds += elapsed
         self._step_seconds += elapsed
         self._step_waited += self._spent().seconds_waited - waited
+        self._step_others += objective.comm.ledger.seconds_for_others - others
         standing.iterations, standing.batch = standing.iterations + 1, batch.total
         if self.criteria.check_agreement:
             self._check_agreement(state, report)
@@ -236,19 +239,28 @@ class TrainingLoop:
 
     def _look(self, state: State, report: StepReport) -> None:
         """Evaluate the whole sets, keep the best point, and tell the listeners. *Collective*."""
+        started, told = time.perf_counter(), self._seconds_recording
         self._tell_watchdog(f"evaluation after step {self._standing.iterations}")
         metrics = self._standing.latest = self._evaluate(_point(state))
         comm, done = self.objective.comm, self._standing.iterations
-        times = comm.gather_objects((self._step_seconds, self._step_waited))
-        self._step_seconds = self._step_waited = 0.0
+        others = self._step_others if comm.barriers else math.nan
+        times = comm.gather_objects((self._step_seconds, self._step_waited, others))
+        self._step_seconds = self._step_waited = self._step_others = 0.0
         row = self._evaluation_row(metrics, report)
         self._history.append(row)
         if times is not None:
-            for listener in self._listeners:
-                listener.evaluation(**row)
-                listener.rank_times(done, [t[0] for t in times], [t[1] for t in times])
+            by_rank = list(zip(*times, strict=True))
+            self._tell(lambda listener: listener.evaluation(**row))
+            self._tell(lambda listener: listener.rank_times(done, *by_rank))
         self._keep_best(metrics, state)
         self._batches.learn(metrics.train_loss)
+        self._seconds_evaluating += time.perf_counter() - started - (self._seconds_recording - told)
+
+    def _tell(self, what: Callable[[Listener], object]) -> None:
+        started = time.perf_counter()
+        for listener in self._listeners:
+            what(listener)
+        self._seconds_recording += time.perf_counter() - started
 
     def _tell_iteration(self, report: StepReport) -> None:
         if not self._listeners:
@@ -268,8 +280,7 @@ class TrainingLoop:
             "bytes": totals.bytes,
             "seconds_waited": totals.seconds_waited,
         }
-        for listener in self._listeners:
-            listener.iteration(**columns)
+        self._tell(lambda listener: listener.iteration(**columns))
 
     def _evaluation_row(self, metrics: Metrics, report: StepReport) -> dict[str, float]:
         standing = self._standing
@@ -325,6 +336,8 @@ class TrainingLoop:
             saved=self._keeper.saved if self._keeper else 0,
             not_saved=self._keeper.failed if self._keeper else 0,
             seconds_saving=self._keeper.seconds if self._keeper else 0.0,
+            seconds_evaluating=self._seconds_evaluating,
+            seconds_recording=self._seconds_recording,
         )
 
 

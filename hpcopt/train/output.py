@@ -58,7 +58,9 @@ class Heartbeat:
     def evaluation(self, **columns: Any) -> None:
         """An iteration has just done it."""
 
-    def rank_times(self, iteration: int, step: Sequence[float], waited: Sequence[float]) -> None:
+    def rank_times(
+        self, iteration: int, step: Sequence[float], waited: Sequence[float], others: Sequence[float]
+    ) -> None:
         """An iteration has just done it."""
 
 
@@ -184,6 +186,12 @@ class RunOutput:
                     "share": result.share_saving,
                 },
                 "steps": {"accepted": result.accepted, "rejected": result.rejected},
+                "time": {
+                    "all": result.seconds_here,
+                    "evaluation": result.seconds_evaluating,
+                    "record": result.seconds_recording,
+                    "checkpoints": result.seconds_saving,
+                },
                 "communication": {"calls": calls, "bytes": moved, "seconds_waited": waited},
                 "by_label": [row._asdict() for row in rows],
             },

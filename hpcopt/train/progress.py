@@ -49,7 +49,9 @@ class TerminalProgress:
         """Show the figures of the evaluation."""
         self._progress.update(self._task, figures=figures(columns))
 
-    def rank_times(self, iteration: int, step: Sequence[float], waited: Sequence[float]) -> None:
+    def rank_times(
+        self, iteration: int, step: Sequence[float], waited: Sequence[float], others: Sequence[float]
+    ) -> None:
         """Not shown."""
 
     def close(self) -> None:
@@ -82,9 +84,11 @@ class Harmless:
         """Pass it on."""
         self._tell(lambda display: display.evaluation(**columns))
 
-    def rank_times(self, iteration: int, step: Sequence[float], waited: Sequence[float]) -> None:
+    def rank_times(
+        self, iteration: int, step: Sequence[float], waited: Sequence[float], others: Sequence[float]
+    ) -> None:
         """Pass it on."""
-        self._tell(lambda display: display.rank_times(iteration, step, waited))
+        self._tell(lambda display: display.rank_times(iteration, step, waited, others))
 
     def close(self) -> None:
         """Stop the display."""
@@ -128,7 +132,9 @@ class PlainProgress:
         if columns["iteration"] == 0 or time.monotonic() - self._printed >= SECONDS_BETWEEN_LINES:
             self.close()
 
-    def rank_times(self, iteration: int, step: Sequence[float], waited: Sequence[float]) -> None:
+    def rank_times(
+        self, iteration: int, step: Sequence[float], waited: Sequence[float], others: Sequence[float]
+    ) -> None:
         """Not shown."""
 
     def close(self) -> None:

@@ -45,8 +45,10 @@ class Listener(Protocol):
         """Training and test set were evaluated; the columns are those of the table ``evaluations``."""
         ...
 
-    def rank_times(self, iteration: int, step: Sequence[float], waited: Sequence[float]) -> None:
-        """Seconds each rank spent in steps, and of these waiting for others, since the last call."""
+    def rank_times(
+        self, iteration: int, step: Sequence[float], waited: Sequence[float], others: Sequence[float]
+    ) -> None:
+        """Seconds each rank spent in steps since the last call, of these waiting in communication, and for others."""
         ...
 
 
@@ -68,6 +70,8 @@ class Result:
         seconds_here: wall time of this start.
         saved, not_saved: checkpoints of this start, and attempts that failed.
         seconds_saving: wall time of this start that went into them.
+        seconds_evaluating, seconds_recording: wall time of this start on this rank that went into evaluations, and into
+            telling the listeners, the record among them.
     """
 
     stop: StopReason
@@ -88,6 +92,8 @@ class Result:
     saved: int = 0
     not_saved: int = 0
     seconds_saving: float = 0.0
+    seconds_evaluating: float = 0.0
+    seconds_recording: float = 0.0
 
     @property
     def share_saving(self) -> float:

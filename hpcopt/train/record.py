@@ -98,6 +98,7 @@ RANK_COLUMNS = (
     Column("iteration", "1", "number of the latest iteration counted in the row", whole=True),
     Column("seconds_step", "s", "time a rank spent in its iterations since the last row", by_rank=True),
     Column("seconds_waited", "s", "time a rank waited in communication since the last row", by_rank=True),
+    Column("seconds_for_others", "s", "part of it in which another rank had not come, by barriers", by_rank=True),
 )
 
 
@@ -206,11 +207,15 @@ class Recorder:
         self._evaluations.append(columns)
         self.flush()
 
-    def rank_times(self, iteration: int, step: Sequence[float], waited: Sequence[float]) -> None:
-        """Add a row to ``/ranks``: seconds a rank spent in steps and waited since the last row, one value a rank."""
-        if len(step) != self.ranks or len(waited) != self.ranks:
-            raise TypeError(f"Times of {self.ranks} ranks are needed, got {len(step)} and {len(waited)}.")
-        self._ranks.append({"iteration": iteration, "seconds_step": tuple(step), "seconds_waited": tuple(waited)})
+    def rank_times(
+        self, iteration: int, step: Sequence[float], waited: Sequence[float], others: Sequence[float]
+    ) -> None:
+        """Add a row to ``/ranks``: seconds by rank since the last row, in steps, waiting, and of it for others."""
+        times = {"seconds_step": step, "seconds_waited": waited, "seconds_for_others": others}
+        if any(len(each) != self.ranks for each in times.values()):
+            found = ", ".join(f"{len(each)} {name}" for name, each in times.items())
+            raise TypeError(f"Times of {self.ranks} ranks are needed, got {found}.")
+        self._ranks.append({"iteration": iteration} | {name: tuple(each) for name, each in times.items()})
         self.flush()
 
     def flush(self, force: bool = False) -> None:

@@ -25,9 +25,11 @@ class Tolerated:
         """Pass it on."""
         self._tell(lambda listener: listener.evaluation(**columns))
 
-    def rank_times(self, iteration: int, step: Sequence[float], waited: Sequence[float]) -> None:
+    def rank_times(
+        self, iteration: int, step: Sequence[float], waited: Sequence[float], others: Sequence[float]
+    ) -> None:
         """Pass it on."""
-        self._tell(lambda listener: listener.rank_times(iteration, step, waited))
+        self._tell(lambda listener: listener.rank_times(iteration, step, waited, others))
 
     def _tell(self, what: Callable[[Listener], object]) -> None:
         listener = self._listener

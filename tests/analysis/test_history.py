@@ -203,7 +203,7 @@ while True:
     recorder.iteration(**iteration_row(number, 4, 0.001, True))
     if number % 4 == 0:
         recorder.evaluation(**evaluation_row(number, 4, 0.001, True, "classification", True))
-        recorder.rank_times(number, [0.1, 0.1], [0.01, 0.02])
+        recorder.rank_times(number, [0.1, 0.1], [0.01, 0.02], [0.0, 0.01])
 """
 
 

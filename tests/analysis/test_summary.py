@@ -9,7 +9,7 @@ from tests.support.runs import set_status, write_run, write_start
 
 KEYS = [
     "run", "status", "stop_reason", "solver", "model", "data", "ranks", "layout", "parameters", "iterations",
-    "epochs", "seconds", "checkpoints", "initial", "final", "best", "work", "communication", "steps",
+    "epochs", "seconds", "checkpoints", "initial", "final", "best", "work", "communication", "time", "steps",
     "local_iterations", "history",
 ]  # fmt: skip
 
@@ -40,6 +40,17 @@ def test_the_figures_of_a_run(tmp_path: Path) -> None:
     assert facts["final"]["epoch"] == 10.0
     assert facts["best"]["epoch"] == 7.0
     assert facts["best"]["test_accuracy"] > facts["final"]["test_accuracy"]
+
+
+def test_the_time_is_split_by_what_it_went_into_and_by_rank(tmp_path: Path) -> None:
+    spent = {"all": 9.0, "evaluation": 2.0, "record": 0.5, "checkpoints": 1.0}
+    path = write_run(tmp_path / "a", epochs=3, others=0.005, summary={"time": spent})
+    ranks = {"step": [0.4, 0.4], "waited": [0.04, 0.048], "for_others": [0.02, 0.02]}
+    found = summary(open_run(path))["time"]
+    assert {name: pytest.approx(found["by_rank"].pop(name)) for name in ranks} == ranks
+    assert found == spent | {"by_rank": {}}
+    unknown = summary(open_run(write_run(tmp_path / "b")))["time"]
+    assert unknown["all"] is unknown["by_rank"]["for_others"] is None
 
 
 def test_local_iterations_are_the_mean_of_each_rank_over_its_phases(tmp_path: Path) -> None:

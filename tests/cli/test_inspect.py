@@ -27,6 +27,18 @@ def test_the_tables_show_status_figures_and_costs(tmp_path: Path, capsys: pytest
     assert "39.1 KiB" in shown["communication"]
 
 
+def test_where_the_time_went_is_shown_as_far_as_it_is_known(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spent = {"all": 9.0, "evaluation": 2.0, "record": 0.5, "checkpoints": 1.0}
+    main(["inspect", str(write_run(tmp_path / "a", epochs=3, others=0.005, summary={"time": spent}))])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "9 s of it 2 s evaluation, 0.5 s record, 1 s checkpoints" in shown
+    assert "0.356 s computing, 0.024 s communication, 0.02 s waiting for others means" in shown
+    main(["inspect", str(write_run(tmp_path / "b"))])
+    shown = capsys.readouterr().out
+    assert "computing" not in shown
+    assert "of it" not in shown
+
+
 def inspected(path: Path, capsys: pytest.CaptureFixture[str]) -> str:
     """The line about local iterations, without its label; empty when there is none."""
     assert main(["inspect", str(path)]) == 0

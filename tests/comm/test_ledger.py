@@ -37,5 +37,7 @@ def test_counts_stay_exact_integers() -> None:
 def test_clear_forgets() -> None:
     ledger = Ledger()
     ledger.add("a", 1, 1.0)
+    ledger.seconds_for_others = 0.5
     ledger.clear()
     assert ledger.totals() == pytest.approx((0, 0, 0.0))
+    assert ledger.seconds_for_others == 0

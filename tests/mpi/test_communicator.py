@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 
 from hpcopt.comm.communicator import Communicator
 from hpcopt.comm.ledger import Ledger
+from hpcopt.comm.own_operation import allreduce_by
 from hpcopt.errors import UsageError
 
 pytestmark = pytest.mark.mpi
@@ -280,6 +282,49 @@ def test_the_ledger_counts_calls_and_bytes_by_label(comm: Communicator) -> None:
     }
     assert comm.ledger.totals()[:2] == (8, 176 + 16 * comm.size)
     assert comm.ledger.totals().seconds_waited > 0
+
+
+def test_with_barriers_the_wait_for_the_last_rank_is_kept_apart(comm: Communicator) -> None:
+    counts = [1] * comm.size
+    calls: list[Callable[[Communicator], object]] = [
+        lambda comm: comm.allreduce(np.ones(3)),
+        lambda comm: comm.bcast(np.ones(3)),
+        lambda comm: comm.reduce_scatter(np.ones(comm.size), counts),
+        lambda comm: comm.allgatherv(np.ones(1), counts),
+        lambda comm: comm.reduce_scalars([1.0]),
+        lambda comm: comm.broadcast_scalars([1.0]),
+        lambda comm: comm.gather_objects("a"),
+        lambda comm: allreduce_by(comm, np.ones(1), np.add),
+        lambda comm: comm.barrier(),
+    ]
+    for call in calls:
+        comm.barriers = False
+        comm.ledger.clear()
+        call(comm)
+        assert comm.ledger.seconds_for_others == 0
+        comm.barriers = True
+        comm.ledger.clear()
+        call(comm)
+        apart = comm.ledger.seconds_for_others
+        assert 0 < apart < comm.ledger.totals().seconds_waited
+
+
+def test_a_group_has_the_barriers_of_all(comm: Communicator) -> None:
+    comm.barriers = True
+    group = comm.split(0)
+    assert group.barriers
+    group.free()
+
+
+@pytest.mark.mpi(min_size=2)
+def test_the_others_wait_for_a_rank_that_comes_late(comm: Communicator) -> None:
+    comm.barriers = True
+    comm.barrier()
+    comm.ledger.clear()
+    if comm.rank == 0:
+        sleep(0.1)
+    comm.allreduce(np.ones(3))
+    assert comm.rank == 0 or comm.ledger.seconds_for_others > 0.05
 
 
 def test_a_refused_call_is_not_booked(comm: Communicator) -> None:

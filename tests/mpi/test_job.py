@@ -15,6 +15,13 @@ from tests.support.gpus import pretend
 pytestmark = pytest.mark.mpi
 
 
+@pytest.mark.parametrize("setting", [True, False])
+def test_a_job_says_whether_its_calls_begin_with_barriers(comm: Communicator, setting: bool) -> None:
+    job = 'run.epochs = 1\ndata.source = "digits"\nmodel.name = "mlp"\nsolver.name = "sgd"\n'
+    PreparedJob(parse_job(job, [f"debug.barriers={str(setting).lower()}"]), comm)
+    assert comm.barriers is setting
+
+
 @pytest.fixture
 def gpu_on_rank_0_only(comm: Communicator, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, ["GPU-a"] if comm.rank == 0 else [])

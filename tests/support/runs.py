@@ -35,6 +35,7 @@ def write_run(
     test: bool = True,
     status: str = "finished",
     local_iterations: Sequence[int] = (),
+    others: float = math.nan,
     **fields: Any,
 ) -> Path:
     """Write a run whose test accuracy peaks before its end and in which every fifth step is rejected.
@@ -52,7 +53,8 @@ def write_run(
                 recorder.iteration(local_iterations=local_iterations if accepted(iteration) else (), **row)
             if iteration % per_epoch == 0:
                 recorder.evaluation(**evaluation_row(iteration, per_epoch, rate, radius, task, test))
-                recorder.rank_times(iteration, [0.1] * ranks, [0.01 + 0.002 * rank for rank in range(ranks)])
+                waited = [0.01 + 0.002 * rank for rank in range(ranks)]
+                recorder.rank_times(iteration, [0.1] * ranks, waited, [others] * ranks)
         recorder.close()
         if status != "running":
             reason = "The requested number of epochs or iterations is done."

@@ -29,7 +29,7 @@ class Ear:
     def __init__(self) -> None:
         self.iterations: list[dict[str, Any]] = []
         self.evaluations: list[dict[str, Any]] = []
-        self.times: list[tuple[int, Sequence[float], Sequence[float]]] = []
+        self.times: list[tuple[int, Sequence[float], Sequence[float], Sequence[float]]] = []
 
     def iteration(self, **columns: Any) -> None:
         self.iterations.append(columns)
@@ -37,8 +37,10 @@ class Ear:
     def evaluation(self, **columns: Any) -> None:
         self.evaluations.append(columns)
 
-    def rank_times(self, iteration: int, step: Sequence[float], waited: Sequence[float]) -> None:
-        self.times.append((iteration, step, waited))
+    def rank_times(
+        self, iteration: int, step: Sequence[float], waited: Sequence[float], others: Sequence[float]
+    ) -> None:
+        self.times.append((iteration, step, waited, others))
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,23 @@ def test_work_and_communication_only_grow(comm: Communicator) -> None:
         assert values == sorted(values)
         assert values[-1] > 0
     assert ear.iterations[3]["gradients"] == pytest.approx(1.0)
+
+
+def test_the_time_of_waiting_for_others_is_known_with_barriers_only(comm: Communicator) -> None:
+    for barriers in (False, True):
+        comm.barriers, ear = barriers, Ear()
+        loop(comm, SGD(learning_rate=0.1), Criteria(iterations=2), ear).run()
+        _, step, waited, others = ear.times[-1]
+        if barriers:
+            assert 0 < others[0] < waited[0] < step[0]
+        else:
+            assert math.isnan(others[0])
+
+
+def test_the_result_tells_what_looking_and_telling_took(comm: Communicator) -> None:
+    result = loop(comm, SGD(learning_rate=0.1), Criteria(iterations=3), Ear()).run()
+    assert min(result.seconds_evaluating, result.seconds_recording) > 0
+    assert result.seconds_evaluating + result.seconds_recording + result.seconds < result.seconds_here
 
 
 def test_the_best_point_is_kept_and_the_last_one_returned(comm: Communicator) -> None:

@@ -73,7 +73,7 @@ def test_a_display_that_fails_is_switched_off_and_the_run_goes_on(
         progress.evaluation(**evaluation(0))
         progress.evaluation(**evaluation(2))
         progress.iteration(**evaluation(3))
-        progress.rank_times(3, [0.1], [0.0])
+        progress.rank_times(3, [0.1], [0.0], [0.0])
         progress.close()
     assert [record.getMessage() for record in caplog.records] == [
         "The display of the run failed and is off: BrokenPipeError: the pipe is closed."

@@ -55,13 +55,15 @@ def test_what_was_recorded_is_read_back(tmp_path: Path, recorder: Recorder) -> N
     for number in range(1, 200):
         recorder.iteration(**iteration_row(number))
     recorder.evaluation(**evaluation_row(199))
-    recorder.rank_times(199, [1.0, 2.0, 3.0], [0.1, 0.2, 0.3])
+    recorder.rank_times(199, [1.0, 2.0, 3.0], [0.1, 0.2, 0.3], [0.0, 0.1, 0.2])
     recorder.close()
     with open_reader(tmp_path) as file:
         assert file["iterations/iteration"][:].tolist() == list(range(1, 200))
         assert file["iterations/loss"][:].tolist() == [1000.0 * number for number in range(1, 200)]
         assert file["evaluations/test_loss"][:].tolist() == [199000.0]
         assert file["ranks/seconds_step"][:].tolist() == [[1.0, 2.0, 3.0]]
+        assert file["ranks/seconds_waited"][:].tolist() == [[0.1, 0.2, 0.3]]
+        assert file["ranks/seconds_for_others"][:].tolist() == [[0.0, 0.1, 0.2]]
         assert file["ranks/iteration"][:].tolist() == [199]
 
 
@@ -113,7 +115,7 @@ def test_an_unknown_or_a_missing_column_is_a_type_error(recorder: Recorder, meth
 
 def test_figures_of_another_number_of_ranks_are_a_type_error(recorder: Recorder) -> None:
     with pytest.raises(TypeError, match="3 ranks"):
-        recorder.rank_times(1, [1.0, 2.0], [1.0, 2.0])
+        recorder.rank_times(1, [1.0, 2.0], [1.0, 2.0], [1.0, 2.0])
     with pytest.raises(TypeError, match="3 ranks"):
         recorder.iteration(local_iterations=(1, 2), **iteration_row(1))
 
@@ -199,7 +201,7 @@ for number in range(5000):
     recorder.iteration(**iteration_row(number))
     if number % 100 == 0:
         recorder.evaluation(**evaluation_row(number))
-        recorder.rank_times(number, [1, 2], [1, 2])
+        recorder.rank_times(number, [1, 2], [1, 2], [1, 2])
     if number == 1000 and how == "device":
         # From here on the file can be read and not written, as on a disk that is full or gone.
         os.dup2(os.open(recorder.path, os.O_RDONLY), recorder._file.id.get_vfd_handle())
@@ -246,7 +248,7 @@ def test_the_number_of_a_row_is_written_after_all_its_other_columns(
     for number in range(1, 4):
         recorder.iteration(local_iterations=(5, 5, 5), **iteration_row(number))
     recorder.evaluation(**evaluation_row(3))
-    recorder.rank_times(3, [1.0] * 3, [1.0] * 3)
+    recorder.rank_times(3, [1.0] * 3, [1.0] * 3, [1.0] * 3)
     recorder.flush(force=True)
     assert len(lengths) > len(ITERATION_COLUMNS) + len(EVALUATION_COLUMNS) + len(RANK_COLUMNS)
     assert all(numbers <= others for numbers, others in lengths)

@@ -28,7 +28,9 @@ class Tracker:
     def evaluation(self, **columns: Any) -> None:
         pass
 
-    def rank_times(self, iteration: int, step: Sequence[float], waited: Sequence[float]) -> None:
+    def rank_times(
+        self, iteration: int, step: Sequence[float], waited: Sequence[float], others: Sequence[float]
+    ) -> None:
         pass
 
 
