@@ -18,6 +18,7 @@ from benchmarks._report import table
 from hpcopt.kernels.choice import kernels_on
 from hpcopt.kernels.cupy_kernels import CupyKernels
 from hpcopt.kernels.cupy_vectors import CupyVectors
+from hpcopt.kernels.graphs import CudaCapture
 from hpcopt.kernels.launch import CupyLauncher
 from hpcopt.kernels.reference import NumpyKernels
 from hpcopt.kernels.sweeps import Pair, Sweeps, TorchSweeps
@@ -205,6 +206,30 @@ def implementations(device: torch.device) -> list[tuple[TorchKernels, Sweeps]]:
             return found
         found.append((CupyKernels(launch), CupyVectors(launch)))
     return found
+
+
+def iteration_lines(device: torch.device, sides: Sequence[int] = (256, 2048), most: int = 200) -> list[str]:
+    """Conjugate gradients with kernels started one by one and recorded; recording is counted."""
+    if device.type != "cuda":
+        return ["Not measured: the processor has no CUDA graphs."]
+    launch, cells = CupyLauncher(device), []
+    for side in sides:
+        matrix, right = torch.rand(side, side, device=device) / side, torch.rand(side, device=device)
+        matrix = matrix @ matrix.T
+
+        def solve(vectors: CupyVectors, matrix: torch.Tensor = matrix, right: torch.Tensor = right) -> None:
+            """All iterations."""
+            steps = vectors.conjugate_steps(right, 0.0)
+            for _ in range(most):
+                steps.advance(matrix.mv, 1e-3)
+
+        times = [
+            seconds(lambda v=v: solve(v), device)
+            for v in (CupyVectors(launch), CupyVectors(launch, CudaCapture(device)))
+        ]
+        cells.append([f"{side:,}", *(f"{1e6 * each / most:.1f}" for each in times), f"{times[1] / times[0]:.2f}"])
+    head = ["numbers", "one by one, us an iteration", "recorded, us", "recorded / one by one"]
+    return [f"{most} iterations with a dense matrix in float32.", "", *table(head, cells)]
 
 
 def verdict(rows: Sequence[Row], bandwidth: float, rate: float) -> list[str]:

@@ -2,7 +2,8 @@ r"""All that is claimed of hpcopt on a GPU, measured on one GPU; no training is 
 
     python benchmarks/gpu/run.py [--root DIR] [--output benchmarks/results/gpu-NAME.md]
 
-Kernels against float64 and against the rates that the device reaches itself; one Gauss-Newton product against
+Kernels against float64 and against the rates that the device reaches itself; iterations of conjugate gradients recorded
+as CUDA graphs and not; one Gauss-Newton product against
 torch.func and, where it is installed, curvlinops (``benchmarks/newton/products.py`` says how); reductions by 2 and 4
 ranks that share the GPU, through the host and, if a probe finds that the MPI library can, directly; and seconds to 97 %
 on MNIST for each method on 1, 2 and 4 ranks, with ``--root``, the folder with MNIST's files. The report is written anew
@@ -130,6 +131,7 @@ def sections(device: torch.device, root: str | None, left: Callable[[], float]) 
     """The parts of the report, in the order in which they are measured."""
     for dtype in (torch.float32, torch.float64):
         yield f"Kernels, {str(dtype).removeprefix('torch.')}", lambda dtype=dtype: kernels.report(device, dtype)
+    yield "Iterations in CUDA graphs", lambda: kernels.iteration_lines(device)
     yield "A Gauss-Newton product", lambda: product_lines(device, 51 if device.type == "cuda" else 10)
     yield "Reductions", lambda: transport_lines(device)
     yield "Training on MNIST", lambda: training_lines(device, root, left)

@@ -6,10 +6,12 @@ waits for the device but ``ConjugateSteps``, once in ``EVERY`` iterations. Shape
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import product as all_pairs
 
 import torch
 
+from hpcopt.kernels.graphs import Capture, Repeated
 from hpcopt.kernels.launch import Argument, Launcher, check_arguments
 from hpcopt.kernels.sweeps import Pair, Parts
 
@@ -31,10 +33,12 @@ class CupyVectors:
 
     Args:
         launch: starts the kernels.
+        capture: records an iteration of conjugate gradients, for all but the first few; None to start its kernels
+            one by one.
     """
 
-    def __init__(self, launch: Launcher) -> None:
-        self._launch = launch
+    def __init__(self, launch: Launcher, capture: Capture | None = None) -> None:
+        self.launch, self.capture = launch, capture
 
     def inner(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """X Y^T of rows (k, n) and (l, n): (k, l), float64, on the device."""
@@ -50,7 +54,7 @@ class CupyVectors:
 
     def conjugate_steps(self, gradient: torch.Tensor, tolerance: float) -> ConjugateSteps:
         """Conjugate gradients with this right-hand side and everything on the device."""
-        return ConjugateSteps(self._launch, gradient, tolerance)
+        return ConjugateSteps(self.launch, gradient, tolerance, self.capture)
 
     def measure(
         self, g: torch.Tensor, previous: torch.Tensor, d: torch.Tensor, h: torch.Tensor, with_norm: bool
@@ -90,7 +94,7 @@ class CupyVectors:
         """As ``Sweeps.move``, in one launch."""
         check_arguments(z.dtype, z.device, z, d, w, *([] if mean is None else [mean]))
         numbers = map(float, (beta, undo, rate, leaves))
-        self._launch("nlcg_move", z.dtype, blocks_for(len(z)), THREADS, z, d, w, mean, *numbers, len(z))
+        self.launch("nlcg_move", z.dtype, blocks_for(len(z)), THREADS, z, d, w, mean, *numbers, len(z))
 
     def _summed(
         self, name: str, sums: int, n: int, first: torch.Tensor, *others: Argument, after: tuple[Argument, ...]
@@ -99,9 +103,9 @@ class CupyVectors:
         blocks = blocks_for(n)
         parts = torch.empty(blocks, sums, dtype=torch.float64, device=first.device)
         total = torch.zeros(sums, dtype=torch.float64, device=first.device)
-        self._launch(name, first.dtype, blocks, THREADS, first, *others, parts, *after)
+        self.launch(name, first.dtype, blocks, THREADS, first, *others, parts, *after)
         if blocks:
-            self._launch("add_parts", first.dtype, sums, 32, parts, total, blocks, sums)
+            self.launch("add_parts", first.dtype, sums, 32, parts, total, blocks, sums)
         return total
 
 
@@ -115,10 +119,15 @@ class ConjugateSteps:
         launch: starts the kernels.
         gradient: g (n,), left as it is.
         tolerance: the end is where |r| <= tolerance |g|.
+        capture: records an iteration once ``EVERY`` of them were made; None for never.
     """
 
-    def __init__(self, launch: Launcher, gradient: torch.Tensor, tolerance: float) -> None:
+    def __init__(
+        self, launch: Launcher, gradient: torch.Tensor, tolerance: float, capture: Capture | None = None
+    ) -> None:
         self._launch, self._tolerance, self._made = launch, tolerance, 0
+        self._capture = capture
+        self._iteration: Repeated | None = None
         self._rows = gradient.new_zeros(3, len(gradient))
         torch.neg(gradient, out=self._rows[0])
         self.residual = self.preconditioned = self._rows[0]
@@ -128,9 +137,16 @@ class ConjugateSteps:
         self._parts = torch.zeros(blocks, 6, dtype=torch.float64, device=gradient.device)
         self._rounding = 100.0 * torch.finfo(gradient.dtype).eps
 
-    def advance(self, product: torch.Tensor, damping: float) -> bool:
-        """One iteration with G r; whether another one makes sense, which is looked at every few iterations."""
-        self.move(product, damping)
+    def advance(self, product: Callable[[torch.Tensor], torch.Tensor], damping: float) -> bool:
+        """One iteration; whether another one makes sense, which is looked at every few iterations.
+
+        Args:
+            product: v (n,) -> G v; the one of the first call, made without a look at the device's numbers.
+            damping: lambda, that of the first call.
+        """
+        if self._iteration is None:
+            self._iteration = Repeated(lambda: self.move(product(self.residual), damping), self._capture, EVERY)
+        self._iteration()
         self._made += 1
         return self._made % EVERY != 0 or self._state() == RUNNING
 
@@ -147,7 +163,8 @@ class ConjugateSteps:
         self._launch("cg_move", real, blocks, THREADS, self._rows, self._v, self.direction, self._steps, n)
 
     def end(self) -> tuple[int, bool, bool]:
-        """Iterations that counted, whether they converged, and whether all numbers were finite."""
+        """Iterations that counted, whether they converged, and whether all numbers were finite; the last call."""
+        self._iteration = None  # what is recorded holds memory of the device
         iterations, state = self._steps[5:7].tolist()
         return int(iterations), state == CONVERGED, state != NOT_FINITE
 

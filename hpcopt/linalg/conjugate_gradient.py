@@ -77,7 +77,8 @@ def conjugate_gradients(
         most: iterations, at least 1.
         goes_on: whether another iteration may be made after so many, at least 1; asked while there is a reason for one.
         local: nothing in it communicates, so that scalars may stay on a device that has kernels for it. Whether they
-            have ended is then looked at every few iterations, and ``inner`` is not called.
+            have ended is then looked at every few iterations, ``inner`` is not called, and the product may be recorded:
+            it takes no branch on the device's numbers.
         precondition: P r; None for P = I. Not with ``local``.
     """
     kernels = kernels_on(gradient.device, gradient.dtype).vectors if local else None
@@ -89,7 +90,7 @@ def conjugate_gradients(
     else:
         iteration = _Preconditioned(precondition, gradient, inner, tolerance)
     for number in range(1, most + 1):
-        again = iteration.advance(product(iteration.preconditioned), damping)
+        again = iteration.advance(product, damping)
         if not again or number == most or not goes_on(number):
             break
     return Solution(iteration.direction, iteration.residual, *iteration.end())
@@ -113,10 +114,10 @@ class _Iteration:
         """Iterations made, whether they converged, and whether all numbers were finite."""
         return self._made, self.converged, self.finite
 
-    def advance(self, product: torch.Tensor, damping: float) -> bool:
-        """One iteration with G P r; whether another one makes sense."""
+    def advance(self, product: Callable[[torch.Tensor], torch.Tensor], damping: float) -> bool:
+        """One iteration, with one product; whether another one makes sense."""
         self._made += 1
-        torch.add(product, self.residual, alpha=damping, out=self._rows[1])
+        torch.add(product(self.preconditioned), self.residual, alpha=damping, out=self._rows[1])
         gram = self._products()
         if not bool(gram.isfinite().all()):
             self.finite = False

@@ -8,7 +8,8 @@ import torch
 
 from hpcopt.kernels.choice import TORCH, kernels_on
 from hpcopt.kernels.cupy_kernels import CupyKernels
-from hpcopt.kernels.cupy_vectors import CupyVectors
+from hpcopt.kernels.cupy_vectors import EVERY, CupyVectors
+from hpcopt.kernels.graphs import CudaCapture
 from hpcopt.kernels.launch import CupyLauncher
 from hpcopt.kernels.reference import NumpyKernels
 from hpcopt.kernels.sweeps import Pair, TorchSweeps
@@ -97,8 +98,32 @@ def test_conjugate_gradients_with_their_scalars_on_the_device(
     torch.testing.assert_close(found.direction, host.direction, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.parametrize("dtype", PRECISIONS)
+def test_recorded_iterations_have_the_bits_of_those_that_are_not(
+    launcher: CupyLauncher, device: torch.device, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    m, z, g = given(device, dtype, (B, C, V), (B, U), (U * V,))
+    kernels, zeros = CupyKernels(launcher), torch.zeros(B, C, dtype=dtype, device=device)
+
+    def product(v: torch.Tensor) -> torch.Tensor:
+        """Of a block of one layer."""
+        (errors,) = kernels.bend([m], [kernels.affine(z, v.view(U, V), None)], zeros.clone(), None, 1 / B)
+        total = torch.zeros_like(v)
+        kernels.add_gradient(z, errors, total.view(U, V), None)
+        return total
+
+    found = []
+    for capture in (None, CudaCapture(device)):
+        chosen = TORCH._replace(vectors=CupyVectors(launcher, capture))
+        monkeypatch.setattr(conjugate_gradient, "kernels_on", lambda *_, chosen=chosen: chosen)
+        found.append(conjugate_gradients(product, g, 0.1, inner, tolerance=0.0, most=3 * EVERY, local=True))
+    assert found[0].iterations == found[1].iterations
+    assert torch.equal(found[0].direction, found[1].direction)
+
+
 @pytest.mark.usefixtures("launcher")
 def test_the_choice_is_measured_and_said(device: torch.device) -> None:
     reason = kernels_on(device, torch.float32).reason
     assert "torch " in reason
     assert "CuPy " in reason
+    assert "CUDA graphs" in reason

@@ -59,12 +59,12 @@ def test_a_block_is_solved_without_waiting_but_at_decisions(
     vectors = kernels_on(device, gradient.dtype).vectors
     assert vectors is not None
     steps = vectors.conjugate_steps(gradient, 0.0)
-    steps.advance(block.product(steps.residual), 0.1)
+    steps.advance(block.product, 0.1)
     monkeypatch.setattr(steps, "_state", lambda: 0.0)
     torch.cuda.set_sync_debug_mode("error")
     try:
         for _ in range(20):
-            steps.advance(block.product(steps.residual), 0.1)
+            steps.advance(block.product, 0.1)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert steps.end()[0] == 21
