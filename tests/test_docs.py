@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import fields
-from pathlib import Path
 
 import pytest
 
@@ -17,8 +16,8 @@ from hpcopt.models.registry import option_names as model_keys
 from hpcopt.parallel_options import ParallelOptions
 from hpcopt.solvers.registry import SOLVERS
 from hpcopt.solvers.registry import option_names as solver_keys
+from tests.support.pages import prose
 
-DOCS = Path(__file__).parents[1] / "docs"
 TABLES = {
     "run": (RunOptions, StopOptions),
     "data": (DataOptions,),
@@ -32,7 +31,7 @@ TABLES = {
 
 def section(page: str, word: str) -> str:
     """The part of a page below the heading with `word` in it."""
-    parts = re.split(r"^## ", (DOCS / page).read_text(), flags=re.MULTILINE)
+    parts = re.split(r"^## ", prose(page), flags=re.MULTILINE)
     (found,) = [part for part in parts if f"`{word}`" in part.split("\n")[0]]
     return found
 

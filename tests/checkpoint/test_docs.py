@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
-from textwrap import dedent
 from typing import Any
 
 import numpy as np
 
 from tests.support.checkpoints import replicated, same, write
-
-PAGE = Path(__file__).parents[2] / "docs" / "checkpoints.md"
+from tests.support.pages import blocks
 
 
 def test_the_documented_reader_reads(tmp_path: Path) -> None:
-    found = re.search(r"\n\n(    import glob.*?)\n\n(?! )", PAGE.read_text(), re.DOTALL)
-    assert found is not None
+    (block,) = [block for block in blocks("checkpoints.md") if "def read(" in block.text]
     names: dict[str, Any] = {}
-    exec(dedent(found[1]), names)
+    exec(block.text, names)
     (saved,) = write(tmp_path, ranks=3)
     for name, value in replicated(1).items():
         if hasattr(value, "shape"):
