@@ -86,6 +86,27 @@ def test_every_command_in_a_sentence_is_one(page: str) -> None:
         check_options(re.split(r" [|(.]", re.sub(r"^mpirun -n \d+ ", "", command))[0].split()[1:])
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        "frobnicate job.toml",
+        "make nothing",
+        "pip install '.[nothing]'",
+        "hpcopt nonsense",
+        "hpcopt run job.toml --wat",
+        "hpcopt data fetch mnist --wat",
+        "hpcopt submit job.toml --wat",
+        "hpcopt run job.toml --set run.epochz=3",
+        "hpcopt inspect runs/nothing",
+        "python benchmarks/picture.py --wat",
+        "python nothing.py",
+    ],
+)
+def test_a_command_that_nothing_tries_or_that_fails_is_refused(command: str, place: Path) -> None:
+    with pytest.raises(Exception, match=r"no test knows|nonsense|No such option|nothing|wat|epochz"):
+        run_command(command)
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_every_block_can_be_done(page: str, place: Path) -> None:
     names: dict[str, Any] = {"__name__": page, "model": build("mlp", {"widths": [8]}, (20,), 3, 0)}

@@ -67,14 +67,16 @@ def parse(arguments: list[str]) -> None:
     """Read a command line by the real parser, without doing what it says; refuses what ``hpcopt`` would refuse."""
     command, rest = _command(arguments)
     context = command.make_context("hpcopt", rest)
-    assert [word for word in context.args if re.match(r"--(?!mem|qos|exclusive|gres)", word)] == []
+    unknown = [word for word in context.args if re.match(r"--(?!mem|qos|exclusive|gres)", word)]
+    assert unknown == [], f"neither hpcopt nor sbatch knows {unknown}"
 
 
 def check_options(arguments: list[str]) -> None:
     """The command is there and has these options, whatever else is lacking."""
     command, rest = _command(arguments)
     known = [name for parameter in command.params for name in parameter.opts]
-    assert [word for word in rest if word.startswith("-") and word.split("=")[0] not in (*known, "--help")] == []
+    unknown = [word for word in rest if word.startswith("-") and word.split("=")[0] not in (*known, "--help")]
+    assert unknown == [], f"hpcopt {arguments[0]} has no option {unknown}"
 
 
 def _command(arguments: list[str]) -> tuple[Any, list[str]]:
@@ -155,4 +157,4 @@ def _pip(words: list[str]) -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert words[0] == "install"
     named = [name for word in words for found in re.findall(r"\[(.*)\]", word) for name in found.split(",")]
-    assert set(named) <= set(extras)
+    assert set(named) <= set(extras), f"{named} are not all of {list(extras)}"
