@@ -77,13 +77,14 @@ class Network:
         residual, weight = self._residual(features, labels, self.weights)
         design, residual = ((weight / len(labels)) ** 0.5 * part for part in (features, residual))
         gram, square = design.T @ design, float(residual.square().sum())
-        sampled = SampledGram(sum(self.window) + gram, gram, residual.T @ design, square, self.weights)
+        matrices = (sum(self.window) + gram, gram, residual.T @ design)
+        sampled = SampledGram(*(part.numpy() for part in matrices), square, self.weights.numpy())
         trial = self.fixed
         if trial is None:
             trials = BOUNDS.candidates(self.damping)
             trial = best(trials, cross_validation(sampled, trials, self.damping, len(labels)), BOUNDS, self.damping)
         self.damping += trial
-        self.weights = sampled.moved(self.weights, trial, self.damping)
+        self.weights = torch.from_numpy(sampled.moved(self.weights.numpy(), trial, self.damping))
         self.window = [*self.window, gram][-MEMORY:]
 
     def _residual(
@@ -99,12 +100,13 @@ class Network:
         features, weights = self.features(inputs) / len(labels) ** 0.5, self.weights.detach()
         scale = len(labels) ** 0.5
         if self.kind == "squared":
-            gram, zero = features.T @ features, torch.zeros_like(weights)
+            gram, zero = (features.T @ features).numpy(), torch.zeros_like(weights).numpy()
             residual = -functional.one_hot(labels, len(weights)).double() / scale
-            sampled = SampledGram(gram, gram, residual.T @ features, float(residual.square().sum()), zero)
+            cross, square = (residual.T @ features).numpy(), float(residual.square().sum())
+            sampled = SampledGram(gram, gram, cross, square, zero)
             trials = Bounds(1e-7, 1e3, 60, negative=False).candidates(0.0)
             trial = best(trials, cross_validation(sampled, trials, 0.0, len(labels)), BOUNDS, 0.0)
-            return sampled.moved(zero, trial, trial)
+            return torch.from_numpy(sampled.moved(zero, trial, trial))
         factor = torch.linalg.cholesky(0.5 * features.T @ features + 1e-7 * torch.eye(features.shape[1]))
         ahead, before, pace = weights, weights, 1.0
         for _ in range(REPEATS):

@@ -14,18 +14,21 @@ matrices, so that a trial costs neither outputs nor samples. Features may be kno
 with R^T R = G; the former square the condition number. Where the last column, that of the bias, is free of Lambda, the
 basis Y is no longer orthogonal, but all the same Y^T G Y = diag(sigma^2), and d of the bias is 1 / sigma^2.
 
-Shapes: Z (m, N) and C (t, N) of the new batch, both with all samples scaled by 1 / sqrt(n); W and S (t, m), U (m, m);
-k trials. N is the number of rows, n samples times their pixels in a convolution. Everything in float64.
+Shapes: Z (m, N) and C (t, N) of the new batch, both with all samples scaled by 1 / sqrt(n); W and S (t, m), U (m, q);
+k trials. N is the number of rows, n samples times their pixels in a convolution. Everything in float64, and by numpy:
+matrices are small, so that it is calls that take the time of a step, and numpy's take a part of that of torch's.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from functools import lru_cache
+from typing import Protocol, TypeAlias
 
-import torch
+import numpy as np
+import numpy.typing as npt
 
-from hpcopt.linalg.tsqr import Triangle
+Array: TypeAlias = npt.NDArray[np.float64]
 
 LEAST_FREEDOM = 1e-8
 """Degrees of freedom are taken as at least this part of N t: a window that interpolates the batch leaves none."""
@@ -48,15 +51,15 @@ class Sampled(Protocol):
         """Squares of the smallest and the largest singular value of the window, or bounds of them."""
         ...
 
-    def trace(self, damping: torch.Tensor) -> torch.Tensor:
+    def trace(self, damping: Array) -> Array:
         """That of Z^T (G + Lambda I)^-1 Z for each Lambda (k,)."""
         ...
 
-    def residuals(self, trials: torch.Tensor, damping: torch.Tensor) -> torch.Tensor:
+    def residuals(self, trials: Array, damping: Array) -> Array:
         """|W(l) Z - C|^2 for each trial l (k,), with Lambda + l as ``damping`` (k,)."""
         ...
 
-    def moved(self, weights: torch.Tensor, trial: float, damping: float) -> torch.Tensor:
+    def moved(self, weights: Array, trial: float, damping: float) -> Array:
         """W after a step with lambda = ``trial`` and Lambda = ``damping``, (t, m)."""
         ...
 
@@ -65,20 +68,20 @@ class SampledDiagonal:
     """In the basis U of the window, where that is diagonal.
 
     Attributes:
-        squares: sigma^2 (m,), not negative.
-        basis: U (m, m), orthogonal if no column is free.
+        squares: sigma^2 (q,), not negative.
+        basis: U (m, q), orthogonal if no column is free; q < m where the window has fewer rows than columns.
         free: how many columns Lambda does not hold: the last one, or none.
-        right: P = S U (t, m).
-        weights: Q = W U (t, m), of W without its free column.
-        diagonal: |B_j|^2 (m,).
+        right: P = S U (t, q).
+        weights: Q = W U (t, q), of W without its free column.
+        diagonal: |B_j|^2 (q,).
     """
 
-    squares: torch.Tensor
-    basis: torch.Tensor
+    squares: Array
+    basis: Array
     free: int
-    right: torch.Tensor
-    weights: torch.Tensor
-    diagonal: torch.Tensor
+    right: Array
+    weights: Array
+    diagonal: Array
 
     @property
     def outputs(self) -> int:
@@ -88,27 +91,31 @@ class SampledDiagonal:
     @property
     def extremes(self) -> tuple[float, float]:
         """Squares of the smallest and the largest singular value of the window."""
-        return float(self.squares.min()), float(self.squares.max())
+        width, found = self.basis.shape
+        return float(self.squares.min()) if found == width else 0.0, float(self.squares.max())
 
-    def trace(self, damping: torch.Tensor) -> torch.Tensor:
+    def trace(self, damping: Array) -> Array:
         """That of Z^T (G + Lambda I)^-1 Z for each Lambda (k,)."""
-        return (self.diagonal * self.inverses(damping)).sum(1)
+        return self.inverses(damping) @ self.diagonal
 
-    def inverses(self, damping: torch.Tensor) -> torch.Tensor:
-        """For each Lambda (k,) all d, (k, m)."""
-        held = torch.ones_like(self.squares)
-        held[len(held) - self.free :] = 0
-        return 1 / (self.squares + damping[:, None] * held)
+    def inverses(self, damping: Array) -> Array:
+        """For each Lambda (k,) all d, (k, q)."""
+        total: Array = np.add.outer(damping, self.squares)
+        if self.free:
+            total[:, -self.free :] = self.squares[-self.free :]
+        return np.reciprocal(total, out=total)
 
-    def moved(self, weights: torch.Tensor, trial: float, damping: float) -> torch.Tensor:
+    def moved(self, weights: Array, trial: float, damping: float) -> Array:
         """W after a step with lambda = ``trial`` and Lambda = ``damping``, (t, m)."""
-        inverses = self.inverses(torch.tensor([damping], dtype=torch.float64))
-        return weights - ((self.right + trial * self.weights) * inverses) @ self.basis.T
+        step = (self.right + trial * self.weights) * self.inverses(np.array([damping]))
+        moved: Array = weights - step @ self.basis.T
+        return moved
 
-    def _take_in(self, weights: torch.Tensor) -> torch.Tensor:
+    def _take_in(self, weights: Array) -> Array:
         """W in the basis."""
         held = weights.shape[1] - self.free
-        return weights[:, :held] @ self.basis[:held]
+        taken: Array = weights[:, :held] @ self.basis[:held]
+        return taken
 
 
 class SampledGram(SampledDiagonal):
@@ -116,74 +123,94 @@ class SampledGram(SampledDiagonal):
 
     Args:
         window: G (m, m).
-        gram: Z Z^T (m, m) of the new batch.
+        gram: Z Z^T (m, m) of the new batch; the window itself where there is no batch before it.
         cross: S (t, m).
         square: |R|^2.
         weights: W (t, m).
         free: 1 if Lambda does not hold the last column.
     """
 
-    def __init__(
-        self,
-        window: torch.Tensor,
-        gram: torch.Tensor,
-        cross: torch.Tensor,
-        square: float,
-        weights: torch.Tensor,
-        free: int = 0,
-    ) -> None:
+    def __init__(self, window: Array, gram: Array, cross: Array, square: float, weights: Array, free: int = 0) -> None:
         held, self.free = len(window) - free, free
         border, corner = window[:held, held:], window[held:, held:].diagonal()
-        squares, vectors = torch.linalg.eigh(window[:held, :held] - border / corner @ border.T)
-        self.squares = torch.cat([squares.clamp_(min=0.0), corner])
+        squares, vectors = np.linalg.eigh(window[:held, :held] - border / corner @ border.T)
+        self.squares = np.concatenate([np.maximum(squares, 0.0), corner])
         self.basis = _basis(vectors, border.T / corner[:, None])
-        self.right, self.weights = cross @ self.basis, self._take_in(weights)
-        self._rotated, self._square = self.basis.T @ gram @ self.basis, square
+        self.right, self.weights, self._square = cross @ self.basis, self._take_in(weights), square
+        self._rotated = np.diag(self.squares) if window is gram else self.basis.T @ gram @ self.basis
         self.diagonal = self._rotated.diagonal()
 
-    def residuals(self, trials: torch.Tensor, damping: torch.Tensor) -> torch.Tensor:
+    def residuals(self, trials: Array, damping: Array) -> Array:
         """The expanded square: rho - 2 d^T (p + l q) + d^T (E0 + l E1 + l^2 E2) d, not below 0."""
         p, q, d, trials = self.right, self.weights, self.inverses(damping), trials[:, None]
         mixed = p.T @ q
         e0, e1, e2 = (part * self._rotated for part in (p.T @ p, mixed + mixed.T, q.T @ q))
-        linear = p.square().sum(0) + trials * (p * q).sum(0)
+        linear = (p * p).sum(0) + trials * (p * q).sum(0)
         quadratic = d @ e0 + trials * (d @ e1 + trials * (d @ e2))
-        found: torch.Tensor = self._square + (d * (quadratic - 2 * linear)).sum(1)
-        return found.clamp_(min=0.0)
+        found: Array = self._square + (d * (quadratic - 2 * linear)).sum(1)
+        return np.maximum(found, 0.0)
 
 
 class SampledTriangle(SampledDiagonal):
-    """The new batch by its triangle: nothing is squared, and nothing cancels.
+    """The new batch by rows F with F^T F = Z Z^T, a triangle or Z^T itself: nothing is squared, and nothing cancels.
 
     Args:
-        window: the triangles of the r batches before, one below the other (r m, m).
-        new: of the new batch, with R^T as its right-hand sides.
+        window: such rows of the batches before, one below the other (any, m).
+        rows: F (n, m) of the new batch.
+        target: what belongs to them of R^T, (n, t).
+        tail: what no W explains of |R|^2.
         weights: W (t, m).
         free: 1 if Lambda does not hold the last column.
     """
 
-    def __init__(self, window: torch.Tensor, new: Triangle, weights: torch.Tensor, free: int = 0) -> None:
+    def __init__(self, window: Array, rows: Array, target: Array, tail: float, weights: Array, free: int = 0) -> None:
         width, self.free = weights.shape[1], free
-        held, last = torch.cat([window, new.factor]).split([width - free, free], dim=1)
-        corner = last.square().sum(0)
-        slopes = (last / corner).T @ held
-        left, sigma, vectors = torch.linalg.svd(held - last @ slopes, full_matrices=False)
-        self.squares, self.basis = torch.cat([sigma.square(), corner]), _basis(vectors.T, slopes)
-        # R11 U, of which also the smallest columns are accurate; a batch of few samples leaves rows of 0 below.
-        filled = int((new.factor.any(dim=1) * torch.arange(1, width + 1)).max())
-        self._rows = torch.cat([left * sigma, last], dim=1)[-width:][:filled]
-        self._target, below = new.right.split([filled, width - filled])
-        self._tail = new.tail + float(below.square().sum())
-        self.right, self.weights = self._target.T @ self._rows, self._take_in(weights)
-        self.diagonal = self._rows.square().sum(0)
+        filled = rows.any(axis=1)  # a batch of few samples leaves rows of 0 below
+        if not filled.all():
+            tail += float(np.square(target[~filled]).sum())
+            rows, target = rows[filled], target[filled]
+        every = np.concatenate([window[window.any(axis=1)], rows]) if len(window) else rows
+        held, last = every[:, : width - free], every[:, width - free :]
+        corner = np.square(last).sum(0)
+        self._slopes = (last / corner).T @ held
+        left, sigma, vectors = np.linalg.svd(held - last @ self._slopes if free else held, full_matrices=False)
+        self.squares, self.basis = np.concatenate([sigma * sigma, corner]), _basis(vectors.T, self._slopes)
+        # R11 U, of which also the smallest columns are accurate.
+        self._rows = np.concatenate([left * sigma, last], axis=1)[len(every) - len(rows) :]
+        self._target, self._tail = target, tail
+        self.right, self.weights = target.T @ self._rows, self._take_in(weights)
+        self.diagonal = np.square(self._rows).sum(0)
+        self._left = left if len(rows) == len(every) == left.shape[1] and not free else None
 
-    def residuals(self, trials: torch.Tensor, damping: torch.Tensor) -> torch.Tensor:
+    def residuals(self, trials: Array, damping: Array) -> Array:
         """|R12 - R11 X^T|^2 + tail."""
+        if self._left is not None:
+            return self._along(self._left, trials, damping)
         scaled = self._rows * self.inverses(damping)[:, None]
-        both = torch.cat([scaled, trials[:, None, None] * scaled], dim=2)  # one product for all trials
-        explained = both @ torch.cat([self.right, self.weights], dim=1).T
-        found: torch.Tensor = (self._target - explained).square().sum((1, 2))
+        both = np.concatenate([scaled, trials[:, None, None] * scaled], axis=2)  # one product for all trials
+        explained = both @ np.concatenate([self.right, self.weights], axis=1).T
+        found: Array = np.square(self._target - explained).sum((1, 2))
         return found + self._tail
+
+    def _along(self, left: Array, trials: Array, damping: Array) -> Array:
+        """The same without a window: every direction of the basis has a residual of its own, Lambda t - l sigma Q."""
+        d, sigma = self.inverses(damping), np.sqrt(self.squares)
+        target, weights = left.T @ self._target, sigma[:, None] * self.weights.T
+        kept, moved = damping[:, None] * d, trials[:, None] * d
+        found: Array = (kept * kept) @ np.square(target).sum(1) - 2 * (kept * moved) @ (target * weights).sum(1)
+        found += (moved * moved) @ np.square(weights).sum(1)
+        return np.maximum(found, 0.0) + self._tail
+
+    def moved(self, weights: Array, trial: float, damping: float) -> Array:
+        """W after a step with lambda = ``trial`` and Lambda = ``damping``, (t, m)."""
+        moved = super().moved(weights, trial, damping)
+        held = weights.shape[1] - self.free
+        if self.basis.shape[1] < len(self.basis):
+            # What the window does not see only shrinks, and a free column takes over from that.
+            unseen = (trial / damping) * (weights[:, :held] - self.weights @ self.basis[:held].T)
+            moved[:, :held] -= unseen
+            moved[:, held:] += unseen @ self._slopes.T
+        return moved
 
 
 @dataclass(frozen=True)
@@ -202,7 +229,7 @@ class Bounds:
     count: int
     negative: bool
 
-    def candidates(self, damping: float) -> torch.Tensor:
+    def candidates(self, damping: float) -> Array:
         """Trial values of lambda where Lambda is ``damping``.
 
         Both signs up to half of Lambda, so that it changes by half of itself at most, or positive ones in the bounds.
@@ -211,40 +238,46 @@ class Bounds:
             return _geometric(self.least, self.most, self.count)
         end = min(damping / 2, self.most)
         positive = _geometric(min(SMALLEST_TRIAL, end), end, max(1, self.count // 2))
-        return self.lifted(torch.cat([-positive.flip(0), positive]), damping)
-
-    def lifted(self, trials: torch.Tensor, damping: float) -> torch.Tensor:
-        """The trials, where Lambda would fall below its bound so much larger that it does not."""
-        return torch.maximum(trials, torch.full_like(trials, self.least - damping))
+        # Where Lambda would fall below its bound, so much larger that it does not.
+        trials: Array = np.maximum(np.concatenate([-positive[::-1], positive]), self.least - damping)
+        return trials
 
 
-def cross_validation(sampled: Sampled, trials: torch.Tensor, damping: float, rows: int) -> torch.Tensor:
+def cross_validation(sampled: Sampled, trials: Array, damping: float, rows: int) -> Array:
     """The sGCV of each trial (k,); Lambda is ``damping`` before the step, N is ``rows``."""
     damped, count = damping + trials, rows * sampled.outputs
-    freedom = (count - sampled.outputs * sampled.trace(damped)).clamp_(min=LEAST_FREEDOM * count)
-    return sampled.residuals(trials, damped) / freedom.square()
+    freedom = np.maximum(count - sampled.outputs * sampled.trace(damped), LEAST_FREEDOM * count)
+    criteria: Array = sampled.residuals(trials, damped) / (freedom * freedom)
+    return criteria
 
 
-def discrepancy(sampled: Sampled, trials: torch.Tensor, damping: float, expected: float) -> torch.Tensor:
+def discrepancy(sampled: Sampled, trials: Array, damping: float, expected: float) -> Array:
     """How far the residual of each trial is from the ``expected`` one, squared (k,)."""
-    return (sampled.residuals(trials, damping + trials) - expected).square()
+    distances: Array = np.square(sampled.residuals(trials, damping + trials) - expected)
+    return distances
 
 
-def best(trials: torch.Tensor, criteria: torch.Tensor, bounds: Bounds, damping: float) -> float:
+def best(trials: Array, criteria: Array, bounds: Bounds, damping: float) -> float:
     """The trial with the least criterion; 0, or what lifts Lambda to its bound, where all are alike."""
     least, most = float(criteria.min()), float(criteria.max())
     if not most - least > FLAT * most:
         return max(0.0, bounds.least - damping)
-    return float(trials[int(criteria.argmin())])
+    return float(trials[criteria.argmin()])
 
 
-def _basis(vectors: torch.Tensor, slopes: torch.Tensor) -> torch.Tensor:
-    """Vectors (p, p) of the columns that are held, and what a free one takes over from each: -slopes (free, p)."""
-    free = len(slopes)
-    above = torch.cat([vectors, vectors.new_zeros(len(vectors), free)], dim=1)
-    return torch.cat([above, torch.cat([-slopes @ vectors, torch.eye(free, dtype=vectors.dtype)], dim=1)])
+def _basis(vectors: Array, slopes: Array) -> Array:
+    """Vectors (p, q) of the columns that are held, and what a free one takes over from each: -slopes (free, p)."""
+    if not (free := len(slopes)):
+        return vectors
+    above = np.concatenate([vectors, np.zeros((len(vectors), free))], axis=1)
+    return np.concatenate([above, np.concatenate([-slopes @ vectors, np.eye(free)], axis=1)])
 
 
-def _geometric(low: float, high: float, count: int) -> torch.Tensor:
-    exponents = torch.linspace(0.0, 1.0, count, dtype=torch.float64)
-    return low * (high / low) ** exponents
+def _geometric(low: float, high: float, count: int) -> Array:
+    numbers: Array = low * (high / low) ** _exponents(count)
+    return numbers
+
+
+@lru_cache(maxsize=8)
+def _exponents(count: int) -> Array:
+    return np.linspace(0.0, 1.0, count)

@@ -11,7 +11,7 @@ Shapes: b samples, c channels of the inputs, t outputs at a position, m columns,
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise, product
 from typing import NamedTuple, Protocol
 
@@ -27,14 +27,14 @@ class Seen(NamedTuple):
     """Rows of the design, and of which outputs they are.
 
     Attributes:
-        design: (rows, columns of each of the blocks).
+        design: (rows, columns of each of the blocks, and of the bias).
         blocks: numbers of blocks that have these rows, each with other columns of W.
-        targets: what is wanted of the outputs there, (rows, t) for each of the blocks.
+        targets: what is wanted of the outputs there, of the first block, then of the next, (rows, t times the blocks).
     """
 
     design: torch.Tensor
     blocks: tuple[int, ...]
-    targets: list[torch.Tensor]
+    targets: torch.Tensor
 
 
 class Design(Protocol):
@@ -58,8 +58,18 @@ class Design(Protocol):
         """W (t, m) as the layer's weight."""
         ...
 
-    def rows(self, features: torch.Tensor, targets: torch.Tensor) -> Iterator[Seen]:
-        """All rows for the layer's inputs (b, ...), with the targets (b, numbers that the layer puts out)."""
+    def outputs_of(self, features: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """What the layer would put out with other weights."""
+        ...
+
+    def rows(self, features: torch.Tensor, targets: torch.Tensor, bias: Sequence[float]) -> Iterator[Seen]:
+        """All rows for the layer's inputs (b, ...).
+
+        Args:
+            features: these inputs.
+            targets: (b, numbers that the layer puts out).
+            bias: what stands in the column of the bias; without one nothing.
+        """
         ...
 
 
@@ -67,7 +77,7 @@ class OneBlock:
     """A linear layer, or a convolution, whose rows are patches: each sees all columns."""
 
     def __init__(self, layer: nn.Linear | nn.Conv2d) -> None:
-        self._shape, self._channels_first = layer.weight.shape, isinstance(layer, nn.Conv2d)
+        self._shape, self._layer, self._channels_first = layer.weight.shape, layer, isinstance(layer, nn.Conv2d)
         self._factored = FactoredLayer(layer, 0, None)
         self.width, self.outputs = self._factored.width, self._factored.outputs
         self.blocks = [torch.arange(self.width)]
@@ -80,13 +90,21 @@ class OneBlock:
         """The same numbers."""
         return matrix.reshape(self._shape)
 
-    def rows(self, features: torch.Tensor, targets: torch.Tensor) -> Iterator[Seen]:
+    def outputs_of(self, features: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """See ``Design``."""
+        layer = self._layer
+        if isinstance(layer, nn.Conv2d):
+            return functional.conv2d(features, weight, bias, layer.stride, layer.padding, layer.dilation)
+        return functional.linear(features, weight, bias)
+
+    def rows(self, features: torch.Tensor, targets: torch.Tensor, bias: Sequence[float]) -> Iterator[Seen]:
         """See ``Design``."""
         if self._channels_first:
             targets = targets.view(len(targets), self.outputs, -1).transpose(1, 2)
         wanted, first = targets.reshape(-1, self.outputs), 0
         for patches in self._factored.rows(features):
-            yield Seen(patches, (0,), [wanted[first : first + len(patches)]])
+            last = [patches.new_full((len(patches), 1), number) for number in bias]
+            yield Seen(torch.cat([patches, *last], dim=1), (0,), wanted[first : first + len(patches)])
             first += len(patches)
 
 
@@ -94,18 +112,14 @@ class Segment(NamedTuple):
     """Neighbouring positions of an axis whose outputs see the same inputs, by different taps.
 
     Attributes:
-        sources: which input is seen, (positions, taps); the input behind the last one is 0.
-        members: for each remainder that has these positions, the outputs (positions,).
+        positions: how many.
+        starts: for each tap the input that the first position sees; there is none below 0 or behind the last one.
+        members: for each remainder that has these positions, the outputs as a slice.
     """
 
-    sources: torch.Tensor
-    members: list[tuple[int, torch.Tensor]]
-
-    def to(self, device: torch.device) -> Segment:
-        """The same on a device."""
-        return Segment(
-            self.sources.to(device), [(remainder, outputs.to(device)) for remainder, outputs in self.members]
-        )
+    positions: int
+    starts: list[int]
+    members: list[tuple[int, slice]]
 
 
 class Axis(NamedTuple):
@@ -140,10 +154,17 @@ class Axis(NamedTuple):
         for shared, members in alike.items():
             edges = {int(edge) for _, _, places in members for edge in (places[0], places[-1] + 1)}
             for start, stop in pairwise(sorted(edges)):
-                sources = torch.arange(start, stop)[:, None] - torch.tensor(shared, dtype=torch.int64)
-                inside = (sources >= 0) & (sources < length)
-                there = [(r, outputs[(p >= start) & (p < stop)]) for r, outputs, p in members]
-                yield Segment(torch.where(inside, sources, length), [(r, at) for r, at in there if len(at)])
+                there = [(r, outputs[(p >= start) & (p < stop)].tolist()) for r, outputs, p in members]
+                slices = [(r, slice(at[0], at[-1] + 1, self.stride)) for r, at in there if at]
+                yield Segment(stop - start, [start - shift for shift in shared], slices)
+
+
+class Known(NamedTuple):
+    """All pairs of segments of both axes, and the zeros that they need before and behind the inputs of each axis."""
+
+    below: tuple[int, int]
+    right: tuple[int, int]
+    pairs: list[tuple[Segment, Segment]]
 
 
 class ParityBlocks:
@@ -151,53 +172,75 @@ class ParityBlocks:
 
     def __init__(self, layer: nn.ConvTranspose2d) -> None:
         inputs, self.outputs, *kernel = layer.weight.shape
-        self._shape = (inputs, *kernel)
+        self._shape, self._layer = (*kernel, inputs), layer
         padding: tuple[int, ...] = layer.padding  # type: ignore[assignment]
         settings = (kernel, layer.stride, padding, layer.dilation, layer.output_padding)
         self._axes = [Axis(*numbers) for numbers in zip(*settings, strict=True)]
         self.width = inputs * kernel[0] * kernel[1]
         number = torch.arange(self.width).view(self._shape)
         taps = [[axis.taps(remainder) for remainder in range(axis.stride)] for axis in self._axes]
-        # Channels last, as rows are made: what is then copied are runs of numbers.
-        self.blocks = [number[:, down[:, None], across].movedim(0, -1).flatten() for down, across in product(*taps)]
-        self._known: dict[tuple[int, int, torch.device], list[tuple[Segment, Segment]]] = {}
+        self.blocks = [number[down[:, None], across].flatten() for down, across in product(*taps)]
+        self._known: dict[tuple[int, int], Known] = {}
 
     def matrix(self, weight: torch.Tensor) -> torch.Tensor:
-        """The weight (inputs, t, kernel) with its outputs first."""
-        return weight.transpose(0, 1).reshape(self.outputs, self.width)
+        """The weight (inputs, t, kernel) as (t, kernel, inputs): in a row, runs of numbers are then copied."""
+        return weight.permute(1, 2, 3, 0).reshape(self.outputs, self.width)
 
     def weight(self, matrix: torch.Tensor) -> torch.Tensor:
         """The same numbers, inputs first."""
-        return matrix.reshape(self.outputs, *self._shape).transpose(0, 1).contiguous()
+        return matrix.reshape(self.outputs, *self._shape).permute(3, 0, 1, 2).contiguous()
 
-    def rows(self, features: torch.Tensor, targets: torch.Tensor) -> Iterator[Seen]:
+    def outputs_of(self, features: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """See ``Design``."""
+        layer, padding = self._layer, [axis.padding for axis in self._axes]
+        settings = (layer.stride, padding, layer.output_padding, layer.groups, layer.dilation)
+        return functional.conv_transpose2d(features, weight, bias, *settings)
+
+    def rows(self, features: torch.Tensor, targets: torch.Tensor, bias: Sequence[float]) -> Iterator[Seen]:
         """See ``Design``."""
         height, width = features.shape[-2:]
         made = [axis.outputs(length) for axis, length in zip(self._axes, (height, width), strict=True)]
         targets = targets.view(len(targets), self.outputs, *made)
         step = max(1, PATCH_NUMBERS // max(1, self.width * height * width))
+        below, right, pairs = self._segments(height, width)
         for some, wanted in zip(features.split(step), targets.split(step), strict=True):
-            padded = functional.pad(some.movedim(1, -1), (0, 0, 0, 1, 0, 1))
-            for down, across in self._segments(height, width, features.device):
-                yield self._seen(padded, wanted, down, across)
+            padded = functional.pad(some.movedim(1, -1), (0, 0, *right, *below))
+            for down, across in pairs:
+                yield self._seen(padded, wanted, (down, across), bias)
 
-    def _seen(self, padded: torch.Tensor, wanted: torch.Tensor, down: Segment, across: Segment) -> Seen:
+    def _seen(
+        self, padded: torch.Tensor, wanted: torch.Tensor, pair: tuple[Segment, Segment], bias: Sequence[float]
+    ) -> Seen:
         """The rows of all pairs of positions of two segments of ``padded`` (b, height, width, c)."""
-        seen = padded.index_select(1, down.sources.flatten()).index_select(2, across.sources.flatten())
-        seen = seen.view(len(padded), *down.sources.shape, *across.sources.shape, padded.shape[-1])
-        design = seen.transpose(2, 3).flatten(3).flatten(0, 2)
-        pairs = list(product(down.members, across.members))
-        blocks = tuple(first * self._axes[1].stride + second for (first, _), (second, _) in pairs)
-        targets = [wanted[:, :, i[:, None], j].permute(0, 2, 3, 1).flatten(0, 2) for (_, i), (_, j) in pairs]
-        return Seen(design, blocks, targets)
+        down, across = pair
+        samples, channels = len(padded), padded.shape[-1]
+        seen = len(down.starts) * len(across.starts) * channels
+        design = padded.new_empty(samples, down.positions, across.positions, seen + len(bias))
+        for number, (top, left) in enumerate(product(down.starts, across.starts)):
+            own = design[..., number * channels : (number + 1) * channels]
+            own.copy_(padded[:, top : top + down.positions, left : left + across.positions])
+        for value in bias:
+            design[..., seen] = value
+        members = list(product(down.members, across.members))
+        blocks = tuple(first * self._axes[1].stride + second for (first, _), (second, _) in members)
+        targets = [wanted[:, :, i, j].permute(0, 2, 3, 1) for (_, i), (_, j) in members]
+        return Seen(design.flatten(0, 2), blocks, torch.cat(targets, dim=-1).flatten(0, 2))
 
-    def _segments(self, height: int, width: int, device: torch.device) -> list[tuple[Segment, Segment]]:
+    def _segments(self, height: int, width: int) -> Known:
         """Those of inputs of this size."""
-        if (height, width, device) not in self._known:
-            pairs = zip(self._axes, (height, width), strict=True)
-            both = [[part.to(device) for part in axis.segments(length)] for axis, length in pairs]
-            self._known[height, width, device] = [(down, across) for down, across in product(*both)]
-        return self._known[height, width, device]
+        if (height, width) not in self._known:
+            both = [list(axis.segments(length)) for axis, length in zip(self._axes, (height, width), strict=True)]
+            (down, below), (across, right) = (_padded(own, n) for own, n in zip(both, (height, width), strict=True))
+            self._known[height, width] = Known(below, right, list(product(down, across)))
+        return self._known[height, width]
+
+
+def _padded(segments: list[Segment], length: int) -> tuple[list[Segment], tuple[int, int]]:
+    """The same segments where so many zeros stand before and behind the inputs that every tap sees some."""
+    before = max([0, *(-start for segment in segments for start in segment.starts)])
+    behind = max([0, *(start + segment.positions - length for segment in segments for start in segment.starts)])
+    moved = [segment._replace(starts=[start + before for start in segment.starts]) for segment in segments]
+    return moved, (before, behind)
 
 
 def design_of(layer: nn.Module) -> Design | None:

@@ -5,16 +5,17 @@ Shapes: b samples, m columns of the design with that of the bias, t outputs at a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 
 from hpcopt.errors import UsageError
-from hpcopt.objective.design import Design, Seen, design_of
+from hpcopt.objective.design import Design, design_of
 from hpcopt.objective.losses import target_values
 from hpcopt.objective.parameters import FlatParameters
 from hpcopt.objective.protocol import Vector
 from hpcopt.objective.separable import Rows
+from hpcopt.objective.vectors import matmul
 
 ADVICE = (
     "The method solves for a last layer that is linear: end the model with torch.nn.Linear, Conv2d or ConvTranspose2d, "
@@ -52,6 +53,7 @@ class LastLayer:
                 raise UsageError(f"the {name} of the model's last layer {fault}, so it cannot be solved for. {ADVICE}")
         self._places = {name: places[id(tensor)] for name, tensor in own.items()}
         self._shape, self.outputs, self.positions = own["weight"].shape, self._design.outputs, 0
+        self._made: dict[torch.Size, torch.Size] = {}
         self.bias = "bias" in own
         self.width = self._design.width + self.bias
         last = torch.arange(self._design.width, self.width)
@@ -76,15 +78,27 @@ class LastLayer:
     def features(self, inputs: torch.Tensor) -> torch.Tensor:
         """What the layer gets when the module gets ``inputs``, with its graph.
 
+        The layer itself computes nothing but the first outputs of a shape: zeros in their place tell as well whether
+        they are what the module puts out.
+
         Raises:
             UsageError: the layer's outputs are not the module's.
         """
         seen: list[tuple[torch.Tensor, torch.Tensor, int]] = []
-        hook = self._layer.register_forward_hook(lambda _, given, made: seen.append((given[0], made, made._version)))
+        forward, own = self._layer.forward, vars(self._layer)
+
+        def blank(given: torch.Tensor) -> torch.Tensor:
+            shape = self._made.get(given.shape)
+            made: torch.Tensor = forward(given) if shape is None else given.new_zeros(shape)
+            self._made[given.shape] = made.shape
+            seen.append((given, made, made._version))
+            return made
+
+        own["forward"] = blank
         try:
             outputs = self._module(inputs)
         finally:
-            hook.remove()
+            del own["forward"]
         if len(seen) != 1 or not _same_numbers(outputs, *seen[0][1:]):
             raise UsageError(f"the last layer {self._layer} does not make the outputs of the model. {ADVICE}")
         if len(inputs):
@@ -93,29 +107,23 @@ class LastLayer:
 
     def outputs_of(self, features: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """What the layer would make of ``features`` with W (t, m)."""
-        made: torch.Tensor = torch.func.functional_call(self._layer, self._parts(weights.to(features)), (features,))
-        return made
+        parts = self._parts(weights.to(features))
+        return self._design.outputs_of(features, parts["weight"], parts.get("bias"))
 
     def rows(
         self, features: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, scale: float
     ) -> Iterator[Rows]:
         """The rows of a batch, scaled, and their residuals with ``weights`` (t, m), in float64."""
         features, weights = features.detach().to(torch.float64) * scale, weights.to(features.device)
-        own = [weights[:, columns.to(weights.device)].T for columns in self.blocks]
+        own = [weights.T]
+        if len(self.blocks) > 1:
+            own = [weights[:, columns.to(weights.device)].T for columns in self.blocks]
         like = torch.empty(len(features), self.positions * self.outputs, dtype=torch.float64, device="meta")
-        for seen in self._design.rows(features, target_values(like, targets).to(torch.float64) * scale):
-            yield self._rows(seen, own, scale)
-
-    def _rows(self, seen: Seen, weights: Sequence[torch.Tensor], scale: float) -> Rows:
-        """The rows with the bias, and their residuals with W (columns, t) of each block."""
-        design, _, targets = seen
-        if self.bias:
-            design = torch.cat([design, design.new_full((len(design), 1), scale)], dim=1)
-        residuals = [
-            torch.addmm(wanted, design, weights[block], beta=-1)
-            for block, wanted in zip(seen.blocks, targets, strict=True)
-        ]
-        return Rows(seen.blocks, design, torch.cat(residuals, dim=1))
+        wanted = target_values(like, targets).to(torch.float64) * scale
+        for design, blocks, there in self._design.rows(features, wanted, [scale] * self.bias):
+            # (columns, t times the blocks)
+            matrix = own[blocks[0]] if len(blocks) == 1 else torch.cat([own[block] for block in blocks], dim=1)
+            yield Rows(blocks, design, matmul(design, matrix).sub_(there))
 
     def _parts(self, weights: torch.Tensor) -> dict[str, torch.Tensor]:
         """Weight and, where there is one, bias as the layer has them."""

@@ -158,7 +158,10 @@ class BatchFeatures:
         scale = 1.0 / self._batch.total
 
         def evaluate(out: Vector) -> float:
-            return self._shard.guarded(lambda: self._gradient_sum(weights, scale, out.zero_()), lambda: math.nan)
+            made = self._shard.guarded(lambda: self._gradient_sum(weights, scale, out), lambda: None)
+            if made is None:
+                out.zero_()
+            return math.nan if made is None else made
 
         loss, gradient = self._objective.reduced_gradient(self._w, self._batch, evaluate)
         for place in self._layer.places:
@@ -166,14 +169,12 @@ class BatchFeatures:
         return loss, gradient
 
     def _gradient_sum(self, weights: torch.Tensor, scale: float, out: Vector) -> float:
-        """Add ``scale`` times the gradient of this rank's loss sum to ``out``; the loss sum is returned."""
-        parameters, total = self._shard.parameters, 0.0
-        for features, targets in self._pieces() if self._kept is None else self._kept:
-            loss = self._shard.loss.sum(self._layer.outputs_of(features, weights), targets)
-            gradients = torch.autograd.grad(loss * scale, parameters.tensors, materialize_grads=True)
-            out.add_(torch.cat([part.reshape(-1) for part in gradients]))
-            total += float(loss.detach())
-        return total
+        """Write ``scale`` times the gradient of this rank's loss sum into ``out``; the loss sum is returned."""
+        pieces = self._pieces() if self._kept is None else self._kept
+        losses = (
+            self._shard.loss.sum(self._layer.outputs_of(features, weights), wanted) for features, wanted in pieces
+        )
+        return self._shard.accumulate(losses, scale, out)
 
     def _keep(self) -> list[Piece] | None:
         micro = self._shard.micro_batch

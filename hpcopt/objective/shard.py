@@ -5,7 +5,7 @@ Shapes: n parameters, b samples of this rank in a batch, C outputs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -124,20 +124,24 @@ class Shard:
                 than these need. None for all.
         """
         self.prepare(w)
+        return self.accumulate(self._losses(w, batch), scale, out, tensors)
+
+    def accumulate(
+        self, losses: Iterable[torch.Tensor], scale: float, out: Vector, tensors: Sequence[torch.Tensor] | None = None
+    ) -> float:
+        """As ``gradient_sum``, of losses each of which is asked for when the one before is differentiated."""
         wanted = self.parameters.tensors if tensors is None else tensors
-        losses: list[torch.Tensor] = []
-        for rank, number, _, inputs, targets in self.pieces(batch):
-            with self.stochastic.frozen(batch.key, number, w.device, may_update=True, rank=rank):
-                loss = self.loss.sum(self.module(inputs), targets)
-                gradients = torch.autograd.grad(loss * scale, wanted, materialize_grads=True)
-            if losses:
+        found: list[torch.Tensor] = []
+        for loss in losses:
+            gradients = torch.autograd.grad(loss * scale, wanted, materialize_grads=True)
+            if found:
                 out.add_(torch.cat([g.reshape(-1) for g in gradients]))
             else:
                 self.parameters.flatten(gradients, out)
-            losses.append(loss.detach())
-        if not losses:
+            found.append(loss.detach())
+        if not found:
             out.zero_()
-        return _total(losses)
+        return _total(found)
 
     def backward_sum(self, w: Vector, batch: Batch, scale: float) -> float:
         """Backward pass of ``scale`` times the loss sum, for hooks on the module's tensors; returns the loss sum.
@@ -169,6 +173,12 @@ class Shard:
                 if augmented and self.augment is not None:
                     inputs = self.augment(inputs, batch.key[0], chosen)
                 yield Piece(part.rank, number, first, inputs, self.targets[chosen])
+
+    def _losses(self, w: Vector, batch: Batch) -> Iterator[torch.Tensor]:
+        """Of each piece, with its graph."""
+        for rank, number, _, inputs, targets in self.pieces(batch):
+            with self.stochastic.frozen(batch.key, number, w.device, may_update=True, rank=rank):
+                yield self.loss.sum(self.module(inputs), targets)
 
     def prepare(self, w: Vector) -> None:
         """The module is at w (n,), in training mode."""

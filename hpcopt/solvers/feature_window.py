@@ -13,18 +13,21 @@ squares of the widths of the blocks: m^2 where there is one. All in float64.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from hpcopt.linalg import tsqr
 from hpcopt.linalg.sampled_blocks import SampledBlocks
-from hpcopt.linalg.sampled_tikhonov import Sampled, SampledGram, SampledTriangle
+from hpcopt.linalg.sampled_tikhonov import Array, Sampled, SampledGram, SampledTriangle
 from hpcopt.objective.separable import Rows, Separable
+from hpcopt.objective.vectors import matmul
 
 FORMS = ("auto", "gram", "tsqr", "gather")
 ROUNDINGS = 100.0
@@ -50,7 +53,7 @@ class KnownBatch(ABC):
     Attributes:
         columns: those of each block.
         bias: whether the last of them is that of a bias.
-        states: for each block its Gram matrix and Z R^T, or its triangle and what belongs to it of R^T.
+        states: for each block its Gram matrix and Z R^T, or its rows, or a triangle, and what belongs to them of R^T.
     """
 
     columns: Sequence[torch.Tensor]
@@ -60,21 +63,24 @@ class KnownBatch(ABC):
     @property
     def kept(self) -> torch.Tensor:
         """What is kept of the features, (s,)."""
-        return torch.cat([state.factor.reshape(-1) for state in self.states])
+        missing = [state.factor.shape[1] - len(state.factor) for state in self.states]
+        factors = [state.factor for state in self.states]
+        squares = [torch.nn.functional.pad(f, (0, 0, 0, rows)) for f, rows in zip(factors, missing, strict=True)]
+        return torch.cat([square.reshape(-1) for square in squares])
 
     @property
     def finite(self) -> bool:
         """Whether all numbers are."""
-        tensors = (bool(part.isfinite().all()) for state in self.states for part in state[:2])
-        return all(tensors) and all(abs(state.tail) < torch.inf for state in self.states)
+        parts = (bool(np.isfinite(part.numpy()).all()) for state in self.states for part in state[:2])
+        return all(parts) and math.isfinite(self.square)
 
-    @property
+    @cached_property
     @abstractmethod
     def square(self) -> float:
         """|R|^2."""
 
     @abstractmethod
-    def sampled(self, window: torch.Tensor, weights: torch.Tensor, free: int) -> Sampled:
+    def sampled(self, window: torch.Tensor, weights: Array, free: int) -> Sampled:
         """The batch in the basis of itself and of the batches (r, s) before it.
 
         Args:
@@ -87,40 +93,46 @@ class KnownBatch(ABC):
 class GramBatch(KnownBatch):
     """By Gram matrices: Z Z^T, Z R^T and, as tails, |R|^2."""
 
-    @property
+    @cached_property
     def square(self) -> float:
         """|R|^2."""
         return sum(state.tail for state in self.states)
 
-    def sampled(self, window: torch.Tensor, weights: torch.Tensor, free: int) -> Sampled:
+    def sampled(self, window: torch.Tensor, weights: Array, free: int) -> Sampled:
         """See ``KnownBatch``."""
-        before = [kept.sum(0) for kept in _by_block(window, self.columns)]
-        windows = [kept + state.factor for kept, state in zip(before, self.states, strict=True)]
-        grams, cross = [state.factor for state in self.states], [state.right.T for state in self.states]
-        if len(windows) == 1:
+        grams, cross = [state.factor.numpy() for state in self.states], [s.right.numpy().T for s in self.states]
+        windows = grams
+        if len(window):
+            before = [kept.sum(0).numpy() for kept in _by_block(window, self.columns)]
+            windows = [kept + gram for kept, gram in zip(before, grams, strict=True)]
+        if len(grams) == 1:
             return SampledGram(windows[0], grams[0], cross[0], self.square, weights, free)
-        return SampledBlocks(windows, grams, cross, self.square, weights, self.columns, self.bias, free)
+        columns = [own.numpy() for own in self.columns]
+        return SampledBlocks(windows, grams, cross, self.square, weights, columns, self.bias, free)
 
 
 class TriangleBatch(KnownBatch):
-    """By triangles, of which the right-hand sides are R^T."""
+    """By triangles or rows, of which the right-hand sides are R^T."""
 
-    @property
+    @cached_property
     def square(self) -> float:
         """|R|^2."""
-        return sum(float(state.right.square().sum()) + state.tail for state in self.states)
+        return sum(float(np.square(state.right.numpy()).sum()) + state.tail for state in self.states)
 
-    def sampled(self, window: torch.Tensor, weights: torch.Tensor, free: int) -> Sampled:
+    def sampled(self, window: torch.Tensor, weights: Array, free: int) -> Sampled:
         """See ``KnownBatch``."""
-        before = zip(_by_block(window, self.columns), self.columns, strict=True)
-        rows = torch.cat([_in_all_columns(kept.flatten(0, 1), own, weights) for kept, own in before])
-        return SampledTriangle(rows, self._whole(weights), weights, free)
+        width = weights.shape[1]
+        if len(self.columns) == 1:
+            before, (factor, right, tail) = window.view(-1, width), self.states[0]
+        else:
+            kept = zip(_by_block(window, self.columns), self.columns, strict=True)
+            before = torch.cat([_in_all_columns(rows.flatten(0, 1), own, width) for rows, own in kept])
+            factor, right, tail = self._whole(width)
+        return SampledTriangle(before.numpy(), factor.numpy(), right.numpy(), tail, weights, free)
 
-    def _whole(self, weights: torch.Tensor) -> tsqr.Triangle:
+    def _whole(self, width: int) -> tsqr.Triangle:
         """One triangle of all blocks."""
-        if len(self.states) == 1:
-            return self.states[0]
-        factors = [_in_all_columns(s.factor, own, weights) for s, own in zip(self.states, self.columns, strict=True)]
+        factors = [_in_all_columns(s.factor, own, width) for s, own in zip(self.states, self.columns, strict=True)]
         whole = tsqr.leaf(torch.cat(factors), torch.cat([state.right for state in self.states]))
         return whole._replace(tail=whole.tail + sum(state.tail for state in self.states))
 
@@ -128,7 +140,7 @@ class TriangleBatch(KnownBatch):
 def plan(form: str, separable: Separable, rows: int, loses: bool) -> Plan:
     """How a batch of ``rows`` N is made known.
 
-    Rows that are gathered become a triangle: there are few of them, and nothing is lost.
+    Rows that are gathered are kept, or become a triangle: there are few of them, and nothing is lost.
 
     Args:
         form: one of ``FORMS``.
@@ -185,7 +197,7 @@ def make_known(plan: Plan, separable: Separable, parts: Iterable[Rows]) -> Known
         if reduce_here:
             states = [_symmetric(state) for state in _unpack(separable.sum(_pack(states)), separable)]
         return GramBatch(separable.blocks, separable.bias, states)
-    states = _triangles(separable, parts)
+    states = _triangles(separable, parts, triangular=reduce_here)
     if reduce_here:
         both = partial(_combined, separable)
         states = _unpack(separable.combine(_pack(states), both), separable)
@@ -207,7 +219,7 @@ def _grams(separable: Separable, parts: Iterable[Rows]) -> list[tsqr.Triangle]:
     """For each block the sums of Z Z^T, of Z R^T and of |R|^2, over this rank's rows."""
     states = [_nothing(len(columns), separable.outputs) for columns in separable.blocks]
     for blocks, design, residual in parts:
-        gram, cross = (design.T @ design).cpu(), (design.T @ residual).cpu().split(separable.outputs, dim=1)
+        gram, cross = matmul(design.T, design).cpu(), matmul(design.T, residual).cpu().split(separable.outputs, dim=1)
         squares = residual.square().sum(0).view(len(blocks), -1).sum(1).tolist()
         for block, right, square in zip(blocks, cross, squares, strict=True):
             before = states[block]
@@ -215,11 +227,12 @@ def _grams(separable: Separable, parts: Iterable[Rows]) -> list[tsqr.Triangle]:
     return states
 
 
-def _triangles(separable: Separable, parts: Iterable[Rows]) -> list[tsqr.Triangle]:
-    """For each block the triangle of this rank's rows."""
+def _triangles(separable: Separable, parts: Iterable[Rows], *, triangular: bool) -> list[tsqr.Triangle]:
+    """For each block the triangle of this rank's rows, or, if it need not be triangular, a few rows as they are."""
     found: dict[int, tsqr.Triangle] = {}
     for blocks, design, residual in parts:
-        factor, right, tail = tsqr.leaf(design, residual)
+        few = len(design) <= design.shape[1] and not triangular
+        factor, right, tail = tsqr.Triangle(design, residual, 0.0) if few else tsqr.leaf(design, residual)
         for block, own in zip(blocks, right.cpu().split(separable.outputs, dim=1), strict=True):
             # What no W explains is known of all blocks together, and needed of all together.
             new = tsqr.Triangle(factor.cpu(), own, tail)
@@ -262,8 +275,8 @@ def _by_block(window: torch.Tensor, columns: Sequence[torch.Tensor]) -> list[tor
     return [part.reshape(len(window), len(own), len(own)) for part, own in zip(parts, columns, strict=True)]
 
 
-def _in_all_columns(rows: torch.Tensor, columns: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Rows of a block with 0 in the columns that it does not have."""
-    full = rows.new_zeros(len(rows), weights.shape[1])
+def _in_all_columns(rows: torch.Tensor, columns: torch.Tensor, width: int) -> torch.Tensor:
+    """Rows of a block with 0 in those of the m columns that it does not have."""
+    full = rows.new_zeros(len(rows), width)
     full[:, columns] = rows
     return full

@@ -18,6 +18,7 @@ from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Any, ClassVar, NamedTuple, cast
 
+import numpy as np
 import torch
 
 from hpcopt.errors import UsageError
@@ -54,7 +55,7 @@ class Solved(NamedTuple):
     @property
     def finite(self) -> bool:
         """Whether all numbers are."""
-        return bool(self.weights.isfinite().all()) and all(map(math.isfinite, self[1:]))
+        return bool(np.isfinite(self.weights.numpy()).all()) and all(map(math.isfinite, self[1:]))
 
 
 class GivenLastLayer:
@@ -238,15 +239,15 @@ class SlimTrain(ScheduledRate):
             weights: W (t, m).
             counts: rows and samples of the new batch over all ranks.
         """
-        settled = torch.full((weights.numel() + 4,), math.nan, dtype=torch.float64)
+        settled, given, before = np.full(weights.numel() + 4, math.nan), weights.numpy(), float(state["damping"])
         if known.finite:
-            sampled = known.sampled(cast(torch.Tensor, state["window"]), weights, self._free(separable))
-            before = float(state["damping"])
-            trial = self._trial(sampled, before, *counts)
-            numbers = before + trial, *sampled.extremes, known.square
-            found = sampled.moved(weights, trial, before + trial)
-            settled = torch.cat([found.reshape(-1), torch.tensor(numbers, dtype=torch.float64)])
-        found, numbers = separable.settle(settled).split([weights.numel(), 4])
+            # What is not finite is found afterwards, on all ranks alike.
+            with np.errstate(all="ignore"):
+                sampled = known.sampled(cast(torch.Tensor, state["window"]), given, self._free(separable))
+                trial = self._trial(sampled, before, *counts)
+                settled[:-4] = sampled.moved(given, trial, before + trial).ravel()
+            settled[-4:] = before + trial, *sampled.extremes, known.square
+        found, numbers = separable.settle(torch.from_numpy(settled)).split([weights.numel(), 4])
         return Solved(found.view(weights.shape), *numbers.tolist())
 
     def _trial(self, sampled: Sampled, before: float, rows: int, samples: int) -> float:
@@ -285,18 +286,18 @@ class SlimTrain(ScheduledRate):
         everything = separable.everything(point)
         chosen = self._plan(separable, state, everything.count)._replace(gather=False)
         known = make_known(chosen, separable, everything.rows())
-        nothing = torch.zeros(separable.outputs, separable.width, dtype=torch.float64)
-        settled = torch.full((nothing.numel() + 1,), math.nan, dtype=torch.float64)
+        nothing = np.zeros((separable.outputs, separable.width))
+        settled = np.full(nothing.size + 1, math.nan)
         if known.finite:
             before = torch.empty(0, kept_numbers(separable.blocks), dtype=torch.float64)
             sampled = known.sampled(before, nothing, self._free(separable))
             bounds = Bounds(self.lambda_min, self.lambda_max, self.candidates, negative=False)
             trials = bounds.candidates(0.0)
             trial = best(trials, cross_validation(sampled, trials, 0.0, everything.count), bounds, 0.0)
-            only = torch.tensor([trial], dtype=torch.float64)
-            loss = 0.5 * sampled.residuals(only, only)
-            settled = torch.cat([sampled.moved(nothing, trial, trial).reshape(-1), loss])
-        found, loss = separable.settle(settled).split([nothing.numel(), 1])
+            only = np.array([trial])
+            settled[:-1] = sampled.moved(nothing, trial, trial).ravel()
+            settled[-1:] = 0.5 * sampled.residuals(only, only)
+        found, loss = separable.settle(torch.from_numpy(settled)).split([nothing.size, 1])
         return found.view(nothing.shape), float(loss) if bool(found.isfinite().all()) else math.nan
 
     def _free(self, separable: Separable) -> int:

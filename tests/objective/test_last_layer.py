@@ -83,6 +83,8 @@ def test_its_gram_matrix_falls_into_blocks(name: str) -> None:
             cross[:, columns] += right.T @ design
         square += float(residual.square().sum())
     assert len(described.blocks) == LAYERS[name][1]
+    if len(described.blocks) == 1:  # then W is taken as it is
+        assert described.blocks[0].tolist() == list(range(described.width))
     dense, at_end = dense_design(layer, described, seen), isinstance(layer, nn.Linear)
     wanted = SCALE * (outputs - targets).movedim(-1 if at_end else 1, 0).reshape(described.outputs, -1)
     exact = {"rtol": 1e-12, "atol": 1e-12}
