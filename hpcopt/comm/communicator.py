@@ -9,15 +9,17 @@ from __future__ import annotations
 import pickle
 from array import array
 from collections.abc import Callable, Sequence
-from itertools import accumulate
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from hpcopt.comm.chunks import in_chunks, is_large
+from hpcopt.comm import blocks
+from hpcopt.comm.blocks import pieces_of
+from hpcopt.comm.chunks import Chunks, HostChunks, Message, chunks_of, cut, in_chunks, is_large
 from hpcopt.comm.ledger import Ledger
 from hpcopt.comm.mpi_library import load_mpi
 from hpcopt.comm.request import Request
-from hpcopt.comm.staging import HostPool, Staged, empty_like, stage
+from hpcopt.comm.staging import HostPool, stage
 from hpcopt.comm.together import Together
 from hpcopt.errors import UsageError, nearest
 
@@ -45,11 +47,12 @@ class Communicator:
         host: name of this rank's machine.
         ledger: what was called, shared with communicators split from this one.
         gpu_aware: device memory is handed to MPI as it is.
-        pipelined: large reductions and broadcasts go in chunks, so that copies between device and host happen beside
-            the messages; False at first. It must be the same on all ranks, whatever their buffers.
+        pipelined: large buffers go in chunks, so that copies between device and host happen beside the messages; False
+            at first. It must be the same on all ranks, whatever their buffers.
         chunk: elements a call of MPI at most; larger buffers go in several calls.
         barriers: every call that blocks begins with a barrier, whose time the ledger keeps apart: that of waiting for
             the last rank to come. False at first; it must be the same on all ranks.
+        pool: host buffers that stand for memory of a device, kept between calls.
     """
 
     def __init__(
@@ -78,7 +81,7 @@ class Communicator:
         self.gpu_aware, self.pipelined, self.barriers = gpu_aware, False, False
         self.ledger = Ledger() if ledger is None else ledger
         self.chunk = chunk
-        self._pool = HostPool()
+        self.pool = HostPool()
         self._owned = False
 
     def __repr__(self) -> str:
@@ -101,13 +104,13 @@ class Communicator:
         start = self.start_call()
         mpi_op = _OPS.get(op) or _unknown_op(op)
         if self.pipelined and is_large(buffer):
-            return self._in_chunks(buffer, label, start, lambda part: self.mpi.Iallreduce(_IN_PLACE, part, mpi_op))
-        staged = stage(buffer, self._pool, self.gpu_aware)
+            return self._in_chunks(buffer, label, start, partial(self.mpi.Iallreduce, _IN_PLACE, op=mpi_op))
+        staged = stage(buffer, self.pool, self.gpu_aware)
         count, chunk = staged.count, self.chunk
         if count <= chunk:
             self.mpi.Allreduce(_IN_PLACE, (staged.memory, count, staged.datatype), mpi_op)
         else:
-            for part in _chunks(staged, 0, count, chunk):
+            for part in pieces_of(staged, 0, count, chunk):
                 self.mpi.Allreduce(_IN_PLACE, part, mpi_op)
         if staged.copy is not None:
             staged.finish()
@@ -120,13 +123,8 @@ class Communicator:
         Several may be in flight; all ranks must start them in the same order.
         """
         start = perf_counter()
-        mpi_op = _OPS.get(op) or _unknown_op(op)
-        staged = stage(buffer, self._pool, self.gpu_aware)
-        requests = [
-            self.mpi.Iallreduce(_IN_PLACE, part, mpi_op) for part in _chunks(staged, 0, staged.count, self.chunk)
-        ]
-        self.ledger.add(label, staged.nbytes, perf_counter() - start)
-        return Request(buffer, staged, requests, self.ledger, label)
+        call = partial(self.mpi.Iallreduce, _IN_PLACE, op=_OPS.get(op) or _unknown_op(op))
+        return self._start(buffer, label, start, call)
 
     def ibcast(self, buffer: Buffer, root: int = 0, label: str = "ibcast") -> Request:
         """Start to copy ``buffer`` of rank ``root`` over the buffer of every rank. *Collective*.
@@ -138,10 +136,7 @@ class Communicator:
         """
         start = perf_counter()
         self._check_root(root)
-        staged = stage(buffer, self._pool, self.gpu_aware, load=self.rank == root)
-        requests = [self.mpi.Ibcast(part, root) for part in _chunks(staged, 0, staged.count, self.chunk)]
-        self.ledger.add(label, staged.nbytes, perf_counter() - start)
-        return Request(buffer, staged, requests, self.ledger, label)
+        return self._start(buffer, label, start, partial(self.mpi.Ibcast, root=root), load=self.rank == root)
 
     def bcast(self, buffer: Buffer, root: int = 0, label: str = "bcast") -> Buffer:
         """Copy ``buffer`` of rank ``root`` over the buffer of every rank, in place. *Collective*.
@@ -153,10 +148,10 @@ class Communicator:
         self._check_root(root)
         is_root = self.rank == root
         if self.pipelined and is_large(buffer):
-            given = {"load": is_root, "store": not is_root}
-            return self._in_chunks(buffer, label, start, lambda part: self.mpi.Ibcast(part, root), **given)
-        staged = stage(buffer, self._pool, self.gpu_aware, load=is_root, write=not is_root)
-        for part in _chunks(staged, 0, staged.count, self.chunk):
+            call = partial(self.mpi.Ibcast, root=root)
+            return self._in_chunks(buffer, label, start, call, load=is_root, store=not is_root)
+        staged = stage(buffer, self.pool, self.gpu_aware, load=is_root, write=not is_root)
+        for part in pieces_of(staged, 0, staged.count, self.chunk):
             self.mpi.Bcast(part, root)
         staged.finish(store=not is_root)
         self.ledger.add(label, staged.nbytes, perf_counter() - start)
@@ -178,21 +173,8 @@ class Communicator:
         """
         start = self.start_call()
         counts = self._check_counts(counts)
-        staged = stage(buffer, self._pool, self.gpu_aware, write=False)
-        _check_length("reduce_scatter", staged, sum(counts), "sum(counts)")
-        result = empty_like(buffer, counts[self.rank])
-        target = stage(result, self._pool, self.gpu_aware, load=False)
-        if staged.count <= self.chunk:
-            self.mpi.Reduce_scatter(
-                (staged.memory, staged.count, staged.datatype),
-                (target.memory, target.count, target.datatype),
-                list(counts),
-            )
-        else:
-            self._reduce_blocks(staged, target, counts)
-        staged.finish(store=False)
-        target.finish()
-        self.ledger.add(label, staged.nbytes, perf_counter() - start)
+        result = blocks.reduce_scatter(self, buffer, counts)
+        self.ledger.add(label, buffer.nbytes, perf_counter() - start)  # type: ignore[attr-defined]
         return result  # type: ignore[no-any-return]
 
     def allgatherv(self, part: Buffer, counts: Sequence[int], label: str = "allgatherv") -> Buffer:
@@ -211,44 +193,39 @@ class Communicator:
         """
         start = self.start_call()
         counts = self._check_counts(counts)
-        staged = stage(part, self._pool, self.gpu_aware, write=False)
-        _check_length("allgatherv", staged, counts[self.rank], f"counts[{self.rank}]")
-        result = empty_like(part, sum(counts))
-        target = stage(result, self._pool, self.gpu_aware, load=False)
-        if target.count <= self.chunk:
-            self.mpi.Allgatherv(
-                (staged.memory, staged.count, staged.datatype),
-                (target.memory, list(counts), _offsets(counts), target.datatype),
-            )
-        else:
-            self._gather_blocks(staged, target, counts)
-        staged.finish(store=False)
-        target.finish()
-        self.ledger.add(label, target.nbytes, perf_counter() - start)
+        result = blocks.allgatherv(self, part, counts)
+        self.ledger.add(label, result.nbytes, perf_counter() - start)
         return result  # type: ignore[no-any-return]
 
     def _in_chunks(
-        self, buffer: Buffer, label: str, start: float, call: Callable[..., MPI.Request], **which: bool
-    ) -> Buffer:
+        self, buffer: Buffer, label: str, start: float, call: Callable[[Message], MPI.Request],
+        load: bool = True, store: bool = True,
+    ) -> Buffer:  # fmt: skip
         """One call for each chunk, with the copies between device and host beside them. *Collective*."""
-        nbytes = in_chunks(buffer, self._pool, call, **which)
-        self.ledger.add(label, nbytes, perf_counter() - start)
+        cuts = cut(buffer)
+        chunks = chunks_of(buffer, cuts, self.pool, write=store)
+        which = chunks if load else None, chunks if store else None
+        in_chunks(len(cuts), lambda number: call(chunks.memory(number)), *which)
+        self.ledger.add(label, buffer.nbytes, perf_counter() - start)  # type: ignore[attr-defined]
         return buffer
 
-    def _reduce_blocks(self, staged: Staged, target: Staged, counts: Sequence[int]) -> None:
-        """Reduce_scatter in pieces: each block is reduced to its owner. *Collective*."""
-        for owner, (offset, count) in enumerate(zip(_offsets(counts), counts, strict=True)):
-            pieces = list(_chunks(target, 0, count, self.chunk)) if owner == self.rank else None
-            for i, piece in enumerate(_chunks(staged, offset, count, self.chunk)):
-                self.mpi.Reduce(piece, pieces[i] if pieces else None, MPI.SUM, owner)
-
-    def _gather_blocks(self, staged: Staged, target: Staged, counts: Sequence[int]) -> None:
-        """Allgatherv in pieces: each rank broadcasts its block. *Collective*."""
-        mine = _offsets(counts)[self.rank] * target.itemsize
-        target.memory[mine : mine + staged.nbytes] = staged.memory
-        for owner, (offset, count) in enumerate(zip(_offsets(counts), counts, strict=True)):
-            for piece in _chunks(target, offset, count, self.chunk):
-                self.mpi.Bcast(piece, owner)
+    def _start(
+        self, buffer: Any, label: str, start: float, call: Callable[[Message], MPI.Request], load: bool = True
+    ) -> Request:
+        """Calls that do not block, all of them now, so that ranks start those of several buffers in one order."""
+        chunks: Chunks
+        if self.pipelined and is_large(buffer):
+            cuts = cut(buffer)
+            chunks = chunks_of(buffer, cuts, self.pool, write=True, slots=len(cuts))
+            for number in range(len(cuts) if load else 0):
+                chunks.fetch(number)
+            requests = [call(chunks.memory(number)) for number in range(len(cuts))]
+        else:
+            staged = stage(buffer, self.pool, self.gpu_aware, load=load)
+            requests = [call(part) for part in pieces_of(staged, 0, staged.count, self.chunk)]
+            chunks = HostChunks(staged)
+        self.ledger.add(label, buffer.nbytes, perf_counter() - start)
+        return Request(buffer, chunks, requests, self.ledger, label)
 
     # Scalars and objects
 
@@ -323,7 +300,7 @@ class Communicator:
 
     def _derived(self, comm: MPI.Comm) -> Communicator:
         child = Communicator(comm, gpu_aware=self.gpu_aware, ledger=self.ledger, chunk=self.chunk)
-        child._pool, child.pipelined, child.barriers = self._pool, self.pipelined, self.barriers
+        child.pool, child.pipelined, child.barriers = self.pool, self.pipelined, self.barriers
         child._owned = True
         return child
 
@@ -356,26 +333,6 @@ class Communicator:
         if len(counts) != self.size or min(counts) < 0:
             raise UsageError(f"counts = {counts} must hold one number >= 0 for each of the {self.size} ranks.")
         return counts
-
-
-def _chunks(staged: Staged, offset: int, count: int, limit: int) -> list[tuple[MPI.buffer, int, MPI.Datatype]]:
-    """The elements offset ... offset + count - 1 as message specifications of at most ``limit`` elements."""
-    memory, size, datatype = staged.memory, staged.itemsize, staged.datatype
-    if offset == 0 and count == staged.count <= limit:
-        return [(memory, count, datatype)]
-    starts = range(offset, offset + count, limit)
-    lengths = [min(limit, offset + count - start) for start in starts]
-    return [(memory[s * size : (s + n) * size], n, datatype) for s, n in zip(starts, lengths, strict=True)]
-
-
-def _offsets(counts: Sequence[int]) -> list[int]:
-    return [0, *accumulate(counts)][:-1]
-
-
-def _check_length(call: str, staged: Staged, expected: int, name: str) -> None:
-    if staged.count != expected:
-        staged.finish(store=False)
-        raise UsageError(f"{call} was given a buffer of {staged.count} elements, but {name} = {expected}.")
 
 
 def _unknown_op(op: str) -> MPI.Op:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch.utils.dlpack import from_dlpack
 
 from hpcopt.comm.mpi_library import load_mpi
 from hpcopt.errors import UsageError
@@ -70,40 +71,15 @@ class Staged:
 
 
 class HostCopy:
-    """A host buffer standing in for the memory of a device: the base of the torch and the CuPy case."""
-
-    def __init__(self, pool: HostPool, raw: Any, key: str, nbytes: int) -> None:
-        """Take ``raw`` (a uint8 array or tensor of at least ``nbytes``) from ``pool``."""
-        self._pool, self._raw, self._key, self._nbytes = pool, raw, key, nbytes
-
-    def load(self) -> None:
-        """Device to host, complete on return."""
-        raise NotImplementedError
-
-    def store(self) -> None:
-        """Host to device, complete on return (so that the host buffer may be used again)."""
-        raise NotImplementedError
-
-    def release(self) -> None:
-        """Give the host buffer back to the pool."""
-        self._pool.give(self._key, self._raw)
-
-    def memory(self) -> MPI.buffer:
-        """The host bytes for MPI."""
-        return MPI.buffer.frombuffer(np.asarray(self._raw)[: self._nbytes])
-
-
-class TorchCopy(HostCopy):
-    """Stands in for a torch tensor on a device; pinned memory when that is a CUDA device."""
+    """A host buffer standing in for a tensor on a device; pinned memory when that is a CUDA device."""
 
     def __init__(self, pool: HostPool, tensor: torch.Tensor) -> None:
         """Reserve host memory for ``tensor``; nothing is copied yet."""
         nbytes = tensor.numel() * tensor.element_size()
-        key = "pinned" if tensor.is_cuda else "pageable"
-        raw = pool.take_torch(key, nbytes)
-        super().__init__(pool, raw, key, nbytes)
+        self._pool, self._key, self._nbytes = pool, "pinned" if tensor.is_cuda else "pageable", nbytes
+        self._raw = pool.take_torch(self._key, nbytes)
         self._tensor = tensor.detach().view(-1)
-        self._host = raw[:nbytes].view(tensor.dtype)
+        self._host = self._raw[:nbytes].view(tensor.dtype)
 
     def load(self) -> None:
         """Device to host; waits for the current stream, and so for the kernels that fill the tensor."""
@@ -115,32 +91,13 @@ class TorchCopy(HostCopy):
         self._tensor.copy_(self._host, non_blocking=self._tensor.is_cuda)
         synchronize(self._tensor)
 
+    def release(self) -> None:
+        """Give the host buffer back to the pool."""
+        self._pool.give(self._key, self._raw)
 
-class CupyCopy(HostCopy):
-    """Stands in for a CuPy array, in pinned memory."""
-
-    def __init__(self, pool: HostPool, array: Any) -> None:
-        """Reserve host memory for ``array``; nothing is copied yet."""
-        nbytes = int(array.nbytes)
-        raw = pool.take("cupy", nbytes)
-        if raw is None:
-            pinned = sys.modules["cupy"].cuda.alloc_pinned_memory(max(nbytes, 1))
-            raw = np.frombuffer(pinned, dtype=np.uint8, count=max(nbytes, 1))
-        super().__init__(pool, raw, "cupy", nbytes)
-        self._array = array.reshape(-1)
-        self._host = raw[:nbytes].view(array.dtype)
-
-    def load(self) -> None:
-        """Device to host on the current stream, then wait for it."""
-        with self._array.device:
-            self._array.get(out=self._host)
-        synchronize(self._array)
-
-    def store(self) -> None:
-        """Host to device on the current stream, then wait for it."""
-        with self._array.device:
-            self._array.set(self._host)
-        synchronize(self._array)
+    def memory(self) -> MPI.buffer:
+        """The host bytes for MPI."""
+        return MPI.buffer.frombuffer(np.asarray(self._raw)[: self._nbytes])
 
 
 class HostPool:
@@ -190,11 +147,10 @@ def stage(buffer: Any, pool: HostPool, gpu_aware: bool = False, load: bool = Tru
     if isinstance(buffer, torch.Tensor):
         # Few questions to torch, as each costs microseconds when the last message has emptied the caches.
         entry = torch_type(buffer)
-        count = buffer.numel()
         if buffer.is_cpu:
-            datatype, itemsize = entry
+            (datatype, itemsize), count = entry, buffer.numel()
             return Staged(MPI.buffer.fromaddress(buffer.data_ptr(), count * itemsize), count, datatype, itemsize)
-        return _stage_device(buffer, entry, count, buffer.data_ptr(), pool, gpu_aware and buffer.is_cuda, load)
+        return _stage_device(buffer, entry, pool, gpu_aware and buffer.is_cuda, load)
     if isinstance(buffer, np.ndarray):
         kind = _NUMPY_TYPES.get(buffer.dtype)
         flags = buffer.flags
@@ -202,10 +158,7 @@ def stage(buffer: Any, pool: HostPool, gpu_aware: bool = False, load: bool = Tru
             raise UsageError(_refusal_array(buffer, write))
         return Staged(MPI.buffer.frombuffer(buffer, readonly=not write), buffer.size, *kind)
     if is_cupy(buffer):
-        kind = _NUMPY_TYPES.get(np.dtype(buffer.dtype))
-        if kind is None or not buffer.flags.c_contiguous:
-            raise UsageError(_refusal_array(buffer, False))
-        return _stage_device(buffer, kind, int(buffer.size), int(buffer.data.ptr), pool, gpu_aware, load)
+        return stage(as_tensor(buffer), pool, gpu_aware, load, write)
     raise UsageError(
         f"a buffer for communication must be a torch tensor, a NumPy array or a CuPy array, but a "
         f"{type(buffer).__name__} was given; pass Python numbers to reduce_scalars or broadcast_scalars."
@@ -232,33 +185,42 @@ def _is_contiguous(tensor: torch.Tensor) -> bool:
 
 
 def _stage_device(
-    buffer: Any,
-    entry: tuple[MPI.Datatype, int],
-    count: int,
-    address: int,
-    pool: HostPool,
-    gpu_aware: bool,
-    load: bool,
+    tensor: torch.Tensor, entry: tuple[MPI.Datatype, int], pool: HostPool, gpu_aware: bool, load: bool
 ) -> Staged:
-    datatype, itemsize = entry
+    (datatype, itemsize), count = entry, tensor.numel()
     if gpu_aware:
         # MPI knows nothing of streams: what fills the buffer must be complete before the call.
-        synchronize(buffer)
-        return Staged(MPI.buffer.fromaddress(address, count * itemsize), count, datatype, itemsize)
-    copy = TorchCopy(pool, buffer) if isinstance(buffer, torch.Tensor) else CupyCopy(pool, buffer)
+        synchronize(tensor)
+        return Staged(MPI.buffer.fromaddress(tensor.data_ptr(), count * itemsize), count, datatype, itemsize)
+    copy = HostCopy(pool, tensor)
     if load:
         copy.load()
     return Staged(copy.memory(), count, datatype, itemsize, copy)
 
 
-def synchronize(buffer: Any) -> None:
-    """Wait until the current stream of a CUDA buffer is done. Nothing to do elsewhere: copies are blocking there."""
-    if isinstance(buffer, torch.Tensor):
-        if buffer.is_cuda:
-            torch.cuda.current_stream(buffer.device).synchronize()
-    elif is_cupy(buffer):
-        with buffer.device:
-            sys.modules["cupy"].cuda.get_current_stream().synchronize()
+def synchronize(tensor: torch.Tensor) -> None:
+    """Wait until the current stream of a CUDA tensor is done. Nothing to do elsewhere: copies are blocking there."""
+    if tensor.is_cuda:
+        torch.cuda.current_stream(tensor.device).synchronize()
+
+
+def as_tensor(buffer: Any) -> Any:
+    """A CuPy array as the tensor of torch that has the same memory; everything else as it is.
+
+    Torch's current stream then waits for what fills the array on CuPy's.
+
+    Raises:
+        UsageError: torch cannot take it.
+    """
+    if not is_cupy(buffer):
+        return buffer
+    try:
+        return from_dlpack(buffer)
+    except (BufferError, RuntimeError, TypeError) as error:
+        raise UsageError(
+            f"a CuPy array of type {buffer.dtype} could not be handed to torch, which copies it for MPI "
+            f"({type(error).__name__}: {error}); types are {_KNOWN}, and torch must be a build for CUDA."
+        ) from error
 
 
 def is_cupy(buffer: Any) -> bool:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from hpcopt.comm import chunks
-from hpcopt.comm.chunks import DeviceChunks, in_chunks
+from hpcopt.comm.chunks import DeviceChunks, chunks_of, cut, cut_blocks, in_chunks
 from hpcopt.comm.communicator import Communicator
 from hpcopt.comm.staging import HostPool
 from hpcopt.errors import UsageError
@@ -53,8 +54,10 @@ def test_the_next_chunk_is_fetched_while_one_is_sent(
 
         monkeypatch.setattr(DeviceChunks, name, said)
     tensor = elsewhere([float(i) for i in range(9)])
-    call = started(events, lambda part: pipelined.mpi.Ibcast(part, 0))
-    assert in_chunks(tensor, HostPool(), call, load=load, store=store) == 36
+    cuts = cut(tensor)
+    held = chunks_of(tensor, cuts, HostPool(), write=store)
+    call = started(events, lambda number: pipelined.mpi.Ibcast(held.memory(number), 0))
+    in_chunks(len(cuts), call, held if load else None, held if store else None)
     both = ["fetch 0", "start", "fetch 1", "wait", "give 0", "start", "fetch 2", "wait", "give 1"]
     both += ["start", "wait", "give 2"]
     left_out = (() if load else ("fetch",)) + (() if store else ("give",))
@@ -74,14 +77,74 @@ def test_a_tensor_of_any_length_comes_back_reduced(pipelined: Communicator, size
 
 
 def test_the_two_host_buffers_are_used_again(pipelined: Communicator) -> None:
-    pool = HostPool()
+    pool, tensor = HostPool(), elsewhere([1.0] * 9)
+    addresses = set()
     for _ in range(2):
-        held = DeviceChunks(elsewhere([1.0] * 9), 4, pool)
-        addresses = {held.memory(number)[0].address for number in range(3)}
-        assert len(addresses) == 2
+        held = DeviceChunks(tensor, cut(tensor), pool)
+        addresses |= {held.memory(number)[0].address for number in range(3)}
         held.end(store=True)
-    assert len([raw for raw in (pool.take("pageable", 1), pool.take("pageable", 1)) if raw is not None]) == 2
+    assert len(addresses) == 2
+    assert pool.take("pageable", 1) is not None
     assert pool.take("pageable", 1) is None
+
+
+@pytest.mark.parametrize("counts", [[9], [3, 0, 7], [0, 1], [5, 5, 5, 5, 5]])
+def test_every_element_of_every_block_is_in_one_chunk(pipelined: Communicator, counts: list[int]) -> None:
+    cuts = cut_blocks(counts, 4)
+    assert all(len(parts) == len(counts) for parts in cuts)
+    assert all(sum(part.stop - part.start for part in parts) <= max(4, len(counts)) for parts in cuts)
+    ends = [sum(counts[: rank + 1]) for rank in range(len(counts))]
+    for rank, (count, end) in enumerate(zip(counts, ends, strict=True)):
+        own = [index for parts in cuts for index in range(parts[rank].start, parts[rank].stop)]
+        assert own == list(range(end - count, end))
+
+
+def test_chunks_in_flight_are_fetched_at_once_started_in_order_and_given_as_they_end(
+    pipelined: Communicator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    for name in ("fetch", "memory", "give"):
+        act = getattr(DeviceChunks, name)
+
+        def said(self: DeviceChunks, number: int, act: Any = act, name: str = name) -> Any:
+            """The act, and that it was."""
+            events.append(f"{name} {number}")
+            return act(self, number)
+
+        monkeypatch.setattr(DeviceChunks, name, said)
+    one, other = elsewhere([float(i) for i in range(9)]), elsewhere([1.0] * 5)
+    requests = [pipelined.iallreduce(one), pipelined.iallreduce(other, "max")]
+    before = ["fetch 0", "fetch 1", "fetch 2", "memory 0", "memory 1", "memory 2"]
+    assert events[: len(before)] == before
+    assert not any(event.startswith("give") for event in events)
+    while not requests[1].test():
+        pass
+    assert other.tolist() == [1.0] * 5
+    assert requests[0].wait() is one
+    assert one.tolist() == [float(i) for i in range(9)]
+    assert events[-3:] == ["give 0", "give 1", "give 2"]
+    assert pipelined.ibcast(one).wait().tolist() == [float(i) for i in range(9)]
+
+
+@pytest.mark.parametrize("size", [5, 9])
+def test_blocks_of_any_length_come_back(pipelined: Communicator, size: int) -> None:
+    numbers = [float(i) for i in range(size)]
+    for buffer in (elsewhere(numbers), torch.tensor(numbers), np.array(numbers, dtype=np.float32)):
+        part = pipelined.reduce_scatter(buffer, [size])
+        assert type(part) in (type(buffer), torch.Tensor)
+        assert part.tolist() == numbers
+        assert pipelined.allgatherv(buffer, [size]).tolist() == numbers
+    with pytest.raises(UsageError, match=rf"reduce_scatter .* {size} elements, but sum\(counts\) = 20"):
+        pipelined.reduce_scatter(elsewhere(numbers), [20])
+    with pytest.raises(UsageError, match=rf"allgatherv .* {size} elements, but counts\[0\] = 20"):
+        pipelined.allgatherv(elsewhere(numbers), [20])
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_blocks_in_half_precision_are_refused(pipelined: Communicator, kind: torch.dtype) -> None:
+    for call in (pipelined.reduce_scatter, pipelined.allgatherv):
+        with pytest.raises(UsageError, match=r"\.float\(\)"):
+            call(elsewhere([1.0] * 20).to(kind), [20])
 
 
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])

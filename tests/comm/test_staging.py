@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from hpcopt.comm import staging
+from hpcopt.comm import chunks, staging
 from hpcopt.comm.communicator import Communicator
-from hpcopt.comm.staging import HostPool, TorchCopy, stage
+from hpcopt.comm.staging import HostCopy, HostPool, as_tensor, stage
 from hpcopt.errors import UsageError
 
 REFUSED = [
@@ -163,7 +163,7 @@ def test_an_empty_device_buffer_can_be_staged(comm: Communicator) -> None:
 def test_the_stream_is_waited_for_before_reading_and_after_writing(monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[str] = []
     monkeypatch.setattr(staging, "synchronize", lambda buffer: events.append("synchronize"))
-    copy = TorchCopy(HostPool(), torch.ones(2))
+    copy = HostCopy(HostPool(), torch.ones(2))
     copy.load()
     assert events == ["synchronize"]
     copy.store()
@@ -171,48 +171,47 @@ def test_the_stream_is_waited_for_before_reading_and_after_writing(monkeypatch: 
 
 
 class FakeCupyArray:
-    """What staging uses of a CuPy array. Its numbers reach the host only by ``get`` after work is synchronised."""
-
-    device = contextlib.nullcontext()
+    """What is used of a CuPy array: it offers its memory to other libraries. Here that is host memory."""
 
     def __init__(self, values: Any) -> None:
         self.values = np.asarray(values)
-        self.dtype, self.size, self.nbytes = self.values.dtype, self.values.size, self.values.nbytes
-        self.shape, self.strides, self.flags = self.values.shape, self.values.strides, self.values.flags
-        self.data = SimpleNamespace(ptr=self.values.ctypes.data)
+        self.dtype, self.itemsize, self.nbytes = self.values.dtype, self.values.itemsize, self.values.nbytes
 
-    def reshape(self, shape: int) -> FakeCupyArray:
-        return FakeCupyArray(self.values.reshape(shape))
+    def __dlpack__(self, **options: Any) -> Any:
+        return self.values.__dlpack__(**options)
 
-    def get(self, out: np.ndarray) -> None:
-        sys.modules["cupy"].events.append("get")
-        out[...] = self.values
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self.values.__dlpack_device__()
 
-    def set(self, values: np.ndarray) -> None:
-        sys.modules["cupy"].events.append("set")
-        self.values[...] = values
+    device = contextlib.nullcontext()
 
 
 @pytest.fixture
 def cupy(monkeypatch: pytest.MonkeyPatch) -> Any:
     fake: Any = ModuleType("cupy")
-    fake.events = []
     fake.ndarray = FakeCupyArray
     fake.empty = lambda count, dtype: FakeCupyArray(np.full(count, -1, dtype=dtype))
-    stream = SimpleNamespace(synchronize=lambda: fake.events.append("synchronize"))
-    fake.cuda = SimpleNamespace(alloc_pinned_memory=bytearray, get_current_stream=lambda: stream)
     monkeypatch.setitem(sys.modules, "cupy", fake)
     return fake
 
 
-def test_a_cupy_array_goes_through_pinned_memory_and_back(comm: Communicator, cupy: Any) -> None:
+@pytest.mark.usefixtures("cupy")
+def test_a_cupy_array_is_used_where_it_is(comm: Communicator) -> None:
     array = FakeCupyArray(np.arange(6.0).reshape(2, 3))
     assert comm.allreduce(array) is array
+    assert comm.iallreduce(array).wait() is array
     assert array.values.tolist() == [[0, 1, 2], [3, 4, 5]]
-    assert cupy.events == ["get", "synchronize", "set", "synchronize"]
+    assert stage(array, HostPool()).memory.address == array.values.ctypes.data
+    assert as_tensor(array).data_ptr() == array.values.ctypes.data
 
 
-def test_results_of_cupy_parts_are_cupy_arrays(comm: Communicator, cupy: Any) -> None:
+@pytest.mark.usefixtures("cupy")
+@pytest.mark.parametrize("pipelined", [False, True])
+def test_results_of_cupy_parts_are_cupy_arrays(
+    comm: Communicator, monkeypatch: pytest.MonkeyPatch, pipelined: bool
+) -> None:
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 16)
+    comm.pipelined = pipelined
     whole = comm.allgatherv(FakeCupyArray(np.arange(3)), [3])
     part = comm.reduce_scatter(FakeCupyArray(np.arange(3)), [3])
     assert isinstance(whole, FakeCupyArray)
@@ -220,17 +219,22 @@ def test_results_of_cupy_parts_are_cupy_arrays(comm: Communicator, cupy: Any) ->
     assert part.values.tolist() == [0, 1, 2]
 
 
-def test_a_gpu_aware_mpi_gets_the_device_address_after_a_synchronisation(cupy: Any) -> None:
-    array = FakeCupyArray(np.arange(3.0))
-    staged = stage(array, HostPool(), gpu_aware=True)
+def test_a_gpu_aware_mpi_gets_the_device_address_after_a_synchronisation(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[torch.Tensor] = []
+    monkeypatch.setattr(staging, "synchronize", waited.append)
+    monkeypatch.setattr(TensorElsewhere, "is_cuda", True)
+    tensor = elsewhere([1.0, 2.0])
+    staged = stage(tensor, HostPool(), gpu_aware=True)
     assert staged.copy is None
-    assert staged.memory.address == array.data.ptr
-    assert cupy.events == ["synchronize"]
+    assert staged.memory.address == tensor.data_ptr()
+    assert waited[0] is tensor
 
 
 @pytest.mark.usefixtures("cupy")
 def test_cupy_arrays_are_checked_like_the_others(comm: Communicator) -> None:
-    with pytest.raises(UsageError, match="Fortran"):
+    with pytest.raises(UsageError, match="not row-major contiguous"):
         comm.allreduce(FakeCupyArray(np.ones((2, 3), order="F")))
     with pytest.raises(UsageError, match="float16"):
         comm.allreduce(FakeCupyArray(np.ones(3, dtype=np.float16)))
+    with pytest.raises(UsageError, match=r"type <U1 could not be handed to torch.*build for CUDA"):
+        comm.allreduce(FakeCupyArray(np.array(["a"])))

@@ -7,6 +7,7 @@ import torch
 
 from hpcopt.comm import chunks
 from hpcopt.comm.communicator import Communicator
+from hpcopt.comm.staging import as_tensor
 from hpcopt.config import parse_job
 from hpcopt.kernels.choice import kernels_on
 from hpcopt.kernels.launch import CupyLauncher
@@ -31,6 +32,21 @@ def test_a_method_takes_the_same_steps_on_a_gpu_as_on_the_processor(
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 
+@pytest.mark.usefixtures("launcher")
+def test_tensors_and_cupy_arrays_are_the_same_memory(comm: Communicator, device: torch.device) -> None:
+    cupy = pytest.importorskip("cupy")
+    tensor = torch.ones(1000, device=device)
+    assert cupy.from_dlpack(tensor).data.ptr == tensor.data_ptr()
+    with cupy.cuda.Device(device.index), cupy.cuda.Stream(non_blocking=True):
+        # Not waited for: torch waits for the stream that fills the array.
+        array = cupy.arange(1 << 20, dtype=cupy.float32) * 2
+        assert as_tensor(array).data_ptr() == array.data.ptr
+        for comm.pipelined in (False, True):
+            assert comm.allreduce(array) is array
+            assert comm.iallreduce(array).wait() is array
+        assert float(array[-1]) == 2.0 * ((1 << 20) - 1)
+
+
 @pytest.mark.parametrize("size", [1, 1000, 1 << 20])
 def test_a_tensor_goes_to_mpi_and_back_whole_and_in_chunks(
     comm: Communicator, device: torch.device, monkeypatch: pytest.MonkeyPatch, size: int
@@ -43,6 +59,10 @@ def test_a_tensor_goes_to_mpi_and_back_whole_and_in_chunks(
         tensor.copy_(expected, non_blocking=True).mul_(2)
         comm.allreduce(tensor)
         assert torch.equal(tensor.add(1).cpu(), 2 * expected + 1)
+        tensor.mul_(2)
+        comm.iallreduce(tensor).wait()
+        assert torch.equal(comm.reduce_scatter(tensor, [size]).cpu(), 4 * expected)
+        assert torch.equal(comm.allgatherv(tensor.add(1), [size]).cpu(), 4 * expected + 1)
 
 
 @pytest.mark.usefixtures("launcher")

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from hpcopt.comm.communicator import Communicator
-from hpcopt.kernels import cupy_vectors
+from hpcopt.kernels import cupy_kernels, cupy_vectors
 from hpcopt.kernels.choice import TORCH, choose, with_graphs
 from hpcopt.kernels.cupy_kernels import CupyKernels
-from hpcopt.kernels.cupy_vectors import EVERY, ConjugateSteps, CupyVectors
+from hpcopt.kernels.cupy_vectors import ConjugateSteps, CupyVectors
 from hpcopt.kernels.graphs import Repeated, Work
 from hpcopt.linalg import conjugate_gradient
 from hpcopt.linalg.conjugate_gradient import Solution, conjugate_gradients
@@ -21,10 +21,16 @@ from hpcopt.objective.vectors import inner
 from tests.support.capture import SimulatedCapture
 from tests.support.emulation import Emulation
 
+EVERY = 3
+"""Iterations between looks at whether they have ended."""
+
 
 @pytest.fixture
 def capture(emulation: Emulation, monkeypatch: pytest.MonkeyPatch) -> SimulatedCapture:
-    monkeypatch.setattr(cupy_vectors, "THREADS", 64)
+    # Few threads and iterations, as every thread is simulated.
+    monkeypatch.setattr(cupy_vectors, "THREADS", 32)
+    monkeypatch.setattr(cupy_kernels, "THREADS", 32)
+    monkeypatch.setattr(cupy_vectors, "EVERY", EVERY)
     return SimulatedCapture(emulation)
 
 
@@ -46,7 +52,7 @@ def test_a_block_is_solved_with_the_same_bits(
 ) -> None:
     """Products by the CUDA kernels too; all that an iteration starts is recorded."""
     generator = torch.Generator().manual_seed(0)
-    inputs, labels = torch.rand(12, 6, generator=generator), torch.randint(3, (12,), generator=generator)
+    inputs, labels = torch.rand(4, 6, generator=generator), torch.randint(3, (4,), generator=generator)
     objective = NetworkObjective([6, 8, 5, 3], "tanh", "cross_entropy", inputs, labels, comm, factors=half)
     objective.network.kernels = CupyKernels(capture)
     w = objective.initial_vector()
