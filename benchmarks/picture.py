@@ -1,10 +1,11 @@
-"""The picture in README.md, from the tables of two reports in benchmarks/results.
+"""The picture in README.md, from the tables of three reports in benchmarks/results.
 
     python benchmarks/picture.py [--output docs/images/results.png]
 
 Left: test accuracy of Newton with nothing tuned, less that of Adam at the best of five learning rates, in equal seconds
-(newton-accuracy.md; the best rate is chosen by this very accuracy). Right: test accuracy on MNIST at the work of ten
-gradients of the training set, NLCG with nothing tuned and the others at their best rates (nlcg-mnist.md).
+(newton-accuracy.md; the best rate is chosen by this very accuracy). Right: test accuracy at the work of ten gradients
+of the training set, less that of NLCG with nothing tuned, of other methods at the best of five rates (nlcg-mnist.md,
+nlcg-cifar10.md).
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", default="docs/images/results.png")
     args = parser.parse_args()
-    draw(newton_gaps(_report("newton-accuracy")), nlcg_accuracies(_report("nlcg-mnist")), args.output)
+    beside_nlcg = {name: nlcg_accuracies(_report(f"nlcg-{name}")) for name in ("mnist", "cifar10")}
+    draw(newton_gaps(_report("newton-accuracy")), beside_nlcg, args.output)
 
 
 def rows(text: str, first: str) -> list[dict[str, str]]:
@@ -62,21 +64,23 @@ def newton_gaps(text: str) -> list[Gap]:
 
 
 def nlcg_accuracies(text: str) -> dict[str, float]:
-    """Test accuracy in % at the work of ten gradients, by the method and its best rate."""
-    return {row["method, rate"]: float(row["% at 10"]) for row in rows(text, "method, rate")}
+    """Test accuracy in % at the work of ten gradients, of each method at its best rate."""
+    return {row["method, rate"].split(",")[0]: float(row["% at 10"]) for row in rows(text, "method, rate")}
 
 
-def draw(gaps: list[Gap], accuracies: dict[str, float], path: str) -> None:
-    """Both panels, in letters that can be read at half the size."""
+def draw(gaps: list[Gap], beside_nlcg: dict[str, dict[str, float]], path: str) -> None:
+    """Both panels, in letters that can be read at half the size; the second from accuracies by set and method."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    pyplot.rcParams.update({"font.size": 15, "axes.spines.top": False, "axes.spines.right": False})
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(14, 5.6), width_ratios=(1.4, 1), layout="constrained")
+    pyplot.rcParams.update(
+        {"font.size": 15, "axes.titlesize": 15.5, "axes.spines.top": False, "axes.spines.right": False}
+    )
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(14, 5.6), width_ratios=(1.35, 1), layout="constrained")
     _draw_gaps(left, gaps)
-    _draw_accuracies(right, accuracies)
+    _draw_beside_nlcg(right, beside_nlcg)
     figure.savefig(path, dpi=120)
 
 
@@ -98,23 +102,23 @@ def _draw_gaps(axes: Any, gaps: list[Gap]) -> None:
     axes.set_title("Newton, nothing tuned (diamonds), and Adam\nat five rates (dots), in equal seconds", loc="left")
 
 
-def _draw_accuracies(axes: Any, accuracies: dict[str, float]) -> None:
-    best_last = sorted(accuracies.items(), key=lambda item: item[1])
-    for place, (name, value) in enumerate(best_last):
-        color = OURS if name == "nlcg" else OTHERS
-        axes.plot(value, place, "D" if name == "nlcg" else "o", color=color, markersize=12)
-        axes.text(value - 0.35, place, f"{value:.2f}", color=color, va="center", ha="right")
-    axes.set_yticks(range(len(best_last)), [_label(name) for name, _ in best_last])
-    axes.set_xlim(91, 99)
-    axes.grid(axis="x", color="0.9")
-    axes.set_xlabel("test accuracy in %")
-    axes.set_title("MNIST, work of 10 gradients:\nNLCG, nothing tuned", loc="left")
-
-
-def _label(name: str) -> str:
-    """A method, and which of its five rates was the best."""
-    method, _, rate = name.partition(", ")
-    return NAMES.get(method, method) + (f"\nat {rate}" if rate else "")
+def _draw_beside_nlcg(axes: Any, accuracies: dict[str, dict[str, float]]) -> None:
+    methods = [name for name in next(iter(accuracies.values())) if name != "nlcg"][::-1]
+    for (name, found), marker in zip(accuracies.items(), "os", strict=True):
+        gaps = [found[method] - found["nlcg"] for method in methods]
+        label = f"{NAMES[name]}, NLCG {found['nlcg']:.2f} %"
+        axes.plot(
+            gaps, range(len(methods)), marker, markersize=11, linestyle="none", color=OTHERS, alpha=0.75, label=label
+        )
+        for place, method in enumerate(methods):
+            axes.text(gaps[place], place + 0.17, f"{found[method]:.2f}", color=OTHERS, ha="center")
+    axes.axvline(0, color=OURS, linewidth=3)
+    axes.set_yticks(range(len(methods)), [NAMES[method] for method in methods])
+    axes.set_xlim(-13, 0.5)
+    axes.set_ylim(-0.4, len(methods) + 0.55)
+    axes.legend(loc="upper left", frameon=False)
+    axes.set_xlabel("points of test accuracy beside NLCG")
+    axes.set_title("NLCG, nothing tuned (line), others\nat their best rates, in equal work", loc="left")
 
 
 def _report(name: str) -> str:
