@@ -12,7 +12,7 @@ DEMO := .venv
 TEST := .venv-test
 RUN  := runs/quickstart
 INSTALL = -m pip install -qq --disable-pip-version-check --no-warn-script-location $(PIP_OPTIONS) -c constraints.txt
-SETUP_FILES := setup.py pyproject.toml constraints.txt
+SETUP_FILES := setup.py pyproject.toml constraints.txt $(wildcard hpcopt/kernels/c/*)
 
 .PHONY: demo test lint clean
 .DELETE_ON_ERROR:
@@ -34,7 +34,8 @@ test: $(TEST)/.installed
 lint: $(TEST)/.installed
 	@PATH="$(CURDIR)/$(TEST)/bin:$$PATH" tests/run lint types
 
-# Both environments use this checkout as it stands (-e): nothing to install again after an edit.
+# Both environments use this checkout as it stands (-e): nothing to install again after an edit but of what is in C, which
+# is compiled into it where there is a compiler.
 $(DEMO)/.installed: $(SETUP_FILES)
 	@echo "Installing hpcopt, torch and MPICH into $(DEMO): one minute or two, once."
 	@test -x $(DEMO)/bin/python || $(PYTHON) -m venv $(DEMO)
@@ -51,4 +52,5 @@ $(TEST)/.installed: $(SETUP_FILES)
 
 clean:
 	rm -rf $(DEMO) $(TEST) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -f hpcopt/kernels/_vectors*.so
 	find hpcopt tests -name __pycache__ -type d -prune -exec rm -rf {} +

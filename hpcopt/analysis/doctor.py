@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from hpcopt.analysis.machine import disk_facts, existing_folder, hdf5_facts, process_facts
-from hpcopt.analysis.machine_verdicts import judge_disk, judge_hdf5, judge_variables, judge_versions
+from hpcopt.analysis.machine_verdicts import judge_disk, judge_hdf5, judge_sweeps, judge_variables, judge_versions
 from hpcopt.analysis.verdicts import (
     Finding,
     judge_communication,
@@ -112,6 +112,7 @@ def _report(comm: Any, mpi_error: str, ranks: list[dict[str, Any]], measured: Me
         *judge_ranks(facts["mpi"], ranks),
         *judge_threads(ranks),
         *judge_devices(ranks),
+        *judge_sweeps(ranks),
         *judge_communication(measured.host_memory, measured.device_memory),
         *judge_hdf5(facts["hdf5"]),
         *judge_disk(facts["disk"]),

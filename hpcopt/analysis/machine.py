@@ -49,6 +49,7 @@ def process_facts() -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: package_version(name) for name in PACKAGES},
         "devices": devices(),
+        "sweeps": sweeps(),
         "variables": launch_variables(os.environ),
     }
 
@@ -68,6 +69,16 @@ def devices() -> dict[str, Any]:
         built_for = f"ROCm {torch.version.hip}"
     names, uuids = ([gpu[key] for gpu in found] for key in ("name", "uuid"))
     return {"error": None, "names": names, "uuids": uuids, "built_for": built_for}
+
+
+def sweeps() -> str:
+    """Whether the sweeps over long vectors are "compiled"; else why torch makes them, or nothing without torch."""
+    try:
+        from hpcopt.kernels.compiled import compiled_sweeps
+    except Exception:  # told with the devices
+        return ""
+    found = compiled_sweeps()
+    return found if isinstance(found, str) else "compiled"
 
 
 def launch_variables(environ: Mapping[str, str]) -> dict[str, str]:

@@ -14,6 +14,19 @@ SLOW_WRITES = 30e6
 LITTLE_SPACE = 1 << 30
 
 
+def judge_sweeps(ranks: Sequence[Mapping[str, Any]]) -> list[Finding]:
+    """Whether steps sweep over long vectors at the rate of memory."""
+    lacking = [rank for rank in ranks if rank["sweeps"] not in ("compiled", "")]
+    if not lacking:
+        return [Finding("sweeps", "green", "over long vectors: compiled from C")] if ranks[0]["sweeps"] else []
+    advice = (
+        f"{lacking[0]['sweeps']} ({lacking[0]['host']}). All works; steps of nlcg and adam take longer beside their "
+        "gradient. To compile them install hpcopt again with a C compiler (cc) on PATH: pip install --force-reinstall "
+        "--no-deps, and the same source as before."
+    )
+    return [Finding("sweeps", "yellow", "over long vectors: made of torch's operations", advice)]
+
+
 def judge_hdf5(hdf5: Mapping[str, Any]) -> list[Finding]:
     """Build of HDF5, and whether a record can be read while it is written."""
     if hdf5["error"]:

@@ -1,4 +1,8 @@
-"""Which kernels a device gets: torch's on the processor, on a GPU the faster of torch's and CuPy's, measured once."""
+"""Which kernels a device gets.
+
+The processor has torch's, and the sweeps in C where there was a compiler for them; a GPU the faster of torch's and
+CuPy's, measured once.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from typing import NamedTuple
 
 import torch
 
+from hpcopt.kernels.compiled import compiled_sweeps
 from hpcopt.kernels.cupy_kernels import CupyKernels
 from hpcopt.kernels.cupy_vectors import EVERY, CupyVectors
 from hpcopt.kernels.graphs import Capture, CudaCapture
@@ -29,11 +34,13 @@ class Choice(NamedTuple):
         factors: the products with the Jacobian's factors.
         vectors: CUDA kernels for long vectors; None where torch's operations serve.
         reason: the name of the kernels, and why where that is not plain.
+        sweeps: over long vectors.
     """
 
     factors: TorchKernels
     vectors: CupyVectors | None
     reason: str
+    sweeps: Sweeps = TorchSweeps()
 
 
 TORCH = Choice(TorchKernels(), None, TorchKernels.name)
@@ -41,12 +48,22 @@ TORCH = Choice(TorchKernels(), None, TorchKernels.name)
 
 def kernels_on(device: torch.device, dtype: torch.dtype) -> Choice:
     """The choice for a device and a precision. Local: ranks may differ."""
-    return TORCH if device.type != "cuda" else _measured(torch.device("cuda", device.index or 0), dtype)
+    if device.type == "cuda":
+        return _measured(torch.device("cuda", device.index or 0), dtype)
+    return _on_processor() if device.type == "cpu" else TORCH
 
 
 def sweeps_on(vector: torch.Tensor) -> Sweeps:
-    """The sweeps of NLCG where a vector lies."""
-    return kernels_on(vector.device, vector.dtype).vectors or TorchSweeps()
+    """The sweeps where a vector lies."""
+    return kernels_on(vector.device, vector.dtype).sweeps
+
+
+@cache
+def _on_processor() -> Choice:
+    found = compiled_sweeps()
+    if isinstance(found, str):
+        return TORCH._replace(reason=f"torch, also for sweeps over long vectors: {found}")
+    return TORCH._replace(reason="torch, and sweeps over long vectors compiled from C", sweeps=found)
 
 
 @cache
@@ -67,7 +84,7 @@ def choose(candidates: Mapping[str, TorchKernels], vectors: CupyVectors, times: 
     name = min(times, key=lambda each: times[each])
     told = ", ".join(f"{each} {1e6 * seconds:.0f} us" for each, seconds in times.items())
     recorded = ", iterations in CUDA graphs" if vectors.capture is not None else ""
-    return Choice(candidates[name], vectors, f"{name} ({told}){recorded}")
+    return Choice(candidates[name], vectors, f"{name} ({told}){recorded}", vectors)
 
 
 def with_graphs(vectors: CupyVectors, capture: Capture, device: torch.device, dtype: torch.dtype) -> CupyVectors:

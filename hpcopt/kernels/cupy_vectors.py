@@ -13,7 +13,7 @@ import torch
 
 from hpcopt.kernels.graphs import Capture, Repeated
 from hpcopt.kernels.launch import Argument, Launcher, check_arguments
-from hpcopt.kernels.sweeps import Pair, Parts
+from hpcopt.kernels.sweeps import Pair, Parts, TorchSweeps
 
 THREADS = 256
 MOST_BLOCKS = 1024
@@ -28,7 +28,7 @@ EVERY = 8
 RUNNING, CONVERGED, NOT_FINITE = 0, 1, 3
 
 
-class CupyVectors:
+class CupyVectors(TorchSweeps):
     """Products, conjugate gradients and sweeps (``hpcopt.kernels.sweeps.Sweeps``) for tensors on one CUDA device.
 
     Args:

@@ -1,4 +1,4 @@
-"""The sweeps over long vectors that a step of the published NLCG makes beside its gradient.
+"""The sweeps over long vectors that a step makes beside its gradient: many products, those of NLCG, and that of Adam.
 
 Each reads and writes its vectors once: on the processor in pieces that stay in its cache. Shapes: n numbers; a sum
 comes as parts, k tensors of no dimension for every piece, which ``totals`` of ``hpcopt.solvers.products`` adds up.
@@ -6,6 +6,7 @@ comes as parts, k tensors of no dimension for every piece, which ``totals`` of `
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol, TypeAlias
 
@@ -35,8 +36,30 @@ class Pair(NamedTuple):
     shift: float
 
 
+class Moments(NamedTuple):
+    """The constants of a step of Adam.
+
+    Attributes:
+        betas: decay of the first and second moment.
+        corrections: what they are divided by, 1 - beta^t.
+        epsilon: added to the root of the second moment.
+        rate: the learning rate.
+        shrink: what w is multiplied by before.
+    """
+
+    betas: tuple[float, float]
+    corrections: tuple[float, float]
+    epsilon: float
+    rate: float
+    shrink: float
+
+
 class Sweeps(Protocol):
     """What a step needs; all vectors are (n,), of one precision and on one device."""
+
+    def products(self, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> Parts:
+        """Parts of x^T y for every pair of vectors."""
+        ...
 
     def measure(
         self, g: torch.Tensor, previous: torch.Tensor, d: torch.Tensor, h: torch.Tensor, with_norm: bool
@@ -77,9 +100,20 @@ class Sweeps(Protocol):
         """In place w -= undo d, d = beta d - z, w += rate d, and ``mean`` goes by ``leaves`` of the way to w."""
         ...
 
+    def adam(self, g: torch.Tensor, first: torch.Tensor, second: torch.Tensor, w: torch.Tensor, by: Moments) -> None:
+        """Both moments and w in place (``hpcopt.solvers.adam``); g is used up."""
+        ...
+
 
 class TorchSweeps:
     """``Sweeps`` on any device."""
+
+    def products(self, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> Parts:
+        """A vector that is in several pairs is read once, a piece at a time."""
+        vectors = list({id(vector): vector for pair in pairs for vector in pair}.values())
+        order = {id(vector): number for number, vector in enumerate(vectors)}
+        places = [(order[id(x)], order[id(y)]) for x, y in pairs]
+        return [[torch.dot(cut[x], cut[y]) for x, y in places] for cut in pieces(*vectors)]
 
     def measure(
         self, g: torch.Tensor, previous: torch.Tensor, d: torch.Tensor, h: torch.Tensor, with_norm: bool
@@ -138,6 +172,17 @@ class TorchSweeps:
             point.add_(along.mul_(beta).sub_(each), alpha=rate)
             for one in average:
                 one.lerp_(point, leaves)
+
+    def adam(self, g: torch.Tensor, first: torch.Tensor, second: torch.Tensor, w: torch.Tensor, by: Moments) -> None:
+        """The gradient's memory becomes the denominator's, piece by piece."""
+        (beta, beta_second), (bias, bias_second) = by.betas, by.corrections
+        for own, mean, square, point in pieces(g, first, second, w):
+            mean.lerp_(own, 1 - beta)
+            square.mul_(beta_second).addcmul_(own, own, value=1 - beta_second)
+            root = torch.sqrt(square, out=own).div_(math.sqrt(bias_second)).add_(by.epsilon)
+            if by.shrink != 1:
+                point.mul_(by.shrink)
+            point.addcdiv_(mean, root, value=-by.rate / bias)
 
 
 def learn(h: torch.Tensor, d: torch.Tensor, y: torch.Tensor, pair: Pair) -> None:

@@ -8,12 +8,14 @@ first shrinks w by rate * decay (Loshchilov and Hutter 2019, arXiv 1711.05101, a
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 
-from hpcopt.objective.protocol import Batch, Objective
+from hpcopt.kernels.choice import sweeps_on
+from hpcopt.kernels.sweeps import Moments
+from hpcopt.objective.protocol import Batch, Objective, Vector
 from hpcopt.solvers.checks import check_number, fail
 from hpcopt.solvers.first_order import evaluate
 from hpcopt.solvers.schedules import ScheduledRate
@@ -59,24 +61,15 @@ class Adam(ScheduledRate):
 
     def step(self, objective: Objective, state: State, batch: Batch) -> tuple[State, StepReport]:
         """One update. *Collective*, one reduction. A loss or gradient that is not finite leaves the state untouched."""
-        parameters: torch.Tensor = state["parameters"]  # type: ignore[assignment]
+        parameters = cast(Vector, state["parameters"])
         rate = self.rate(batch.position)
         gradient, report = evaluate(objective, state, batch, rate)
         if not report.finite:
             return state, report
-        if self.decoupled_weight_decay:
-            parameters.mul_(1 - rate * self.decoupled_weight_decay)
-        self._update(state, gradient, rate)
+        steps = state["steps"] = int(state["steps"]) + 1
+        corrections = 1 - self.betas[0] ** steps, 1 - self.betas[1] ** steps
+        by = Moments(self.betas, corrections, self.epsilon, rate, 1 - rate * self.decoupled_weight_decay)
+        first, second = cast(Vector, state["first_moment"]), cast(Vector, state["second_moment"])
+        sweeps_on(gradient).adam(gradient, first, second, parameters, by)
         objective.release(gradient)
         return state, report
-
-    def _update(self, state: State, gradient: torch.Tensor, rate: float) -> None:
-        """Five passes in place; the gradient's memory becomes the denominator's."""
-        first: torch.Tensor = state["first_moment"]  # type: ignore[assignment]
-        second: torch.Tensor = state["second_moment"]  # type: ignore[assignment]
-        steps = state["steps"] = int(state["steps"]) + 1
-        first.lerp_(gradient, 1 - self.betas[0])
-        second.mul_(self.betas[1]).addcmul_(gradient, gradient, value=1 - self.betas[1])
-        bias_first, bias_second = 1 - self.betas[0] ** steps, 1 - self.betas[1] ** steps
-        root = torch.sqrt(second, out=gradient).div_(math.sqrt(bias_second)).add_(self.epsilon)
-        state["parameters"].addcdiv_(first, root, value=-rate / bias_first)  # type: ignore[union-attr]

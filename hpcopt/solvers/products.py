@@ -1,7 +1,6 @@
 """Many inner products of long vectors in one sweep over them and one reduction, the same on all ranks.
 
-The vectors are taken in pieces that stay in the processor's cache, so that several operations on a piece read and write
-memory once. Shapes: n parameters of this rank, k products.
+Shapes: n parameters of this rank, k products.
 """
 
 from __future__ import annotations
@@ -10,7 +9,8 @@ from collections.abc import Sequence
 
 import torch
 
-from hpcopt.kernels.sweeps import Parts, pieces
+from hpcopt.kernels.choice import sweeps_on
+from hpcopt.kernels.sweeps import Parts
 from hpcopt.objective.protocol import Objective, Vector
 from hpcopt.solvers.agreement import agreed_products
 
@@ -31,7 +31,4 @@ def totals(objective: Objective, parts: Parts) -> list[float]:
 
 def products(objective: Objective, pairs: Sequence[tuple[Vector, Vector]]) -> list[float]:
     """x^T y for every pair of vectors (n,). *Collective*, as ``totals``."""
-    vectors = list({id(vector): vector for pair in pairs for vector in pair}.values())
-    order = {id(vector): number for number, vector in enumerate(vectors)}
-    places = [(order[id(x)], order[id(y)]) for x, y in pairs]
-    return totals(objective, [[torch.dot(cut[x], cut[y]) for x, y in places] for cut in pieces(*vectors)])
+    return totals(objective, sweeps_on(pairs[0][0]).products(pairs))

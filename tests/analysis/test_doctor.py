@@ -8,7 +8,7 @@ import pytest
 from hpcopt.analysis import doctor
 from hpcopt.analysis.doctor import examine
 from hpcopt.analysis.machine import file_system, launch_variables
-from hpcopt.analysis.machine_verdicts import judge_disk, judge_hdf5, judge_variables, judge_versions
+from hpcopt.analysis.machine_verdicts import judge_disk, judge_hdf5, judge_sweeps, judge_variables, judge_versions
 from hpcopt.analysis.verdicts import (
     LITTLE_TIME,
     Finding,
@@ -40,6 +40,7 @@ def rank(**changes: Any) -> dict[str, Any]:
         "python": "3.11.7",
         "packages": {"torch": "2.13.0+cpu", "numpy": "2.4.6", "mpi4py": "4.1.2", "h5py": "3.16.0", "scipy": None},
         "devices": {"error": None, "names": [], "built_for": None},
+        "sweeps": "compiled",
         "variables": {},
         **changes,
     }
@@ -172,6 +173,14 @@ def test_outside_of_a_job_nothing_is_said_of_one() -> None:
     assert judge_job(None, [rank()]) == []
 
 
+def test_sweeps_that_were_not_compiled_are_said_with_what_to_do() -> None:
+    assert only(judge_sweeps([rank(), rank()])).level == "green"
+    found = only(judge_sweeps([rank(), rank(host="node2", sweeps="there was no compiler")]))
+    assert found.level == "yellow"
+    assert "there was no compiler (node2)" in found.advice
+    assert judge_sweeps([rank(sweeps="")]) == []  # torch is what is missing then
+
+
 def test_slow_communication_is_noticed() -> None:
     assert judge_communication({}, {}) == []
     assert only(judge_communication({8: 2e-6, 1 << 22: 1e-3}, {})).level == "green"
@@ -249,7 +258,7 @@ def test_this_process_alone_is_examined(tmp_path: Path) -> None:
     assert report is not None
     topics = [finding.topic for finding in report.findings]
     assert [topic for topic in topics if topic != "mpirun"] == [
-        "MPI", "ranks", "threads", "devices", "HDF5", "disk", "versions", "variables",
+        "MPI", "ranks", "threads", "devices", "sweeps", "HDF5", "disk", "versions", "variables",
     ]  # fmt: skip
     by_topic = {finding.topic: finding for finding in report.findings}
     assert by_topic["HDF5"].level == "green"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 
 import pytest
 import torch
 
 from hpcopt.kernels import choice
 from hpcopt.kernels.choice import TORCH, choose, kernels_on, seconds, sweeps_on
+from hpcopt.kernels.compiled import CompiledSweeps
 from hpcopt.kernels.cupy_kernels import CupyKernels
 from hpcopt.kernels.cupy_vectors import CupyVectors
 from hpcopt.kernels.sweeps import TorchSweeps
@@ -16,8 +18,31 @@ from hpcopt.kernels.torch_kernels import TorchKernels
 from tests.support.emulation import Emulation
 
 
-def test_the_processor_has_torch_alone() -> None:
-    assert kernels_on(torch.device("cpu"), torch.float32) is TORCH
+@pytest.fixture
+def fresh() -> Iterator[None]:
+    """What was found out before counts neither in the test nor behind it."""
+    choice._on_processor.cache_clear()
+    yield
+    choice._on_processor.cache_clear()
+
+
+@pytest.mark.usefixtures("fresh")
+def test_the_processor_has_torch_and_the_compiled_sweeps(
+    compiled: CompiledSweeps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choice, "compiled_sweeps", lambda: compiled)
+    taken = kernels_on(torch.device("cpu"), torch.float32)
+    assert (taken.factors, taken.vectors) == (TORCH.factors, None)
+    assert taken.reason == "torch, and sweeps over long vectors compiled from C"
+    assert sweeps_on(torch.zeros(1)) is compiled
+
+
+@pytest.mark.usefixtures("fresh")
+def test_without_the_library_torch_makes_the_sweeps_and_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "compiled_sweeps", lambda: "there was no compiler")
+    assert kernels_on(torch.device("cpu"), torch.float32).reason == (
+        "torch, also for sweeps over long vectors: there was no compiler"
+    )
     assert isinstance(sweeps_on(torch.zeros(1)), TorchSweeps)
 
 

@@ -12,14 +12,14 @@ import torch
 from hpcopt.kernels import cupy_vectors
 from hpcopt.kernels.choice import TORCH
 from hpcopt.kernels.cupy_vectors import EVERY, CupyVectors
-from hpcopt.kernels.sweeps import Pair, TorchSweeps
+from hpcopt.kernels.sweeps import Pair
 from hpcopt.linalg import conjugate_gradient
 from hpcopt.linalg.conjugate_gradient import Solution, conjugate_gradients
 from hpcopt.objective.vectors import inner
 from tests.support.emulation import Emulation
+from tests.support.sweeps import TOLERANCE, assert_sweeps_of_nlcg, draw
 
 SIZE = 700
-TOLERANCE = {torch.float64: 1e-13, torch.float32: 1e-5}
 
 
 @pytest.fixture
@@ -33,10 +33,6 @@ def vectors(emulation: Emulation, monkeypatch: pytest.MonkeyPatch) -> CupyVector
 def dtype(request: pytest.FixtureRequest) -> torch.dtype:
     found: torch.dtype = getattr(torch, request.param)
     return found
-
-
-def draw(dtype: torch.dtype, *shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
 @pytest.mark.parametrize(("k", "l"), [(1, 1), (2, 22), (5, 4)])
@@ -57,19 +53,7 @@ def test_products_of_nothing_are_0(vectors: CupyVectors) -> None:
 def test_the_sweeps_of_nlcg(
     vectors: CupyVectors, dtype: torch.dtype, keeps: bool, pair: Pair | None, undo: float
 ) -> None:
-    given = [draw(dtype, SIZE, seed=seed) for seed in range(7)]
-    given[2].abs_()
-    both = [[each.to(kind) for each in given] for kind in (dtype, torch.float64)]
-    both = [[each.clone() for each in vectors] for vectors in both]
-    sums = []
-    for sweeps, (g, previous, h, d, kept, w, mean) in zip((vectors, TorchSweeps()), both, strict=True):
-        parts = [*sweeps.measure(g, previous, d, h, with_norm=True)]
-        parts += sweeps.precondition(g, previous, h, d, kept if keeps else None, pair, 1e-3)
-        sweeps.move(g, d, w, mean if keeps else None, beta=0.7, undo=undo, rate=0.1, leaves=0.2)
-        sums.append(torch.stack([one.double() for part in parts for one in part]))
-    torch.testing.assert_close(*sums, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
-    for found, expected in zip(*both, strict=True):
-        torch.testing.assert_close(found.double(), expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+    assert_sweeps_of_nlcg(vectors, [draw(dtype, SIZE, seed=seed) for seed in range(7)], keeps, pair, undo)
 
 
 def system(dtype: torch.dtype, size: int = 40) -> tuple[torch.Tensor, torch.Tensor]:

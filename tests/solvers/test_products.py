@@ -1,11 +1,10 @@
-"""Inner products in pieces: those of whole vectors, and agreed on."""
+"""Inner products of many vectors: those of whole vectors, and agreed on."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from hpcopt.kernels import sweeps
 from hpcopt.solvers import products
 from tests.support.objectives import QuadraticObjective
 
@@ -14,18 +13,10 @@ def vectors() -> torch.Tensor:
     return torch.randn(3, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
-def test_products_are_those_of_whole_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweeps, "PIECE", 5)
+def test_products_are_those_of_whole_vectors() -> None:
     x, y, z = vectors()
     found = products.products(QuadraticObjective(12), [(x, y), (z, z), (y, z)])
     assert found == pytest.approx([float(x @ y), float(z @ z), float(y @ z)])
-
-
-def test_sums_of_single_precision_are_in_double(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweeps, "PIECE", 1)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    x = torch.tensor([1e8, 1.0, -1e8, 1.0])
-    assert products.products(QuadraticObjective(4), [(x, torch.ones(4))]) == [2.0]
 
 
 def test_what_decides_is_what_the_ranks_agreed_on() -> None:

@@ -9,6 +9,8 @@ import torch
 
 from hpcopt.comm.communicator import Communicator
 from hpcopt.config import parse_job
+from hpcopt.kernels import choice
+from hpcopt.kernels.choice import TORCH
 from hpcopt.train.job import PreparedJob
 from tests.support.waits import Waits
 
@@ -28,6 +30,12 @@ DECISIONS = {
     *("kronecker.shifted_inverse", "kronecker.__init__", "kronecker._invert", "apts._judge"),
 }
 """Where methods learn numbers by which they decide: losses, products, and whether factors could be inverted."""
+
+
+@pytest.fixture(autouse=True)
+def as_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sweeps whose sums stay where the vectors are; those in C leave theirs where a processor has them already."""
+    monkeypatch.setattr(choice, "_on_processor", lambda: TORCH)
 
 
 def step(method: str, comm: Communicator, micro_batch: int) -> tuple[Counter[str], int]:

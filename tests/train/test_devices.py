@@ -10,6 +10,7 @@ import torch
 from hpcopt.analysis.machine import devices
 from hpcopt.comm.communicator import Communicator
 from hpcopt.errors import UsageError
+from hpcopt.kernels.choice import kernels_on
 from hpcopt.train.devices import choose_device, device_facts, gpu_facts
 from tests.support.gpus import pretend
 
@@ -34,7 +35,10 @@ def test_without_a_gpu_auto_is_the_processor_and_cuda_is_refused(comm: Communica
 
 
 def test_the_record_says_which_gpu_and_which_kernels(monkeypatch) -> None:
-    assert device_facts(torch.device("cpu"), torch.float32) == {"device": "cpu", "kernels": "torch"}
+    assert device_facts(torch.device("cpu"), torch.float32) == {
+        "device": "cpu",
+        "kernels": kernels_on(torch.device("cpu"), torch.float32).reason,
+    }
     pretend(monkeypatch, ["GPU-a", "GPU-b"])
     monkeypatch.setattr("hpcopt.train.devices.kernels_on", lambda *_: SimpleNamespace(reason="CuPy"))
     expected = {"name": "Pretended GPU", "uuid": "GPU-b", "memory": 1 << 34}
