@@ -44,6 +44,10 @@ class Link:
         """Bytes that may go at once: those of 4 ms, the more the less timers must be punctual, within limits."""
         return min(max(LEAST_BURST, round(500 * self.megabits)), MOST_BURST)
 
+    def seconds(self, sent: int) -> float:
+        """Least time for so many bytes."""
+        return 8e-6 * sent / self.megabits
+
     def rate(self, device: str) -> list[str]:
         """The command that limits the rate of a device."""
         limit = ["rate", f"{self.megabits:g}mbit", "burst", str(self.burst), "latency", "400ms"]
@@ -94,8 +98,9 @@ class Hosts:
 
     @property
     def environment(self) -> dict[str, str]:
-        """How Open MPI starts its daemons."""
-        return {"PRTE_MCA_plm_ssh_agent": str(self._agent), "OMPI_MCA_plm_rsh_agent": str(self._agent)}
+        """How Open MPI starts its daemons, and that MPICH does not notice that the hosts share memory."""
+        agents = {"PRTE_MCA_plm_ssh_agent": str(self._agent), "OMPI_MCA_plm_rsh_agent": str(self._agent)}
+        return agents | {"UCX_TLS": "tcp,self", "FI_PROVIDER": "tcp"}
 
     def _build(self) -> None:
         self._agent = self._folder / "agent"
@@ -156,7 +161,7 @@ def mpirun(version: str, hosts: Sequence[str], ranks_a_host: int, agent: Path) -
         places = ",".join(f"{host}:{ranks_a_host}" for host in hosts)
         where = ["--host", places, "--map-by", f"ppr:{ranks_a_host}:node:oversubscribe", "--bind-to", "none"]
         return ["mpirun", *where, "-n", count]
-    where = ["-hosts", ",".join(hosts), "-ppn", str(ranks_a_host), "-launcher", "ssh", "-launcher-exec", str(agent)]
+    where = ["-hosts", ",".join(hosts), "-ppn", str(ranks_a_host), "-launcher", "rsh", "-launcher-exec", str(agent)]
     return ["mpirun", *where, "-n", count]
 
 

@@ -5,7 +5,7 @@
 Strong: the same job on more ranks, 784-128-10 on 4,000 images of mnist-5k. Weak: as many images a rank on any number of
 ranks, and batches that grow with them. One thread a rank. Seconds a step are of plain runs; a second run of every job,
 with ``debug.barriers``, tells the wait for other ranks from the exchange of data (docs/record.md). Beside FILE.md the
-same figures are drawn in FILE.png. About four minutes.
+same figures are drawn in FILE.png. About three minutes.
 """
 
 from __future__ import annotations
@@ -149,19 +149,19 @@ def draw(found: Sequence[Row], cores: int, path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def report(found: Sequence[Row], cores: int, allreduce: Mapping[int, Mapping[str, float]]) -> list[str]:
+def report(found: Sequence[Row], cores: int, told: Mapping[int, Mapping[str, Any]]) -> list[str]:
     """Everything below the head of the file."""
     network = "; ".join(
-        f"{ranks} ranks: 8 B in {1e6 * times['8']:.0f} us, 256 KiB in {1e3 * times['262144']:.2f} ms"
-        for ranks, times in allreduce.items()
+        f"{ranks} ranks: 8 B in {1e6 * small:.0f} us, 256 KiB in {1e3 * large:.2f} ms"
+        for ranks, (small, large) in ((ranks, each["allreduce"].values()) for ranks, each in told.items())
         if ranks > 1
     )
     about = (
-        f"784-128-10 on mnist-5k, one thread a rank, {cores} cores for this job: on more ranks than cores they take "
-        "turns, and the speed-up is at most the number of cores. Milliseconds are means over steps and ranks. The "
-        "three parts are of a run with a barrier before every call that blocks, whose steps are longer by that; files "
-        f"are the record and one checkpoint at the end. Allreduce: {network or 'not needed'}. Load average at the end: "
-        f"{os.getloadavg()[0]:.1f}."
+        f"{told[1]['library']}; 784-128-10 on mnist-5k, one thread a rank, {cores} cores for this job: on more ranks "
+        "than cores they take turns, and the speed-up is at most the number of cores. Milliseconds are means over "
+        "steps and ranks. The three parts are of a run with a barrier before every call that blocks, whose steps are "
+        "longer by that; files are the record and one checkpoint at the end. Allreduce: "
+        f"{network or 'not needed'}. Load average at the end: {os.getloadavg()[0]:.1f}."
     )
     text = [about, ""]
     for kind, what in (
@@ -183,7 +183,7 @@ def main() -> None:
     numbers = sorted({1, *options.ranks})
     told = {ranks: ran(["mpirun", "-n", str(ranks)], plan(options.methods, ranks)) for ranks in numbers}
     found = rows({ranks: each["runs"] for ranks, each in told.items()}, options.methods)
-    text = report(found, cores, {ranks: each["allreduce"] for ranks, each in told.items()})
+    text = report(found, cores, told)
     print("\n".join(text))
     if options.output:
         text += [f"![Time of a step by its parts]({options.output.with_suffix('.png').name})"]

@@ -103,6 +103,7 @@ def test_a_method_is_compared_with_the_faster_sgd_that_reached_the_accuracy() ->
 def test_a_link_has_a_rate_and_a_burst_that_is_short_against_a_message() -> None:
     assert [Link(rate).burst for rate in (1, 100, 1000)] == [16384, 50000, 65536]
     assert " ".join(Link(2.5).rate("eth0")).endswith("tbf rate 2.5mbit burst 16384 latency 400ms")
+    assert Link(8).seconds(1000) == pytest.approx(1e-3)
     assert "delay 1.5ms" in " ".join(Link(10, 1.5).late("eth0"))
 
 
@@ -110,7 +111,7 @@ def test_no_launcher_binds_the_ranks_of_two_hosts_to_the_same_core() -> None:
     ours = mpirun("mpirun (Open MPI) 5.0.11", ["node0", "node1"], 2, Path("agent"))
     assert "--host node0:2,node1:2 --map-by ppr:2:node:oversubscribe --bind-to none -n 4" in " ".join(ours)
     hydra = mpirun("HYDRA build details:", ["node0", "node1"], 2, Path("agent"))
-    assert "-hosts node0,node1 -ppn 2 -launcher ssh -launcher-exec agent -n 4" in " ".join(hydra)
+    assert "-hosts node0,node1 -ppn 2 -launcher rsh -launcher-exec agent -n 4" in " ".join(hydra)
     assert "-bind-to" not in hydra, "what MPICH does by itself"
 
 
