@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import fields
 
 import pytest
@@ -16,6 +17,7 @@ from hpcopt.models.registry import option_names as model_keys
 from hpcopt.parallel_options import ParallelOptions
 from hpcopt.solvers.registry import SOLVERS
 from hpcopt.solvers.registry import option_names as solver_keys
+from hpcopt.train.record import EVALUATION_COLUMNS, ITERATION_COLUMNS, RANK_COLUMNS, Column
 from tests.support.pages import prose
 
 TABLES = {
@@ -62,3 +64,23 @@ def test_every_key_of_a_method_is_described(method: str) -> None:
 def test_every_ending_of_a_data_file_is_named() -> None:
     code = " ".join(re.findall(r"`([^`]+)`", section("jobs.md", "[data]"))).split()
     assert [suffix for suffix in SUFFIXES if suffix not in code] == []
+
+
+def test_every_key_in_a_table_of_keys_is_one() -> None:
+    known = {field.name for tables in TABLES.values() for options in tables for field in fields(options)}
+    known |= {f"{table}.{field.name}" for table in TABLES for options in TABLES[table] for field in fields(options)}
+    known |= {key for method in SOLVERS for key in solver_keys(method)} | {"name"}
+    for page in ("jobs.md", "methods.md"):
+        tables = re.findall(r"^\| key \|.*\n((?:\|.*\n)*)", prose(page), re.MULTILINE)
+        named = [
+            key for table in tables for row in table.splitlines() for key in re.findall("`(.*?)`", row.split("|")[1])
+        ]
+        assert len(tables) > 5
+        assert sorted(set(named) - known) == []
+
+
+@pytest.mark.parametrize("columns", [ITERATION_COLUMNS, EVALUATION_COLUMNS, RANK_COLUMNS])
+def test_every_column_of_the_record_is_named(columns: Sequence[Column]) -> None:
+    rows = [row for row in prose("record.md").splitlines() if row.startswith("| `/")]
+    told = [" ".join(re.findall("`(.*?)`", row.split("|", 2)[2])).split() for row in rows]
+    assert sorted(column.name for column in columns) in [sorted(set(names) - {"local_iterations"}) for names in told]
