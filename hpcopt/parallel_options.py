@@ -50,10 +50,15 @@ class ParallelOptions:
     gpu_aware: bool | str = False
     """Hand device buffers to MPI directly; only for an MPI built for it. Off: staged through the host. "auto": what a
     job of its own finds out at the start, where ranks have GPUs."""
+    nccl: bool | str = False
+    """Sum large vectors of devices by NCCL, through CuPy, where every rank has a GPU of its own. "auto": where that can
+    be had."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.gpu_aware, bool) and self.gpu_aware != "auto":
-            raise UsageError(f'parallel.gpu_aware = {self.gpu_aware!r} is not allowed: it is true, false or "auto".')
+        for key in ("gpu_aware", "nccl"):
+            given = getattr(self, key)
+            if not isinstance(given, bool) and given != "auto":
+                raise UsageError(f'parallel.{key} = {given!r} is not allowed: it is true, false or "auto".')
         check_number("parallel.quorum", self.quorum, "a part of the ranks above 0 and at most 1", lambda x: 0 < x <= 1)
         if self.quorum is not None and self.replay is not None:
             raise UsageError(

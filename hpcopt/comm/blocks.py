@@ -26,6 +26,7 @@ else:
 
 def reduce_scatter(comm: Communicator, buffer: Any, counts: Sequence[int]) -> Any:
     """As ``Communicator.reduce_scatter``, whose arguments these are. *Collective*."""
+    counts = _checked(comm, counts)
     if comm.pipelined and chunks.is_large(buffer):
         return _reduce_in_chunks(comm, buffer, counts)
     staged = stage(buffer, comm.pool, comm.gpu_aware, write=False)
@@ -47,7 +48,7 @@ def reduce_scatter(comm: Communicator, buffer: Any, counts: Sequence[int]) -> An
 
 def allgatherv(comm: Communicator, part: Any, counts: Sequence[int]) -> Any:
     """As ``Communicator.allgatherv``, whose arguments these are. *Collective*."""
-    itemsize = getattr(part, "itemsize", 0)
+    counts, itemsize = _checked(comm, counts), getattr(part, "itemsize", 0)
     if comm.pipelined and sum(counts) * itemsize > chunks.CHUNK_BYTES:
         return _gather_in_chunks(comm, part, counts)
     staged = stage(part, comm.pool, comm.gpu_aware, write=False)
@@ -135,6 +136,13 @@ def pieces_of(staged: Staged, offset: int, count: int, limit: int) -> list[chunk
 def offsets(counts: Sequence[int]) -> list[int]:
     """Where blocks of so many elements begin."""
     return [0, *accumulate(counts)][:-1]
+
+
+def _checked(comm: Communicator, counts: Sequence[int]) -> list[int]:
+    counts = [int(count) for count in counts]
+    if len(counts) != comm.size or min(counts) < 0:
+        raise UsageError(f"counts = {counts} must hold one number >= 0 for each of the {comm.size} ranks.")
+    return counts
 
 
 def _check_length(call: str, staged: Staged, expected: int, name: str) -> None:

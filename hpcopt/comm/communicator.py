@@ -18,6 +18,7 @@ from hpcopt.comm.blocks import pieces_of
 from hpcopt.comm.chunks import Chunks, HostChunks, Message, chunks_of, cut, in_chunks, is_large
 from hpcopt.comm.ledger import Ledger
 from hpcopt.comm.mpi_library import load_mpi
+from hpcopt.comm.nccl import Nccl
 from hpcopt.comm.request import Request
 from hpcopt.comm.staging import HostPool, stage
 from hpcopt.comm.together import Together
@@ -52,6 +53,7 @@ class Communicator:
         chunk: elements a call of MPI at most; larger buffers go in several calls.
         barriers: every call that blocks begins with a barrier, whose time the ledger keeps apart: that of waiting for
             the last rank to come. False at first; it must be the same on all ranks.
+        nccl: sums large tensors from device to device; None, as at first, on all ranks or on none.
         pool: host buffers that stand for memory of a device, kept between calls.
     """
 
@@ -82,6 +84,7 @@ class Communicator:
         self.ledger = Ledger() if ledger is None else ledger
         self.chunk = chunk
         self.pool = HostPool()
+        self.nccl: Nccl | None = None
         self._owned = False
 
     def __repr__(self) -> str:
@@ -103,6 +106,8 @@ class Communicator:
         """
         start = self.start_call()
         mpi_op = _OPS.get(op) or _unknown_op(op)
+        if self._by_nccl(buffer, op, label, start):
+            return buffer
         if self.pipelined and is_large(buffer):
             return self._in_chunks(buffer, label, start, partial(self.mpi.Iallreduce, _IN_PLACE, op=mpi_op))
         staged = stage(buffer, self.pool, self.gpu_aware)
@@ -123,6 +128,8 @@ class Communicator:
         Several may be in flight; all ranks must start them in the same order.
         """
         start = perf_counter()
+        if self._by_nccl(buffer, op, label, start):
+            return Request(buffer, None, [], self.ledger, label)
         call = partial(self.mpi.Iallreduce, _IN_PLACE, op=_OPS.get(op) or _unknown_op(op))
         return self._start(buffer, label, start, call)
 
@@ -172,7 +179,6 @@ class Communicator:
             UsageError: the buffer does not have sum(counts) elements, or cannot be used; nothing was sent.
         """
         start = self.start_call()
-        counts = self._check_counts(counts)
         result = blocks.reduce_scatter(self, buffer, counts)
         self.ledger.add(label, buffer.nbytes, perf_counter() - start)  # type: ignore[attr-defined]
         return result  # type: ignore[no-any-return]
@@ -192,10 +198,17 @@ class Communicator:
             UsageError: the part does not have ``counts[rank]`` elements, or cannot be used; nothing was sent.
         """
         start = self.start_call()
-        counts = self._check_counts(counts)
         result = blocks.allgatherv(self, part, counts)
         self.ledger.add(label, result.nbytes, perf_counter() - start)
         return result  # type: ignore[no-any-return]
+
+    def _by_nccl(self, buffer: Any, op: str, label: str, start: float) -> bool:
+        """Whether NCCL reduces a buffer, which it then does."""
+        if self.nccl is None or not self.nccl.takes(buffer, op):
+            return False
+        self.nccl.sum(buffer)
+        self.ledger.add(label, buffer.nbytes, perf_counter() - start)
+        return True
 
     def _in_chunks(
         self, buffer: Buffer, label: str, start: float, call: Callable[[Message], MPI.Request],
@@ -301,6 +314,7 @@ class Communicator:
     def _derived(self, comm: MPI.Comm) -> Communicator:
         child = Communicator(comm, gpu_aware=self.gpu_aware, ledger=self.ledger, chunk=self.chunk)
         child.pool, child.pipelined, child.barriers = self.pool, self.pipelined, self.barriers
+        child.nccl = None if self.nccl is None else self.nccl.beside(comm)
         child._owned = True
         return child
 
@@ -308,6 +322,8 @@ class Communicator:
         """Give back a communicator made by ``split``; does nothing to one that was passed in. *Collective*."""
         if self._owned and not MPI.Is_finalized():
             self._owned = False
+            if self.nccl is not None:
+                self.nccl.free()
             self.mpi.Free()
 
     def together(self, what: str) -> Together:
@@ -327,12 +343,6 @@ class Communicator:
     def _check_root(self, root: int) -> None:
         if not 0 <= root < self.size:
             raise UsageError(f"root = {root} is not a rank: this communicator has ranks 0 to {self.size - 1}.")
-
-    def _check_counts(self, counts: Sequence[int]) -> list[int]:
-        counts = [int(count) for count in counts]
-        if len(counts) != self.size or min(counts) < 0:
-            raise UsageError(f"counts = {counts} must hold one number >= 0 for each of the {self.size} ranks.")
-        return counts
 
 
 def _unknown_op(op: str) -> MPI.Op:

@@ -20,10 +20,12 @@ class Request:
 
     __slots__ = ("_buffer", "_chunks", "_label", "_ledger", "_requests")
 
-    def __init__(self, buffer: Any, chunks: Chunks, requests: list[MPI.Request], ledger: Ledger, label: str) -> None:
-        """Hold the buffer and its memory alive until the calls, one for each chunk, are complete."""
+    def __init__(
+        self, buffer: Any, chunks: Chunks | None, requests: list[MPI.Request], ledger: Ledger, label: str
+    ) -> None:
+        """Hold the buffer and its memory alive until the calls, one for each chunk, are complete; None: they are."""
         self._buffer = buffer
-        self._chunks: Chunks | None = chunks
+        self._chunks = chunks
         self._requests = requests
         self._ledger = ledger
         self._label = label

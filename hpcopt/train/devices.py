@@ -9,6 +9,7 @@ import torch
 
 from hpcopt.comm.communicator import Communicator
 from hpcopt.comm.gpu_probe import probe
+from hpcopt.comm.nccl import Nccl, load_nccl, refusal, sums_are_right
 from hpcopt.errors import UsageError
 from hpcopt.kernels.choice import kernels_on
 
@@ -67,6 +68,37 @@ def choose_transport(aware: bool | str, device: torch.device, comm: Communicator
         aware, reason = probe(comm) if any_device else (False, "no rank has a GPU")
     comm.gpu_aware, comm.pipelined = bool(aware), any_device and not aware
     return f"{'device memory' if aware else 'host memory'}: {reason}"
+
+
+def choose_sums(asked: bool | str, device: torch.device, comm: Communicator) -> str:
+    """Tell a communicator whether NCCL makes its large sums; in words. *Collective*.
+
+    Args:
+        asked: what ``parallel.nccl`` says.
+        device: of this rank.
+        comm: the ranks of the run, without communicators split from it.
+
+    Raises:
+        UsageError: on all ranks, when it is asked for and cannot be had.
+    """
+    if asked is False:
+        return "MPI: as asked"
+    uuids = comm.allgather_objects(gpu_facts(device.index or 0)["uuid"] if device.type == "cuda" else "")
+    if comm.size == 1 or not all(uuids) or len(set(uuids)) < comm.size:
+        return refusal(asked, "not every one of several ranks has a GPU of its own")
+    module, why = None, ""
+    try:
+        module = load_nccl()
+    except ImportError as error:
+        why = str(error)
+    why = next(filter(None, comm.allgather_objects(why)), "")
+    if not why:
+        comm.nccl = Nccl(module, comm.mpi, device)
+        right = sums_are_right(comm.nccl, comm.size, comm.rank, device)
+        if comm.reduce_scalars([float(right)], op="min")[0] == 1.0:
+            return "NCCL: its sums are right"
+        comm.nccl, why = None, "sums of NCCL were wrong"
+    return refusal(asked, why)
 
 
 def gpu_facts(index: int) -> dict[str, Any]:

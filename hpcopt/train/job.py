@@ -20,7 +20,7 @@ from hpcopt.objective.network.replicas import NetworkReplicas
 from hpcopt.solvers.registry import make_solver
 from hpcopt.solvers.slimtrain import last_layer_of
 from hpcopt.solvers.solver import Solver
-from hpcopt.train.devices import choose_device, choose_transport, device_facts
+from hpcopt.train.devices import choose_device, choose_sums, choose_transport, device_facts
 from hpcopt.train.job_checks import check_before_data
 from hpcopt.train.minimize import first_iterations, horizon_epochs, make_criteria, plan_batches, run_facts, train
 from hpcopt.train.objectives import loss_name, make_objective
@@ -53,6 +53,7 @@ class PreparedJob:
             solver, grid = check_before_data(job, comm.size)
         device = choose_device(job.run.device, comm, job.run.share_gpu)
         self.transport = choose_transport(job.parallel.gpu_aware, device, comm)
+        self.sums = choose_sums(job.parallel.nccl, device, comm)
         self.pace = make_pace(job.parallel, job.debug, comm, solver)
         self.data = load(job.data, comm, job.run.seed, grid)
         with comm.together("checking the job"):
@@ -89,6 +90,7 @@ class PreparedJob:
         about_rank = {
             "threads": torch.get_num_threads(),
             "mpi_buffers": self.transport,
+            "large_sums": self.sums,
             **device_facts(self.objective.model.device, self.objective.model.dtype),
             "samples": self.objective.shards()[1],
         }
