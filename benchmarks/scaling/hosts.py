@@ -96,6 +96,7 @@ def draw(found: Mapping[float, Sequence[Row]], path: Path) -> None:
     """Seconds by rate, one line a method that reached the accuracy."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, StrMethodFormatter
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
@@ -106,6 +107,11 @@ def draw(found: Mapping[float, Sequence[Row]], path: Path) -> None:
             axes.plot(*zip(*points, strict=True), "o--" if method in BASELINES else "o-", label=method)
     axes.set_xscale("log")
     axes.set_yscale("log")
+    axes.set_xticks(list(found), [f"{rate:g}" for rate in found])
+    axes.minorticks_off()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.grid(alpha=0.3)
     axes.set_xlabel("megabits a second")
     axes.set_ylabel("seconds of training until the accuracy")
     axes.legend(fontsize=8)
@@ -150,7 +156,7 @@ def main() -> int:
     parser.add_argument("--delay", type=float, default=1.0, help="ms")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--accuracy", type=float, default=0.92)
-    parser.add_argument("--seconds", type=float, default=40.0, help="of a run at most")
+    parser.add_argument("--seconds", type=float, default=90.0, help="of a run at most")
     parser.add_argument("--run", help="a command to start on all hosts instead")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
