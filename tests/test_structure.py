@@ -29,6 +29,7 @@ LAYERS = (
         "linalg",
         "solvers",
         "optim",
+        "costs",
     ),
     *("checkpoint", "cluster", "parallel_options", "config", "train", "analysis", "cli", "__main__"),
 )

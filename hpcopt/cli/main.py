@@ -208,17 +208,54 @@ def _verify(
     raise typer.Exit(check(path, as_json))
 
 
+@app.command("predict")
+def _predict(
+    job: Annotated[Path, typer.Argument(metavar="JOB.toml", help="The job file.", show_default=False)],
+    ranks: Annotated[str, typer.Option("--ranks", metavar="8,64,1024", help="Numbers of ranks.", show_default=False)],
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Override a key of the job file.", show_default=False),
+    ] = None,
+    measured: Annotated[
+        Path | None,
+        typer.Option("--measured", metavar="FILE.json", help="A file of hpcopt doctor --measure.", show_default=False),
+    ] = None,
+    on_host: Annotated[
+        int | None,
+        typer.Option("--ranks-per-host", metavar="N", help="As many as were measured by default.", show_default=False),
+    ] = None,
+    inner: Annotated[
+        float | None,
+        typer.Option(
+            "--inner", metavar="N", help="Trials of a line search, products of conjugate gradients.", show_default=False
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Time, bytes and memory of an iteration on other numbers of ranks, by rates of hpcopt doctor --measure."""
+    from hpcopt.cli.predict import predict
+
+    predict(job, ranks, settings or [], measured, on_host, inner, as_json)
+
+
 @app.command("doctor")
 def _doctor(
     as_json: Json = False,
     run_dir: Annotated[Path, typer.Option("--run-dir", metavar="DIR", help="Where runs are to be written.")] = Path(
         "runs"
     ),
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Also measure the rates that hpcopt predict needs.")
+    ] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE.json", help="Where the measurement goes.", show_default=False),
+    ] = None,
 ) -> None:
     """Say what this allocation will do: MPI, job, ranks, threads, devices, HDF5, disk. Under mpirun, srun, or alone."""
     from hpcopt.cli.doctor import doctor
 
-    raise typer.Exit(run_guarded(lambda: doctor(as_json, run_dir)))
+    raise typer.Exit(run_guarded(lambda: doctor(as_json, run_dir, measure, output)))
 
 
 @app.command(

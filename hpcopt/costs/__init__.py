@@ -1,0 +1,1 @@
+"""What an iteration costs, in closed form: messages, work, memory, and with measured rates the time."""

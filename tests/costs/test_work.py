@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mpi4py import MPI
+
+from hpcopt.comm.communicator import Communicator
+from hpcopt.costs.facts import case_of
+from hpcopt.costs.layers import Layer
+from hpcopt.costs.machine import read
+from hpcopt.costs.methods import Case
+from hpcopt.costs.work import GRADIENT, VALUE, Evaluations, Worker, evaluations_of
+from hpcopt.objective.protocol import Work
+from hpcopt.solvers.registry import make_solver
+from tests.support.measurements import written
+from tests.support.problems import SAMPLES, loss_for, sharded
+
+SMALL = {"radius_initial": 1e-3, "radius_max": 1e-3}
+
+
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("sgd", {}),
+        ("adam", {}),
+        ("lars", {}),
+        ("lbfgs", {}),
+        ("trust_region", SMALL),
+        ("apts", {**SMALL, "global_iterations": 2, "local_start": 0.01}),
+        ("nlcg", {"preconditioner": "diagonal_bfgs", "subset": 1.0}),
+        ("nlcg", {"preconditioner": "identity", "subset": 1.0, "damping_control": "batch"}),
+        ("nlcg", {"step_rule": "strong_wolfe", "preconditioner": "identity"}),
+        ("nlcg", {"preset": "paper", "learning_rate": 1e-3}),
+        ("newton", {"preconditioner": "none", "cg_iterations": 3, "subset": 1.0, "damping": 1e3, "combine": False}),
+        ("slimtrain", {"deliver": "iterate"}),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_evaluations_are_those_that_the_objective_counts(name: str, options: dict[str, Any], whole: bool) -> None:
+    objective = sharded(Communicator(MPI.COMM_SELF), loss_for(name))
+    solver = make_solver(name, options, 100.0)
+    state, tried = solver.init(objective), 0
+    for number in range(10):
+        if number == 5:
+            objective.work = Work()
+        batch = objective.full_batch if whole else replace(objective.full_batch, indices=rows(), key=(number, 0))
+        state, report = solver.step(objective, state, batch)
+        assert report.accepted
+        tried += report.inner_iterations if number >= 5 else 0
+    case = case_of(objective, solver, SAMPLES, per_epoch=1 if whole else 5, trials=tried / 5)
+    said, counted = evaluations_of(name, solver, case), objective.work
+    found = (5 * said.values, 5 * said.gradients, 5 * said.products)
+    assert found == pytest.approx((counted.values, counted.gradients, counted.curvature_products))
+
+
+def rows() -> torch.Tensor:
+    """All samples, as a batch that is not the whole set says so."""
+    return torch.arange(SAMPLES)
+
+
+def test_a_gradient_is_a_product_forward_and_two_backward_but_in_the_first_layer(tmp_path: Path) -> None:
+    """At an operation a nanosecond, where twenty samples are enough for memory to be the faster."""
+    rates = replace(read(written(tmp_path / "m.json")).rates[0], module=0.0)
+    worker = Worker([Layer(1.0, 400, 800, 400, 800), Layer(1.0, 800, 200, 800, 200)], 20, 0.1, "float32")
+    first, second = 2e-9 * 20 * 400 * 800, 2e-9 * 20 * 800 * 200
+    case = Case(whole=True, batch=20)
+    assert worker.seconds(VALUE, case, rates) == pytest.approx(first + second, rel=1e-6)
+    assert worker.seconds(GRADIENT, case, rates) == pytest.approx(2 * first + 3 * second, rel=1e-6)
+    products = worker.seconds(Evaluations(products=3.0), case, rates)
+    assert products == pytest.approx(4 * (2 * first + 3 * second), rel=1e-6)
+
+
+def test_memory_traffic_and_the_fixed_cost_of_modules_are_added(tmp_path: Path) -> None:
+    """100 us a module; an activation of 50 numbers reads and writes 400 bytes a sample."""
+    rates = read(written(tmp_path / "m.json")).rates[0]
+    worker = Worker([Layer(0.0, 0, 0, 50.0, 50.0)], 10, 1000, "float32")
+    case = Case(whole=True, batch=10)
+    assert worker.seconds(Evaluations(values=1.0), case, rates) == pytest.approx(4e-6)
+    assert worker.seconds(Evaluations(gradients=1.0), case, rates) == pytest.approx(12e-6)
+    assert worker.seconds(Evaluations(calls=2.0), case, rates) == pytest.approx(200e-6)
+    assert worker.seconds(Evaluations(sweeps=6.0), case, rates) == pytest.approx(24e-6)
+    assert worker.seconds(Evaluations(values=1.0), case, replace(rates, slower=4.0)) == pytest.approx(16e-6)
