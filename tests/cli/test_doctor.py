@@ -61,3 +61,18 @@ def test_a_reader_that_leaves_is_no_bug(tmp_path: Path) -> None:
     command = f"{sys.executable} -m hpcopt doctor --json | true"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=ROOT, timeout=60, check=False)
     assert done.stderr == ""
+
+
+def test_a_measurement_is_kept_where_it_is_wanted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("hpcopt.analysis.measure.measure", lambda comm: {"format": 1, "ranks": comm.size})
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    main(["doctor", "--json", "--measure", "--output", "here/m.json"])
+    assert json.loads(capsys.readouterr().out)["measurement"] == "here/m.json"
+    assert json.loads(Path("here/m.json").read_text())["ranks"] == 1
+    main(["doctor", "--measure"])
+    (kept,) = (tmp_path / "cache" / "hpcopt").glob("measured-*.json")
+    assert str(kept) in capsys.readouterr().out
+    assert main(["doctor", "--output", "b.json"]) == 2
+    assert "give --measure" in capsys.readouterr().err
