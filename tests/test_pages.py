@@ -64,6 +64,7 @@ def place(finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         (here / name).symlink_to(ROOT / name)
     monkeypatch.chdir(here)
     monkeypatch.syspath_prepend(here)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(here / "cache"))
     known = set(sys.modules)
     yield here
     for name in set(sys.modules) - known:

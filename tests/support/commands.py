@@ -21,6 +21,7 @@ from hpcopt.cli.data import app as data
 from hpcopt.cli.main import app, main
 from hpcopt.cli.submit import app as submit
 from hpcopt.train.run_lock import FILE_NAME, RunLock
+from tests.support import measurements
 from tests.support.pages import ROOT, without_launcher
 from tests.support.runs import write_run
 
@@ -113,6 +114,8 @@ def _added(words: list[str]) -> list[str]:
     if words[0] == "run":
         length = "iterations" if re.search(r"^iterations", Path(words[1]).read_text(), re.MULTILINE) else "epochs"
         return ["--fresh", *(word for setting in (*SMALL, f"run.{length}=2") for word in ("--set", setting))]
+    if words[0] == "predict":
+        return ["--measured", str(measurements.written(Path("measured.json")))]
     if words[0] == "submit":
         return ["--print", "--launcher", "mpirun"]
     return []
