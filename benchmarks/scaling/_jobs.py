@@ -41,7 +41,7 @@ def ran(
         asked, told = Path(folder) / "plan.json", Path(folder) / "told.json"
         asked.write_text(json.dumps(plan), encoding="utf-8")
         command = [*launcher, sys.executable, str(WORKER), str(asked), str(told)]
-        done = subprocess.run(command, env=ENVIRONMENT | os.environ | dict(environment or {}), check=False)
+        done = subprocess.run(command, env=os.environ | ENVIRONMENT | dict(environment or {}), check=False)
         if done.returncode or not told.exists():
             raise SystemExit(f"{' '.join(command)} ended with status {done.returncode}")
         found: dict[str, Any] = json.loads(told.read_text(encoding="utf-8"))

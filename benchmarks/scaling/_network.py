@@ -24,8 +24,12 @@ host=$1
 shift
 exec ip netns exec "{prefix}$host" unshare --uts sh -c "hostname $host; $*"
 """
+PREFIX = "hpcopt-"
+"""Of the names of namespaces; the number of the process follows, and the host."""
 TOOLS = ("ip", "tc", "unshare", "hostname")
 LEAST_BURST, MOST_BURST = 16384, 65536
+SETTINGS = Path("/etc/netns")
+"""Files here replace those of /etc in the namespace of their folder's name."""
 ADDRESSES = "10.213.84."
 
 
@@ -72,7 +76,7 @@ class Hosts:
 
     def __init__(self, count: int, link: Link) -> None:
         self.names, self.link, self.remark = [f"node{i}" for i in range(count)], link, ""
-        self._prefix = f"hpcopt-{os.getpid()}-"
+        self._prefix = f"{PREFIX}{os.getpid()}-"
         self._made: list[str] = []
 
     def __enter__(self) -> Hosts:
@@ -80,6 +84,7 @@ class Hosts:
         if missing or os.geteuid() != 0:
             raise NotPossibleError(f"It takes root and the commands {', '.join(TOOLS)}; missing: {', '.join(missing)}.")
         self._term = signal.signal(signal.SIGTERM, _leave)
+        _remove_those_of_the_dead()
         self._folder = Path(tempfile.mkdtemp(prefix="hpcopt-hosts-"))
         try:
             self._build()
@@ -112,7 +117,7 @@ class Hosts:
         table = "".join(f"{ADDRESSES}{i + 1} {name}\n" for i, name in enumerate(self.names))
         for number, name in enumerate(self.names):
             self._space(name)
-            hosts = Path("/etc/netns") / (self._prefix + name) / "hosts"
+            hosts = SETTINGS / (self._prefix + name) / "hosts"
             hosts.parent.mkdir(parents=True)
             hosts.write_text("127.0.0.1 localhost\n" + table, encoding="utf-8")
             self._connect(name, f"{ADDRESSES}{number + 1}/24")
@@ -145,10 +150,7 @@ class Hosts:
 
     def _remove(self) -> None:
         for name in self._made:
-            space = self._prefix + name
-            _end_all(space)
-            subprocess.run(["ip", "netns", "del", space], check=False)
-            shutil.rmtree(Path("/etc/netns") / space, ignore_errors=True)
+            _remove_space(self._prefix + name)
         self._made = []
         shutil.rmtree(self._folder, ignore_errors=True)
         signal.signal(signal.SIGTERM, self._term)
@@ -163,6 +165,22 @@ def mpirun(version: str, hosts: Sequence[str], ranks_a_host: int, agent: Path) -
         return ["mpirun", *where, "-n", count]
     where = ["-hosts", ",".join(hosts), "-ppn", str(ranks_a_host), "-launcher", "rsh", "-launcher-exec", str(agent)]
     return ["mpirun", *where, "-n", count]
+
+
+def _remove_space(space: str) -> None:
+    _end_all(space)
+    subprocess.run(["ip", "netns", "del", space], check=False)
+    shutil.rmtree(SETTINGS / space, ignore_errors=True)
+
+
+def _remove_those_of_the_dead() -> None:
+    """What a process left that was killed."""
+    told = subprocess.run(["ip", "netns"], capture_output=True, text=True, check=False)
+    for line in told.stdout.splitlines():
+        space = line.split()[0]
+        owner = space.removeprefix(PREFIX).split("-")[0]
+        if space.startswith(PREFIX) and owner.isdigit() and not Path("/proc", owner).exists():
+            _remove_space(space)
 
 
 def _end_all(space: str) -> None:

@@ -144,7 +144,7 @@ def run_there(command: str, options: argparse.Namespace) -> int:
     """A command of the user's own on the hosts."""
     with Hosts(options.hosts, Link(options.rates[0], options.delay)) as hosts:
         words = [*hosts.launcher(options.ranks_a_host), *shlex.split(command)]
-        return subprocess.run(words, env=ENVIRONMENT | os.environ | hosts.environment, check=False).returncode
+        return subprocess.run(words, env=os.environ | ENVIRONMENT | hosts.environment, check=False).returncode
 
 
 def main() -> int:

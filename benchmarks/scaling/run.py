@@ -139,10 +139,12 @@ def draw(found: Sequence[Row], cores: int, path: Path) -> None:
             bottom = [0.0] * len(mine)
             for name in ("computing", "communication", "waiting"):
                 heights = [1e3 * getattr(row.parts, name) for row in mine]
-                axes.bar([str(row.ranks) for row in mine], heights, bottom=bottom, label=name)
+                bars = axes.bar([str(row.ranks) for row in mine], heights, bottom=bottom, label=name)
+                for bar, row in zip(bars, mine, strict=True):
+                    bar.set_alpha(1.0 if row.ranks <= cores else 0.5)
                 bottom = [a + b for a, b in zip(bottom, heights, strict=True)]
             axes.set_title(f"{method}, {kind}", fontsize=10)
-            axes.set_xlabel(f"ranks on {cores} cores")
+            axes.set_xlabel(f"ranks on {cores} cores (pale: taking turns)", fontsize=8)
             axes.set_ylabel("ms a step" if column == 0 else "")
             if line == column == 0:
                 axes.legend(fontsize=8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -124,6 +125,21 @@ def test_without_root_it_is_skipped_with_the_reason(
     assert "Skipped: It takes root" in capsys.readouterr().out
 
 
+def test_the_worker_tells_what_inspect_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("mlxtend")
+    from benchmarks.scaling import _worker
+
+    monkeypatch.setattr(_worker, "choose_threads", lambda comm: None)
+    settings = [*METHODS["sgd"].settings, "run.iterations=3", "data.limit=100", "debug.barriers=true"]
+    (tmp_path / "plan.json").write_text(json.dumps({"a": settings}), encoding="utf-8")
+    _worker.main(tmp_path / "plan.json", tmp_path / "told.json")
+    found = json.loads((tmp_path / "told.json").read_text(encoding="utf-8"))
+    assert list(found["runs"]) == ["a"]
+    assert found["runs"]["a"]["iterations"] == 3
+    assert min(split(found["runs"]["a"])) > 0
+    assert (len(found["hosts"]), list(found["allreduce"])) == (1, ["8", "262144"])
+
+
 def spaces() -> str:
     return subprocess.run(["ip", "netns"], capture_output=True, text=True, check=True).stdout
 
@@ -150,8 +166,18 @@ def test_hosts_have_their_own_names_and_are_gone_after_an_error(two_hosts: Hosts
         raise KeyError
     assert left.wait(30) != 0
     assert two_hosts._prefix not in spaces()
-    assert not list(Path("/etc/netns").glob(f"{two_hosts._prefix}*"))
+    assert not list(_network.SETTINGS.glob(f"{two_hosts._prefix}*"))
     assert not Path(agent).exists()
+
+
+def test_what_a_killed_process_left_is_removed(two_hosts: Hosts) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    left = f"{_network.PREFIX}{ended.pid}-node0"
+    subprocess.run(["ip", "netns", "add", left], check=True)
+    with two_hosts:
+        assert left not in spaces()
+        assert two_hosts._prefix in spaces()
 
 
 def test_a_switch_that_cannot_be_built_leaves_nothing_behind(two_hosts: Hosts, monkeypatch: pytest.MonkeyPatch) -> None:
