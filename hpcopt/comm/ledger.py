@@ -13,6 +13,12 @@ class LedgerTotals(NamedTuple):
     bytes: int
     seconds_waited: float
 
+    def since(self, before: LedgerTotals) -> LedgerTotals:
+        """What was added to ``before``."""
+        return LedgerTotals(
+            self.calls - before.calls, self.bytes - before.bytes, self.seconds_waited - before.seconds_waited
+        )
+
 
 class LedgerRow(NamedTuple):
     """One label's account on this rank."""
@@ -32,16 +38,17 @@ class Ledger:
     the wait.
 
     Attributes:
+        calls, bytes, seconds_waited: sums over all labels.
         seconds_for_others: the part of all ``seconds_waited`` in which other ranks had not come yet, as far as barriers
             tell (``Communicator.barriers``).
     """
 
-    __slots__ = ("_accounts", "seconds_for_others")
+    __slots__ = ("_accounts", "bytes", "calls", "seconds_for_others", "seconds_waited")
 
     def __init__(self) -> None:
         """Start with no labels."""
         self._accounts: dict[str, list[float]] = {}
-        self.seconds_for_others = 0.0
+        self.clear()
 
     def add(self, label: str, nbytes: int, seconds: float, calls: int = 1) -> None:
         """Book ``calls`` calls under ``label``; well under a microsecond."""
@@ -51,6 +58,9 @@ class Ledger:
         account[0] += calls
         account[1] += nbytes
         account[2] += seconds
+        self.calls += calls
+        self.bytes += nbytes
+        self.seconds_waited += seconds
 
     def snapshot(self) -> dict[str, tuple[float, ...]]:
         """A copy of the accounts, from which ``rows`` can count."""
@@ -66,12 +76,10 @@ class Ledger:
 
     def totals(self) -> LedgerTotals:
         """Sums over all labels."""
-        accounts = self._accounts.values()
-        return LedgerTotals(
-            int(sum(a[0] for a in accounts)), int(sum(a[1] for a in accounts)), sum(a[2] for a in accounts)
-        )
+        return LedgerTotals(self.calls, self.bytes, self.seconds_waited)
 
     def clear(self) -> None:
         """Forget everything booked so far."""
         self._accounts.clear()
-        self.seconds_for_others = 0.0
+        self.calls = self.bytes = 0
+        self.seconds_waited = self.seconds_for_others = 0.0

@@ -100,6 +100,7 @@ class BatchPlan:
         self._epoch: int | None = None
         self._first_cell = 0
         self._picks = np.empty((0, 0), np.int64)
+        self._own, self._ends = np.empty(0, np.int64), np.zeros(1, np.int64)
         self._last_picks = np.empty(0, np.int64)
 
     def local(self, epoch: int, number: int) -> np.ndarray:
@@ -108,12 +109,11 @@ class BatchPlan:
         if self.per_epoch == 1:
             return np.arange(self.count)
         self._prepare(epoch)
-        picks = self._picks[number]
-        if self._shared:
-            shared = self._shared_cells(epoch, number)
-            picks = np.concatenate([picks, self._picks[(number + 1) % self.per_epoch][shared]])
-            picks.sort()
-        return np.asarray(picks[(picks >= self.start) & (picks < self.start + self.count)] - self.start)
+        own = self._own[self._ends[number] : self._ends[number + 1]]
+        if not self._shared:
+            return own
+        shared = self._picks[(number + 1) % self.per_epoch][self._shared_cells(epoch, number)]
+        return np.sort(np.concatenate([own, shared[self._has(shared)] - self.start]))
 
     def size(self, number: int, epoch: int) -> int:
         """Samples of batch ``number`` of an epoch over all ranks."""
@@ -139,9 +139,16 @@ class BatchPlan:
         first = self.start // nb
         stop = -(-(self.start + self.count) // nb) if self.count else first
         self._first_cell = first
-        self._picks = np.ascontiguousarray(self._permuted(epoch, first, stop).T)
+        self._picks = self._permuted(epoch, first, stop).T
+        mine = self._has(self._picks)
+        self._own = self._picks[mine] - self.start
+        self._ends = np.append(0, mine.sum(axis=1).cumsum())
         self._last_picks = self._permuted(epoch, self._cells, self._cells + 1)[0]
         self._epoch = epoch
+
+    def _has(self, samples: np.ndarray) -> np.ndarray:
+        """Which of some samples of the whole set are in this shard."""
+        return np.asarray((samples >= self.start) & (samples < self.start + self.count))
 
     def _permuted(self, epoch: int, first: int, stop: int) -> np.ndarray:
         """Samples of the cells first..stop-1, shape (cells, nb): column b holds what batch b gets.

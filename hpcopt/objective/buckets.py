@@ -58,17 +58,18 @@ class BucketedGradient:
         micro = self._shard.micro_batch
         return self._long and (micro is None or batch.total <= micro)
 
-    def reduce(
-        self, w: Vector, batch: Batch, scale: float, buffer: Vector, write: Callable[[Vector, Vector, float], None]
-    ) -> float:
-        """Fill ``buffer`` with the summed gradient and the scalars that ``write`` puts behind it. *Collective*."""
+    def reduce(self, w: Vector, batch: Batch, scale: float, buffer: Vector, write: Callable[[float], None]) -> float:
+        """Fill ``buffer`` with the summed gradient. *Collective*.
+
+        ``write`` is given this rank's part of the mean loss, and puts behind the gradient what is summed with it.
+        """
         self._buffer, self._requests = buffer, []
         self._missing, self._ready = [len(bucket) for bucket in self._buckets], set()
         for tensor in self._shard.parameters.tensors:
             tensor.grad = None  # one that is left from elsewhere would be added to
         loss = self._shard.backward_sum(w, batch, scale)
         self._complete()
-        write(buffer, w, loss * scale)
+        write(loss * scale)
         self._comm.allreduce(buffer[w.numel() :], label="loss")
         for request in self._requests:
             request.wait()

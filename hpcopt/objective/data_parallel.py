@@ -14,7 +14,7 @@ import torch
 
 from hpcopt.comm.communicator import Communicator
 from hpcopt.errors import UsageError
-from hpcopt.objective import exact_sum, reductions, vectors
+from hpcopt.objective import reductions, vectors
 from hpcopt.objective.augmentation import Augment
 from hpcopt.objective.buckets import BucketedGradient
 from hpcopt.objective.figures import squares_from_mean, sums
@@ -27,6 +27,7 @@ from hpcopt.objective.model_state import ReplicatedModel
 from hpcopt.objective.parameters import FlatParameters
 from hpcopt.objective.problem import Samples, Sums
 from hpcopt.objective.protocol import Batch, Vector, Work
+from hpcopt.objective.reductions import Packed
 from hpcopt.objective.separable_model import SeparableModel
 from hpcopt.objective.shard import Part, Shard
 from hpcopt.objective.signs import signs
@@ -106,8 +107,8 @@ class DataParallelObjective:
         self.work, self.local = Work(), LocalObjective(shard, decay, self.samples)
         self.model = ReplicatedModel(shard.module, parameters, comm)
         self.flag, self.flags_seen, self.forward_mode = 0.0, 0.0, FORWARD_MODES[0]
-        self._lent: Vector | None = None
-        self._spare: Vector | None = None
+        self._lent: Packed | None = None
+        self._spare: Packed | None = None
         self._buckets = BucketedGradient(shard, comm, bucket_bytes)
         self._seed, self._subsets = seed, Subsets(seed, parameters.device)
         parameters.bind(comm.bcast(parameters.copy(), label="parameters"))
@@ -159,9 +160,9 @@ class DataParallelObjective:
         scale = 1.0 / batch.total
         if not self._buckets.wanted(batch):
             return self.reduced_gradient(w, batch, lambda out: self.shard.gradient_sum(w, batch, scale, out))
-        buffer = self._new_buffer(w)
-        self._buckets.reduce(w, batch, scale, buffer, self._write_scalars)
-        return self._reduced(buffer, w, batch), buffer[: self.size]
+        packed = self._new_buffer(w)
+        self._buckets.reduce(w, batch, scale, packed.buffer, lambda loss: packed.write(self._scalars(w, loss)))
+        return self._reduced(packed, w, batch), packed.vector
 
     def reduced_gradient(self, w: Vector, batch: Batch, evaluate: Callable[[Vector], float]) -> tuple[float, Vector]:
         """As ``value_and_gradient``, of which this rank's part comes from ``evaluate``. *Collective*, one reduction.
@@ -172,11 +173,10 @@ class DataParallelObjective:
             evaluate: writes this rank's part of the mean loss's gradient into the vector (n,) that it gets, and returns
                 its loss sum.
         """
-        buffer = self._new_buffer(w)
-        gradient = buffer[: self.size]
-        self._write_scalars(buffer, w, evaluate(gradient) * (1.0 / batch.total))
-        self.comm.allreduce(buffer, label="gradient")
-        return self._reduced(buffer, w, batch), gradient
+        packed = self._new_buffer(w)
+        packed.write(self._scalars(w, evaluate(packed.vector) * (1.0 / batch.total)))
+        self.comm.allreduce(packed.buffer, label="gradient")
+        return self._reduced(packed, w, batch), packed.vector
 
     @cached_property
     def separable(self) -> SeparableModel:
@@ -192,14 +192,14 @@ class DataParallelObjective:
 
         One reduction, after the backward pass: in buckets this rank's own sum would be gone before it is complete.
         """
-        buffer, scale = self._new_buffer(w), 1.0 / batch.total
-        gradient = buffer[: self.size]
+        packed, scale = self._new_buffer(w), 1.0 / batch.total
+        gradient = packed.vector
         loss = self.shard.gradient_sum(w, batch, scale, gradient)
         own = gradient * (batch.total / max(batch.count, 1))
-        self._write_scalars(buffer, w, loss * scale)
-        self.comm.allreduce(buffer, label="gradient")
+        packed.write(self._scalars(w, loss * scale))
+        self.comm.allreduce(packed.buffer, label="gradient")
         loss = loss / max(batch.count, 1) + self.decay.value(w)
-        return self._reduced(buffer, w, batch), gradient, loss, self.decay.add_gradient(own, w)
+        return self._reduced(packed, w, batch), gradient, loss, self.decay.add_gradient(own, w)
 
     def share(self, batch: Batch) -> float:
         """w_d: the part of the batch's samples that this rank holds."""
@@ -223,7 +223,7 @@ class DataParallelObjective:
 
     def release(self, gradient: Vector) -> None:
         """Take back the memory of the latest gradient. Fresh pages for each would cost as much as its reduction."""
-        if self._lent is not None and gradient.data_ptr() == self._lent.data_ptr():
+        if self._lent is not None and gradient.data_ptr() == self._lent.buffer.data_ptr():
             self._spare, self._lent = self._lent, None
 
     def subset(self, batch: Batch, size: int, number: int) -> Batch:
@@ -328,39 +328,20 @@ class DataParallelObjective:
         """Weight decay on rank 0, 0 elsewhere: added before the reduction, it is the same number on all ranks."""
         return self.decay.value(w) if self.comm.rank == 0 else 0.0
 
-    @property
-    def _tail(self) -> int:
-        return 2 if self.shard.parameters.dtype == torch.float64 else 2 * exact_sum.DIGITS
-
-    def _reduced(self, buffer: Vector, w: Vector, batch: Batch) -> float:
+    def _reduced(self, packed: Packed, w: Vector, batch: Batch) -> float:
         """The loss at the end of a reduced buffer; flags and work are counted, the gradient gets its weight decay."""
-        value, flags = self._read_scalars(buffer)
+        value, flags = packed.read()
         self.flags_seen += flags
         self.work.gradients += batch.total / self.samples
-        self.decay.add_gradient(buffer[: self.size], w)
+        self.decay.add_gradient(packed.vector, w)
         return value
 
-    def _new_buffer(self, w: Vector) -> Vector:
+    def _new_buffer(self, w: Vector) -> Packed:
         """Room for a gradient and the scalars behind it."""
-        buffer, self._spare = self._spare, None
-        if buffer is None:
-            buffer = torch.empty(self.size + self._tail, dtype=w.dtype, device=w.device)
-        self._lent = buffer
-        return buffer
+        packed, self._spare = self._spare, None
+        self._lent = Packed.empty(self.size, 2, w) if packed is None else packed
+        return self._lent
 
-    def _write_scalars(self, buffer: Vector, w: Vector, loss: float) -> None:
-        self._write_tail(buffer, (loss + self._own_decay(w), self.flag))
-
-    def _write_tail(self, buffer: Vector, scalars: Sequence[float]) -> None:
-        if buffer.dtype != torch.float64:
-            scalars = exact_sum.split_all(scalars)
-        if buffer.is_cuda:
-            buffer[self.size :] = torch.tensor(scalars, dtype=buffer.dtype, device=buffer.device)
-        else:
-            buffer[self.size :].numpy()[:] = scalars  # 2 microseconds; by way of a new tensor it takes 50
-
-    def _read_scalars(self, buffer: Vector) -> tuple[float, float]:
-        scalars = buffer[self.size :].tolist()
-        if buffer.dtype != torch.float64:
-            scalars = exact_sum.join_all(scalars)
-        return scalars[0], scalars[1]
+    def _scalars(self, w: Vector, loss: float) -> tuple[float, float]:
+        """What rides behind a gradient: this rank's part of the loss, and what it asks for."""
+        return loss + self._own_decay(w), self.flag

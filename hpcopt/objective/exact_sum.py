@@ -24,11 +24,12 @@ def split(value: float) -> list[float]:
     """
     if not abs(value) < 2.0**_TOP:
         return [math.nan] * DIGITS
-    digits = []
-    for scale in _SCALES:
-        digit = math.trunc(value / scale) * scale
-        digits.append(digit)
-        value -= digit
+    digits = [0.0] * DIGITS
+    i = (_TOP - math.frexp(value)[1]) // _BITS  # what is before it is 0
+    while value and i < DIGITS:
+        digits[i] = math.trunc(value / _SCALES[i]) * _SCALES[i]
+        value -= digits[i]
+        i += 1
     return digits
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from functools import cached_property
+from itertools import accumulate, pairwise
 
 import torch
 
@@ -43,8 +44,11 @@ class FlatParameters:
 
     def slices(self) -> list[slice]:
         """The part of w that each tensor occupies, in order."""
-        ends = torch.tensor([0, *self.counts]).cumsum(0).tolist()
-        return [slice(a, b) for a, b in pairwise(ends)]
+        return self._slices
+
+    @cached_property
+    def _slices(self) -> list[slice]:
+        return [slice(a, b) for a, b in pairwise(accumulate(self.counts, initial=0))]
 
     def views(self, vector: Vector) -> list[torch.Tensor]:
         """``vector`` cut and shaped like the module's tensors; differentiable, its adjoint is one concatenation."""
@@ -60,10 +64,6 @@ class FlatParameters:
     def copy(self) -> Vector:
         """A fresh copy of the parameters that the module holds now."""
         return self._bound.detach().clone()
-
-    def flatten(self, tensors: tuple[torch.Tensor, ...], out: Vector) -> Vector:
-        """Concatenate per-parameter tensors into ``out`` of n numbers."""
-        return torch.cat([t.reshape(-1) for t in tensors], out=out)
 
     def _attach(self, vector: Vector) -> None:
         for tensor, view in zip(self.tensors, self.views(vector.detach()), strict=True):

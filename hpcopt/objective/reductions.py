@@ -14,34 +14,49 @@ from hpcopt.objective import exact_sum
 from hpcopt.objective.protocol import Vector
 
 
-def new_buffer(size: int, scalars: int, like: Vector) -> Vector:
-    """Room for a vector of ``size`` numbers with ``scalars`` scalars behind it, in precision and place of ``like``."""
-    tail = scalars if like.dtype == torch.float64 else scalars * exact_sum.DIGITS
-    return torch.empty(size + tail, dtype=like.dtype, device=like.device)
+class Packed:
+    """A vector (n,) with scalars behind it in one buffer.
 
-
-def sum_with_scalars(
-    comm: Communicator, buffer: Vector, size: int, scalars: Sequence[float], label: str
-) -> list[float]:
-    """Sum a buffer of ``new_buffer`` over the ranks, in place, and with it the scalars. *Collective*, one reduction.
-
-    Args:
-        comm: the ranks.
-        buffer: its first ``size`` numbers are the vector; the scalars are written behind them.
-        size: n.
-        scalars: as many on every rank as ``new_buffer`` was told of.
-        label: the ledger's account.
-
-    Returns:
-        The sums of the scalars (k,).
+    Attributes:
+        buffer: all of it.
+        vector: its first n numbers.
     """
-    numbers = _split(scalars, buffer.dtype)
-    if buffer.is_cuda:
-        buffer[size:] = torch.tensor(numbers, dtype=buffer.dtype, device=buffer.device)
-    else:
-        buffer[size:].numpy()[:] = numbers  # by way of a new tensor it takes 25 times as long
-    comm.allreduce(buffer, label=label)
-    return _join(buffer[size:].tolist(), buffer.dtype)
+
+    def __init__(self, buffer: Vector, size: int) -> None:
+        """Of a buffer that has room for the scalars behind its first ``size`` numbers."""
+        # The views are made once: a buffer that is used again in every step would pay for them in each.
+        self.buffer, self.vector, self._tail = buffer, buffer[:size], buffer[size:]
+        self._host = None if buffer.is_cuda else self._tail.numpy()
+
+    @classmethod
+    def empty(cls, size: int, scalars: int, like: Vector) -> Packed:
+        """Room for ``size`` numbers and ``scalars`` scalars, in precision and place of ``like``."""
+        tail = scalars if like.dtype == torch.float64 else scalars * exact_sum.DIGITS
+        return cls(torch.empty(size + tail, dtype=like.dtype, device=like.device), size)
+
+    def write(self, scalars: Sequence[float]) -> None:
+        """Put the scalars (k,) behind the vector."""
+        numbers = _split(scalars, self.buffer.dtype)
+        if self._host is None:
+            self._tail.copy_(torch.tensor(numbers, dtype=self.buffer.dtype))
+        else:
+            self._host[:] = numbers  # by way of a new tensor it takes 25 times as long
+
+    def read(self) -> list[float]:
+        """The scalars (k,)."""
+        return _join(self._tail.tolist(), self.buffer.dtype)
+
+    def sum(self, comm: Communicator, scalars: Sequence[float], label: str) -> list[float]:
+        """Sum the vector over the ranks, in place, and these scalars, which are returned. *Collective*, one reduction.
+
+        Args:
+            comm: the ranks.
+            scalars: (k,) on every rank.
+            label: the ledger's account.
+        """
+        self.write(scalars)
+        comm.allreduce(self.buffer, label=label)
+        return self.read()
 
 
 def combine(

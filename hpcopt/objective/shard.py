@@ -133,11 +133,11 @@ class Shard:
         wanted = self.parameters.tensors if tensors is None else tensors
         found: list[torch.Tensor] = []
         for loss in losses:
-            gradients = torch.autograd.grad(loss * scale, wanted, materialize_grads=True)
+            gradients = torch.autograd.grad(loss * scale, wanted, allow_unused=True)
             if found:
-                out.add_(torch.cat([g.reshape(-1) for g in gradients]))
+                out.add_(_flat(gradients, wanted))
             else:
-                self.parameters.flatten(gradients, out)
+                _flat(gradients, wanted, out)
             found.append(loss.detach())
         if not found:
             out.zero_()
@@ -168,7 +168,7 @@ class Shard:
             for number, first in enumerate(range(start, start + count, step)):
                 chosen: slice | torch.Tensor = slice(first, min(first + step, start + count))
                 if batch.indices is not None:
-                    chosen = batch.indices[chosen]
+                    chosen = batch.indices if step >= count == batch.count else batch.indices[chosen]
                 inputs = self.inputs[chosen]
                 if augmented and self.augment is not None:
                     inputs = self.augment(inputs, batch.key[0], chosen)
@@ -185,6 +185,14 @@ class Shard:
         self.parameters.bind(w)
         if not self.module.training:
             self.module.train()
+
+
+def _flat(
+    gradients: Sequence[torch.Tensor | None], tensors: Sequence[torch.Tensor], out: Vector | None = None
+) -> Vector:
+    """Gradients one after the other; of a tensor that took no part in the loss, 0."""
+    given = zip(gradients, tensors, strict=True)
+    return torch.cat([t.new_zeros(t.numel()) if g is None else g.reshape(-1) for g, t in given], out=out)
 
 
 def _total(losses: Sequence[torch.Tensor]) -> float:

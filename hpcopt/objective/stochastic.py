@@ -8,12 +8,13 @@ first gradient of that batch (of its first micro-batch), as they would in a firs
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
 from hpcopt.random import key64
 
+_NOTHING_TO_HOLD = nullcontext()
 _NORMS = (torch.nn.modules.batchnorm._BatchNorm, torch.nn.modules.instancenorm._InstanceNorm)
 
 
@@ -38,15 +39,21 @@ class StochasticState:
         """Whether a sample's outputs depend on the piece of the batch that it is evaluated in."""
         return self.draws or self.mixes
 
-    @contextmanager
     def frozen(
         self, key: tuple[int, int], piece: int, device: torch.device, *, may_update: bool, rank: int | None = None
-    ) -> Iterator[None]:
+    ) -> AbstractContextManager[None]:
         """One forward pass on a rank's piece of the batch ``key``, with the masks that this piece always has.
 
         With ``may_update`` the running statistics move, if they have not yet for this batch and stay finite.
         """
-        rank = self.rank if rank is None else rank
+        if not (self.draws or self._norms):
+            return _NOTHING_TO_HOLD
+        return self._held(key, piece, device, may_update, self.rank if rank is None else rank)
+
+    @contextmanager
+    def _held(
+        self, key: tuple[int, int], piece: int, device: torch.device, may_update: bool, rank: int
+    ) -> Iterator[None]:
         update = may_update and bool(self._norms) and key != self._last_updated
         before = [buffer.clone() for norm in self._norms for buffer in norm.buffers()]
         for norm in self._norms:

@@ -23,6 +23,7 @@ from hpcopt.objective.data_parallel import BUCKET_BYTES, DataParallelObjective
 from hpcopt.objective.losses import Loss
 from hpcopt.objective.parameters import FlatParameters
 from hpcopt.objective.protocol import Batch, Vector
+from hpcopt.objective.reductions import Packed
 from hpcopt.objective.shard import Part
 
 
@@ -114,19 +115,17 @@ class VariableBlockObjective(DataParallelObjective):
         if self.grid.rows == 1:
             value, gradient = self.value_and_gradient(w, batch)
             return value, gradient, value, gradient.clone()
-        buffer, scale = self._new_buffer(w), 1.0 / batch.total
-        loss = self.shard.gradient_sum(w, batch, scale, buffer[: self.size])
-        self._write_tail(buffer, (loss * scale, self.flag))
-        self._rows.allreduce(buffer, label="gradient")
-        loss, flag = self._read_scalars(buffer)
+        packed, scale = self._new_buffer(w), 1.0 / batch.total
+        loss = self.shard.gradient_sum(w, batch, scale, packed.vector)
+        loss, flag = packed.sum(self._rows, (loss * scale, self.flag), "gradient")
         factor = batch.total / max(batch.count, 1)
         decay = self.decay.value(w)
-        own = loss * factor + decay, self.decay.add_gradient(buffer[: self.size] * factor, w)
+        own = loss * factor + decay, self.decay.add_gradient(packed.vector * factor, w)
         if self._row == 0:
-            self._write_tail(buffer, (loss + decay, flag))
-        summed = self._over_rows(buffer)
-        self.release(buffer[: self.size])
-        return self._reduced(summed, w, batch), summed[: self.size], *own
+            packed.write((loss + decay, flag))
+        summed = Packed(self._over_rows(packed.buffer), self.size)
+        self.release(packed.vector)
+        return self._reduced(summed, w, batch), summed.vector, *own
 
     def free(self) -> None:
         """Give back the communicators of row and column. *Collective*."""

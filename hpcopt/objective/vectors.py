@@ -17,8 +17,8 @@ def inner(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """X Y^T in float64 on the CPU, shape (k, l): products in the vectors' precision, block sums in float64."""
     if x.is_cuda:
         return _on_device(x, y).cpu()
-    if x.dtype == torch.float64:
-        return (x @ y.T).cpu()
+    if x.dtype == torch.float64 or x.shape[1] <= _BLOCK:
+        return (x @ y.T).cpu().double()
     total = torch.zeros(x.shape[0], y.shape[0], dtype=torch.float64, device=x.device)
     for start in range(0, x.shape[1], _BLOCK):
         total += x[:, start : start + _BLOCK] @ y[:, start : start + _BLOCK].T
@@ -40,10 +40,10 @@ def dot(x: torch.Tensor, y: torch.Tensor) -> float:
     """x^T y of two vectors (n,), as ``inner``."""
     if x.is_cuda:
         return float(inner(x[None], y[None]))
-    if x.dtype == torch.float64:
+    if x.dtype == torch.float64 or x.numel() <= _DOT_BLOCK:
         return float(torch.dot(x, y))
     parts = [torch.dot(a, b) for a, b in zip(x.split(_DOT_BLOCK), y.split(_DOT_BLOCK), strict=True)]
-    return float(torch.stack(parts).sum(dtype=torch.float64)) if parts else 0.0
+    return float(torch.stack(parts).sum(dtype=torch.float64))
 
 
 def matmul(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:

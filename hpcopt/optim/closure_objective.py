@@ -14,6 +14,7 @@ from hpcopt.comm.communicator import Communicator
 from hpcopt.errors import UsageError
 from hpcopt.objective import reductions, vectors
 from hpcopt.objective.protocol import Batch, Linearization, Vector, Work
+from hpcopt.objective.reductions import Packed
 from hpcopt.objective.signs import signs
 from hpcopt.objective.weight_decay import WeightDecay
 from hpcopt.optim.closure import ClosureEvaluation
@@ -122,17 +123,17 @@ class ClosureObjective:
 
     def value_and_gradient(self, w: Vector, batch: Batch) -> tuple[float, Vector]:
         """f(w) and its gradient, a new vector. *Collective*, one reduction; raises as ``value``."""
-        buffer = reductions.new_buffer(self.size, 2, w)
-        loss = self.local.plain_gradient(w, batch, buffer[: self.size])
-        return self._sum(buffer, loss, w, batch)
+        packed = Packed.empty(self.size, 2, w)
+        loss = self.local.plain_gradient(w, batch, packed.vector)
+        return self._sum(packed, loss, w, batch)
 
     def value_and_gradients(self, w: Vector, batch: Batch) -> tuple[float, Vector, float, Vector]:
         """As ``value_and_gradient``, and f_d(w) of this rank with its gradient (n,) from the same evaluation."""
-        buffer = reductions.new_buffer(self.size, 2, w)
-        loss = self.local.plain_gradient(w, batch, buffer[: self.size])
-        own = buffer[: self.size].clone()
+        packed = Packed.empty(self.size, 2, w)
+        loss = self.local.plain_gradient(w, batch, packed.vector)
+        own = packed.vector.clone()
         self.local.decay.add_gradient(own, w)
-        return *self._sum(buffer, loss, w, batch), loss + self.local.decay.value(w), own
+        return *self._sum(packed, loss, w, batch), loss + self.local.decay.value(w), own
 
     def combine(
         self, vector: Vector, scalars: Sequence[float], own: Sequence[float] = ()
@@ -184,12 +185,11 @@ class ClosureObjective:
             return values
         return tuple(self.comm.broadcast_scalars(values))
 
-    def _sum(self, buffer: Vector, loss: float, w: Vector, batch: Batch) -> tuple[float, Vector]:
+    def _sum(self, packed: Packed, loss: float, w: Vector, batch: Batch) -> tuple[float, Vector]:
         """Weight this rank's loss and gradient, and sum them over the ranks."""
-        gradient, share = buffer[: self.size], self.share(batch)
+        gradient, share = packed.vector, self.share(batch)
         gradient.mul_(share)
-        scalars = (share * loss + self._own_decay(w), self._failed)
-        loss, failed = reductions.sum_with_scalars(self.comm, buffer, self.size, scalars, "gradient")
+        loss, failed = packed.sum(self.comm, (share * loss + self._own_decay(w), self._failed), "gradient")
         self._check(failed)
         self.work.gradients += 1
         return loss, self.local.decay.add_gradient(gradient, w)

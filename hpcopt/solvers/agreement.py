@@ -32,7 +32,8 @@ def agreed_products(objective: Objective, products: torch.Tensor) -> torch.Tenso
 
 def agreed_dot(objective: Objective, x: Vector, y: Vector) -> float:
     """``objective.dot`` with the same result on all ranks (*collective*)."""
-    return float(agreed_products(objective, torch.tensor(objective.dot(x, y), dtype=torch.float64)))
+    product = objective.dot(x, y)
+    return product if getattr(objective, "reduces_products", False) else objective.agree(product)[0]
 
 
 def agreed_coefficients(objective: Objective, coefficients: torch.Tensor, *scalars: float) -> tuple[torch.Tensor, ...]:

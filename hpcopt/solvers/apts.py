@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, cast
 
 import torch
@@ -153,20 +154,21 @@ class APTS:
         if self.next_shrink_below > self.next_grow_above:
             fail(self, "next_shrink_below", f"must be at most next_grow_above = {self.next_grow_above:g}")
         check_radii(self)
+        _ = self._local_phase, self._global  # once, not in every step
 
     def init(self, objective: Objective) -> State:
         """The state of the global pass, the radius of the preconditioned step, this rank's own part and its memory.
 
         Entries ``local_*`` and ``own_*`` are this rank's own; all others are the same on all ranks.
         """
-        state = self._global().init(objective)
+        state = self._global.init(objective)
         parameters: Vector = state["parameters"]  # type: ignore[assignment]
         own: State = {"own_loss": 0.0, "own_gradient": torch.zeros_like(parameters)}
         last: State = {"step_radius": 0.0, "previous": parameters.clone(), "promised": 0.0, "reach": 0.0}
         last["window"] = torch.full((self.window,), -math.inf, dtype=torch.float64)
         if self.average:
             last |= empty_average(parameters)
-        return state | own | last | local_memory(self._local(), objective)
+        return state | own | last | local_memory(self._local_phase.solver, objective)
 
     def step(self, objective: Objective, state: State, batch: Batch) -> tuple[State, StepReport]:
         """One iteration. *Collective*: 2 + mu reductions of n numbers on a full batch, 3 + mu on a mini-batch."""
@@ -196,12 +198,14 @@ class APTS:
             return AdamTrustRegion()
         return TrustRegion(model=self.local_solver, memory=self.local_memory)
 
+    @cached_property
     def _local_phase(self) -> LocalPhase:
         budget = None if self.budget else self.radius_max
         return LocalPhase(
             self._local(), self.local_iterations, self.consistency, self.combination, budget, self.local_start
         )
 
+    @cached_property
     def _global(self) -> TrustRegion:
         """The solver of the global pass."""
         names = ("radius_initial", "radius_min", "radius_max", "accept", "shrink_below", "grow_above", "shrink", "grow")
@@ -250,7 +254,7 @@ class APTS:
         self, objective: Objective, state: State, batch: Batch, fixed: FixedBatch, report: StepReport
     ) -> float:
         """Local solves, their combination and its ratio test; returns the predicted decrease of an accepted step."""
-        found = self._local_phase().run(objective, state, batch)
+        found = self._local_phase.run(objective, state, batch)
         step, decrease, reach = found.step, found.decrease, found.reach
         norm = math.sqrt(agreed_dot(objective, step, step))
         report.predicted, state["reach"] = decrease, reach
@@ -266,7 +270,7 @@ class APTS:
             report.finite, state["step_radius"] = False, NOT_FINITE_SHRINK * min(reach, float(state["step_radius"]))
             return 0.0
         self._judge(state, batch, after, report)
-        self._global()._learn(objective, state, Trial(step, norm, decrease, 0, None), gradient)
+        self._global._learn(objective, state, Trial(step, norm, decrease, 0, None), gradient)
         if not report.accepted:
             return 0.0
         self._move(state, batch, fixed, (point, after, gradient, square))
@@ -292,7 +296,7 @@ class APTS:
 
     def _global_pass(self, state: State, batch: Batch, fixed: FixedBatch, report: StepReport) -> StopReason:
         """At most mu trials on the loss of all ranks from where the preconditioned step ended. *Collective*."""
-        solver, stop = self._global(), StopReason.RUNNING
+        solver, stop = self._global, StopReason.RUNNING
         if self.shared_radius:
             state["radius"] = state["step_radius"]
         for _ in range(self.global_iterations):

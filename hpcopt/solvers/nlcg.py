@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any, ClassVar, cast
 
 from hpcopt.objective.protocol import Batch, Objective
@@ -104,16 +105,17 @@ class NLCG(ConjugateOptions):
         if self.next_increase_below > self.next_decrease_above:
             fail(self, "next_increase_below", f"must be at most next_decrease_above = {self.next_decrease_above:g}")
         check_number(self, "average", 0.0, 1.0)
-        self._rule()  # what the preconditioner checks of its own options
+        _ = self._rule  # what the preconditioner checks of its own options
 
     def init(self, objective: Objective) -> State:
         """As the step rule has it."""
-        return self._rule().init(objective)
+        return self._rule.init(objective)
 
     def step(self, objective: Objective, state: State, batch: Batch) -> tuple[State, StepReport]:
         """One step, as the step rule has it. *Collective*."""
-        return self._rule().step(objective, state, batch)
+        return self._rule.step(objective, state, batch)
 
+    @cached_property
     def _rule(self) -> Solver:
         return cast(Solver, _imported(STEP_RULES[self.step_rule])(self, self._preconditioner()))
 

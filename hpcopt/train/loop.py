@@ -112,11 +112,7 @@ class TrainingLoop:
     def _count_from(self, standing: Standing) -> None:
         """Communication and work are counted on from what they were; the communicator may be older than the run."""
         totals, objective = self.objective.comm.ledger.totals(), self.objective
-        self._ledger_before = LedgerTotals(
-            totals.calls - standing.calls,
-            totals.bytes - standing.bytes_moved,
-            totals.seconds_waited - standing.seconds_waited,
-        )
+        self._ledger_before = totals.since(LedgerTotals(standing.calls, standing.bytes_moved, standing.seconds_waited))
         # The sum itself goes on, not a difference to another one, which would be rounded in another way.
         objective.work = replace(standing.work, curvature_cost=objective.work.curvature_cost)
         objective.flags_seen = 0.0
@@ -127,15 +123,15 @@ class TrainingLoop:
         objective, standing = self.objective, self._standing
         objective.flag, objective.flags_seen = self._asks(), 0.0
         self._tell_watchdog(f"step {standing.iterations + 1}")
-        waited, started = self._spent().seconds_waited, time.perf_counter()
-        others = objective.comm.ledger.seconds_for_others
+        ledger, started = objective.comm.ledger, time.perf_counter()
+        waited, others = ledger.seconds_waited, ledger.seconds_for_others
         batch = self._batches.next()
         state, report = self.solver.step(objective, state, batch)
         elapsed = time.perf_counter() - started
         standing.seconds += elapsed
         self._step_seconds += elapsed
-        self._step_waited += self._spent().seconds_waited - waited
-        self._step_others += objective.comm.ledger.seconds_for_others - others
+        self._step_waited += ledger.seconds_waited - waited
+        self._step_others += ledger.seconds_for_others - others
         standing.iterations, standing.batch = standing.iterations + 1, batch.total
         if self.criteria.check_agreement:
             self._check_agreement(state, report)
@@ -191,11 +187,10 @@ class TrainingLoop:
         if not (ended or leave or seen % LEAVE >= SAVE or keeper.is_due(self._batches)):
             return stop
         self._tell_watchdog(f"save after step {self._standing.iterations}")
-        totals = self.objective.comm.ledger.totals()
+        before = self._spent()
         saved = keeper.save(self._snapshot(state, diverged=stop is StopReason.NOT_FINITE))
         told_to_end = keeper.told_to_end(saved)
-        spent = [after - before for after, before in zip(self.objective.comm.ledger.totals(), totals, strict=True)]
-        self._ledger_before = LedgerTotals(*(a + b for a, b in zip(self._ledger_before, spent, strict=True)))  # type: ignore[arg-type]
+        self._ledger_before = self.objective.comm.ledger.totals().since(before)
         if ended or not (leave or (saved and told_to_end)):
             return stop
         if not saved:
@@ -265,9 +260,8 @@ class TrainingLoop:
     def _tell_iteration(self, report: StepReport) -> None:
         if not self._listeners:
             return
-        columns = {k: v for k, v in asdict(report).items() if k not in ("finite", "stop")}
         work, totals, standing = self.objective.work, self._spent(), self._standing
-        columns |= {
+        columns = vars(report) | {
             "iteration": standing.iterations,
             "epoch": self._batches.epochs,
             "seconds": standing.seconds,
@@ -280,6 +274,7 @@ class TrainingLoop:
             "bytes": totals.bytes,
             "seconds_waited": totals.seconds_waited,
         }
+        del columns["finite"], columns["stop"]
         self._tell(lambda listener: listener.iteration(**columns))
 
     def _evaluation_row(self, metrics: Metrics, report: StepReport) -> dict[str, float]:
@@ -300,8 +295,7 @@ class TrainingLoop:
 
     def _spent(self) -> LedgerTotals:
         """Communication of this rank since the first start of the run."""
-        now, before = self.objective.comm.ledger.totals(), self._ledger_before
-        return LedgerTotals(*(a - b for a, b in zip(now, before, strict=True)))  # type: ignore[arg-type]
+        return self.objective.comm.ledger.totals().since(self._ledger_before)
 
     def _keep_best(self, metrics: Metrics, state: State) -> None:
         standing = self._standing

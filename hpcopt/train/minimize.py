@@ -141,7 +141,8 @@ def train(
         watched_path = output.path if objective.comm.rank == 0 and output.store is not None else None
         requests.watch(watched_path, checkpoint.limit_seconds)
         evaluator = Evaluator(objective, test)
-        heard = [*output.listeners, *map(Tolerated, listeners if objective.comm.rank == 0 else ())]
+        given = listeners if objective.comm.rank == 0 else ()
+        heard = [*output.listeners, *(each if isinstance(each, Tolerated) else Tolerated(each) for each in given)]
         keeper = None
         if output.store is not None:
             keeper = CheckpointKeeper(

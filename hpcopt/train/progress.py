@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -18,6 +18,7 @@ from rich.text import Text
 from hpcopt.checkpoint.folder import FOLDER
 from hpcopt.solvers.solver import StopReason
 from hpcopt.train.protocol import Listener, Result
+from hpcopt.train.tolerated import Tolerated
 
 logger = logging.getLogger(__name__)
 
@@ -66,50 +67,34 @@ class Display(Listener, Protocol):
         """Show the last state and stop."""
 
 
-class Harmless:
+class Harmless(Tolerated):
     """A display whose failure is logged and ends the display, not the run: a terminal may close, a pipe may break."""
-
-    def __init__(self) -> None:
-        self._display: Display | None = None
 
     def start(self, make: Callable[[], Display]) -> None:
         """Make the display and pass everything on to it."""
-        self.attempt(lambda: setattr(self, "_display", make()))
-
-    def iteration(self, **columns: Any) -> None:
-        """Pass it on."""
-        self._tell(lambda display: display.iteration(**columns))
-
-    def evaluation(self, **columns: Any) -> None:
-        """Pass it on."""
-        self._tell(lambda display: display.evaluation(**columns))
-
-    def rank_times(
-        self, iteration: int, step: Sequence[float], waited: Sequence[float], others: Sequence[float]
-    ) -> None:
-        """Pass it on."""
-        self._tell(lambda display: display.rank_times(iteration, step, waited, others))
+        self.attempt(lambda: setattr(self, "_listener", make()))
 
     def close(self) -> None:
         """Stop the display."""
-        self._tell(lambda display: display.close())
-        self._display = None
+        self._tell("close", {})
+        self._listener = None
 
-    def attempt(self, show: Callable[[], object]) -> bool:
-        """Do something that shows something; whether it worked."""
+    def attempt(self, show: Callable[[], object]) -> None:
+        """Do something that shows something."""
         try:
             show()
         except Exception as error:
-            logger.warning("The display of the run failed and is off: %s: %s.", type(error).__name__, error)
-            return False
-        return True
+            _say_off(error)
 
-    def _tell(self, what: Callable[[Display], object]) -> None:
-        display = self._display
-        if display is not None and not self.attempt(lambda: what(display)):
-            self._display = None
-            with contextlib.suppress(Exception):
-                display.close()
+    def _failed(self, listener: Listener, error: Exception) -> None:
+        """The display is off."""
+        _say_off(error)
+        with contextlib.suppress(Exception):
+            cast(Display, listener).close()
+
+
+def _say_off(error: Exception) -> None:
+    logger.warning("The display of the run failed and is off: %s: %s.", type(error).__name__, error)
 
 
 class PlainProgress:

@@ -15,6 +15,7 @@ import resource
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -29,7 +30,7 @@ logger = logging.getLogger(__name__)
 SCHEMA = 1
 FORMAT = "hpcopt metrics"
 CHUNK_ROWS = 1024
-BUFFER_ROWS = 64
+BUFFER_ROWS = CHUNK_ROWS
 FLUSH_SECONDS = 2.0
 MARGIN_BYTES = 1 << 20
 
@@ -111,6 +112,7 @@ class Table:
         self.columns = tuple(columns)
         self.names = tuple(column.name for column in columns)
         self.known = frozenset(self.names)
+        self._row = itemgetter(*self.names)
         self.waiting: list[tuple[Any, ...]] = []
         self.rows = 0
         group = file.create_group(name)
@@ -121,7 +123,7 @@ class Table:
         """Keep one row; every column once, by name, () for a column by rank that is unknown. Raises TypeError."""
         if values.keys() != self.known:
             self._refuse(values)
-        self.waiting.append(tuple([values[name] for name in self.names]))
+        self.waiting.append(self._row(values))
 
     def write(self) -> None:
         """Write the waiting rows and flush them to the operating system, ``iteration`` after all other columns."""
@@ -159,7 +161,7 @@ class Table:
 class Recorder:
     """Writes ``metrics.h5`` of a run. One process only (rank 0); no method communicates.
 
-    Rows go to the file when 64 of them wait, or 2 seconds after the last write. A write that fails (disk full, file
+    Rows go to the file when 1,024 of them wait, or 2 seconds after the last write. A write that fails (disk full, file
     size limit) is reported once through ``logging`` and switches the record off: it never stops the run.
     """
 
@@ -192,14 +194,15 @@ class Recorder:
         """Whether rows still reach the file: False after ``close`` and after a write that failed."""
         return self._file is not None
 
-    def iteration(self, *, local_iterations: Sequence[int] = (), **columns: float) -> None:
+    def iteration(self, **columns: Any) -> None:
         """Add a row to ``/iterations``; the columns are those of ``ITERATION_COLUMNS``.
 
-        ``local_iterations`` has one value a rank, or none in an iteration without a local phase.
+        ``local_iterations`` may be missing; it has one value a rank, or none in an iteration without a local phase.
         """
-        if len(local_iterations) not in (0, self.ranks):
-            raise TypeError(f"Local iterations of {self.ranks} ranks are needed, got {len(local_iterations)}.")
-        self._iterations.append({**columns, LOCAL_ITERATIONS.name: tuple(local_iterations)})
+        local = columns[LOCAL_ITERATIONS.name] = tuple(columns.get(LOCAL_ITERATIONS.name, ()))
+        if len(local) not in (0, self.ranks):
+            raise TypeError(f"Local iterations of {self.ranks} ranks are needed, got {len(local)}.")
+        self._iterations.append(columns)
         self.flush()
 
     def evaluation(self, **columns: float) -> None:

@@ -78,12 +78,14 @@ class BatchSequence:
 
     def next(self) -> Batch:
         """The next batch."""
-        plan, key, position = self._plan, (self._epoch, self._number), self.epochs
-        self._epoch, self._number = divmod(self.done + 1, plan.per_epoch)
+        plan, key, done = self._plan, (self._epoch, self._number), self.done
+        position = done / plan.per_epoch
+        self._epoch, self._number = divmod(done + 1, plan.per_epoch)
         if plan.per_epoch == 1:
             return Batch(None, plan.count, plan.total, key, position)
-        indices = torch.from_numpy(plan.local(*key)).to(self._device)
-        return Batch(indices, len(indices), plan.size(key[1], key[0]), key, position, ends_epoch=self._number == 0)
+        chosen = plan.local(*key)
+        indices = torch.from_numpy(chosen).to(self._device)
+        return Batch(indices, len(chosen), plan.size(key[1], key[0]), key, position, ends_epoch=self._number == 0)
 
     @property
     def wants_loss(self) -> bool:

@@ -11,11 +11,11 @@ from hpcopt.objective import reductions
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_scalars_behind_a_vector_keep_all_their_digits(comm, dtype):
     vector = torch.arange(5, dtype=dtype)
-    buffer = reductions.new_buffer(5, 3, vector)
-    buffer[:5] = vector
-    assert reductions.sum_with_scalars(comm, buffer, 5, (1 / 3, -1e-7, math.nan), "gradient")[:2] == [1 / 3, -1e-7]
-    assert torch.equal(buffer[:5], vector)
-    assert buffer.dtype == dtype
+    packed = reductions.Packed.empty(5, 3, vector)
+    packed.vector[:] = vector
+    assert packed.sum(comm, (1 / 3, -1e-7, math.nan), "gradient")[:2] == [1 / 3, -1e-7]
+    assert torch.equal(packed.buffer[:5], vector)
+    assert packed.buffer.dtype == dtype
     assert [(row.label, row.calls) for row in comm.ledger.rows()] == [("gradient", 1)]
 
 

@@ -113,7 +113,7 @@ def test_no_trial_leaves_the_budget(local):
     objective.value_and_gradient = watched
     for _ in range(3):  # the second and third phase have pairs from the start
         state["step_radius"] = budget
-        found = solver._local_phase().run(objective, state, FULL)
+        found = solver._local_phase.run(objective, state, FULL)
         assert found.reach == pytest.approx(float(torch.linalg.vector_norm(found.step)))
         assert found.decrease > 0
     assert max(seen) <= budget * (1 + 1e-9)
@@ -209,7 +209,7 @@ def test_a_local_solve_without_room_does_nothing():
     solver = APTS()
     state = solver.init(objective)
     solver._evaluate(objective, state, FULL)
-    found = solver._local_phase().run(objective, state | {"step_radius": 0.0}, FULL)
+    found = solver._local_phase.run(objective, state | {"step_radius": 0.0}, FULL)
     assert (found.reach, found.decrease, found.iterations) == (0.0, 0.0, (0,))
 
 

@@ -21,10 +21,10 @@ OPTIONS = {
     "nlcg, paper": 'preset = "paper"',
     "newton, plain": 'preconditioner = "none"',
 }
-EVALUATION = {"shard._total": 1, "data_parallel._write_tail": 1, "data_parallel._read_scalars": 1}
-"""A gradient: the loss of the own samples, and loss and flag to and from the buffer that is reduced."""
+EVALUATION = {"shard._total": 1, "reductions.read": 1}
+"""A gradient: the loss of the own samples, and loss and flag from the buffer that is reduced."""
 DECISIONS = {
-    *("shard._total", "data_parallel._write_tail", "data_parallel._read_scalars"),
+    *("shard._total", "reductions.read", "reductions.__init__"),
     *("vectors.dot", "vectors.inner", "linearization._bilinear", "lars.scale_layers", "reductions.combine"),
     *("kronecker._finished", "kronecker.end", "kronecker.balance", "kronecker.<listcomp>", "kronecker.inverses"),
     *("kronecker.shifted_inverse", "kronecker.__init__", "kronecker._invert", "apts._judge"),

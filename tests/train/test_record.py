@@ -77,7 +77,7 @@ def test_a_reader_that_has_the_file_open_sees_new_rows(tmp_path: Path, recorder:
             assert file["iterations"][name].shape == (2000,)
 
 
-def test_rows_wait_for_64_of_them_or_2_seconds(
+def test_rows_wait_for_1024_of_them_or_2_seconds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recorder: Recorder
 ) -> None:
     now = 100.0
@@ -89,18 +89,18 @@ def test_rows_wait_for_64_of_them_or_2_seconds(
 
     recorder.iteration(**iteration_row(1))
     assert rows() == 1, "the first row shows at once that the run is going"
-    for number in range(63):
+    for number in range(1023):
         recorder.iteration(**iteration_row(number))
     assert rows() == 1
-    recorder.iteration(**iteration_row(64))
-    assert rows() == 65
-    recorder.iteration(**iteration_row(65))
+    recorder.iteration(**iteration_row(1024))
+    assert rows() == 1025
+    recorder.iteration(**iteration_row(1025))
     now += 1.9
     recorder.flush()
-    assert rows() == 65
+    assert rows() == 1025
     now += 0.1
-    recorder.evaluation(**evaluation_row(65))
-    assert rows() == 66
+    recorder.evaluation(**evaluation_row(1025))
+    assert rows() == 1026
 
 
 @pytest.mark.parametrize("method", ["iteration", "evaluation"])

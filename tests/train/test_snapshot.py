@@ -51,6 +51,8 @@ NOT_SAVED = {
     "loop._batches._plan._epoch": "says which epoch's order is kept; it is drawn again from the seed",
     "loop._batches._plan._picks": "the order that is kept",
     "loop._batches._plan._last_picks": "the order that is kept",
+    "loop._batches._plan._own": "the order that is kept",
+    "loop._batches._plan._ends": "the order that is kept",
     "loop._batches._plan._first_cell": "the order that is kept",
 }
 """What a run that goes on does not find as it was, and why that changes nothing."""

@@ -21,13 +21,14 @@ import torch
 
 from hpcopt.errors import UsageError
 from hpcopt.layout.network import NetworkLayout
-from hpcopt.objective import reductions, vectors
+from hpcopt.objective import vectors
 from hpcopt.objective.network.block import NetworkBlock
 from hpcopt.objective.network.implicit import ImplicitLinearization
 from hpcopt.objective.network.losses import whole_hessian_product
 from hpcopt.objective.network.memory import Streamed
 from hpcopt.objective.network.passes import Kept, LayerView
 from hpcopt.objective.protocol import Batch, Vector
+from hpcopt.objective.reductions import Packed
 
 if TYPE_CHECKING:
     from hpcopt.objective.network.objective import NetworkObjective
@@ -112,11 +113,11 @@ class ExplicitLinearization:
         for group in self._pieces.groups():
             pushed = [self._push(group, move) for move in moves]
             size = sum(part.numel() for part in pushed)
-            buffer = reductions.new_buffer(size, len(decays), directions)
-            torch.cat(pushed, out=buffer[:size].view(size // objective.outputs, objective.outputs))
-            sums = reductions.sum_with_scalars(objective.comm, buffer, size, decays, "curvatures")
+            packed = Packed.empty(size, len(decays), directions)
+            torch.cat(pushed, out=packed.vector.view(size // objective.outputs, objective.outputs))
+            sums = packed.sum(objective.comm, decays, "curvatures")
             total += objective.weight_decay * torch.tensor(sums, dtype=torch.float64).view(count, count)
-            tangents = buffer[:size].view(count, size // (count * objective.outputs), objective.outputs)
+            tangents = packed.vector.view(count, size // (count * objective.outputs), objective.outputs)
             bent = torch.stack([torch.cat(self._bent(group, each.clone())) for each in tangents]) if group else tangents
             total += vectors.inner(tangents.reshape(count, -1), bent.reshape(count, -1))
             decays = [0.0] * len(decays)
