@@ -181,12 +181,12 @@ def vector_rows(sweeps: Sweeps, device: torch.device, dtype: torch.dtype, size: 
 
     def measured() -> torch.Tensor:
         """The first product."""
-        return torch.stack([part[0].double() for part in sweeps.measure(g, previous, d, h, True)]).sum()[None]
+        return torch.stack([part[0].double() for part in sweeps.measure(g, previous, d, z)]).sum()[None]
 
     error = relative(measured(), expected)
     pair = Pair(1e-3, 1e-9, 1e-9, 0.0)
     calls: list[tuple[str, Callable[[], object], int]] = [
-        ("NLCG, five products", measured, 4),
+        ("NLCG, six products", measured, 4),
         ("NLCG, h and z", lambda: sweeps.precondition(g, previous, h, d, None, pair, 1.0), 7),
         ("NLCG, d and w", lambda: sweeps.move(z, d, w, None, beta=0.5, undo=0.0, rate=1e-6, leaves=0.0), 5),
     ]

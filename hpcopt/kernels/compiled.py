@@ -24,7 +24,7 @@ from hpcopt.layout.block import blocks
 
 LIBRARY = "hpcopt.kernels._vectors"
 
-BLOCK = 2048
+BLOCK = 1024
 """Numbers whose products are summed in the vectors' own precision."""
 
 SHARE = 1 << 18
@@ -43,14 +43,11 @@ class CompiledSweeps:
 
     def products(self, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> Parts:
         """As ``Sweeps.products``: a vector that is in several pairs comes from memory once."""
-        vectors = [each.contiguous() for pair in pairs for each in pair]
-        return self._run("products", vectors, [len(pairs)], sums=len(pairs))
+        return self._run("products", [each for pair in pairs for each in pair], [len(pairs)], sums=len(pairs))
 
-    def measure(
-        self, g: torch.Tensor, previous: torch.Tensor, d: torch.Tensor, h: torch.Tensor, with_norm: bool
-    ) -> Parts:
-        """As ``Sweeps.measure``; d^T d comes anyway."""
-        return self._run("nlcg_measure", [g, previous, d, h], [], sums=5)
+    def measure(self, g: torch.Tensor, previous: torch.Tensor, d: torch.Tensor, z: torch.Tensor) -> Parts:
+        """As ``Sweeps.measure``."""
+        return self._run("nlcg_measure", [g, previous, d, z], [], sums=6)
 
     def precondition(
         self,
@@ -66,7 +63,7 @@ class CompiledSweeps:
         learns = [0.0] * 4
         if pair is not None:
             learns = [1.0, pair.scale * pair.scale * pair.per_bend, pair.per_change, pair.shift]
-        return self._run("nlcg_precondition", [g, previous, h, d, kept], [*learns, epsilon], sums=3)
+        return self._run("nlcg_precondition", [g, previous, h, d, kept], [*learns, epsilon], sums=6)
 
     def move(
         self,

@@ -56,12 +56,10 @@ class CupyVectors(TorchSweeps):
         """Conjugate gradients with this right-hand side and everything on the device."""
         return ConjugateSteps(self.launch, gradient, tolerance, self.capture)
 
-    def measure(
-        self, g: torch.Tensor, previous: torch.Tensor, d: torch.Tensor, h: torch.Tensor, with_norm: bool
-    ) -> Parts:
-        """As ``Sweeps.measure``, in one launch; d^T d comes anyway."""
-        check_arguments(g.dtype, g.device, g, previous, d, h)
-        return [list(self._summed("nlcg_measure", 5, len(g), g, previous, d, h, after=(len(g),)))]
+    def measure(self, g: torch.Tensor, previous: torch.Tensor, d: torch.Tensor, z: torch.Tensor) -> Parts:
+        """As ``Sweeps.measure``, in one launch."""
+        check_arguments(g.dtype, g.device, g, previous, d, z)
+        return [list(self._summed("nlcg_measure", 6, len(g), g, previous, d, z, after=(len(g),)))]
 
     def precondition(
         self,
@@ -77,7 +75,7 @@ class CupyVectors(TorchSweeps):
         check_arguments(g.dtype, g.device, g, previous, h, d, *([] if kept is None else [kept]))
         learns = (1, *pair) if pair is not None else (0, 0.0, 0.0, 0.0, 0.0)
         given = (*learns, float(epsilon), len(g))
-        return [list(self._summed("nlcg_precondition", 3, len(g), g, previous, h, d, kept, after=given))]
+        return [list(self._summed("nlcg_precondition", 6, len(g), g, previous, h, d, kept, after=given))]
 
     def move(
         self,

@@ -61,10 +61,8 @@ class Sweeps(Protocol):
         """Parts of x^T y for every pair of vectors."""
         ...
 
-    def measure(
-        self, g: torch.Tensor, previous: torch.Tensor, d: torch.Tensor, h: torch.Tensor, with_norm: bool
-    ) -> Parts:
-        """Parts of g^T g, g^T d, d^T y with y = g - previous, d^T d (0 unless ``with_norm``) and d^T diag(h) d."""
+    def measure(self, g: torch.Tensor, previous: torch.Tensor, d: torch.Tensor, z: torch.Tensor) -> Parts:
+        """Parts of g^T g, g^T d, d^T y with y = g - previous, d^T d, g^T z and z^T y."""
         ...
 
     def precondition(
@@ -79,9 +77,11 @@ class Sweeps(Protocol):
     ) -> Parts:
         """Let h learn, put g to ``previous`` and z = g / (h + epsilon) in the place of g, all in place.
 
+        Where ``kept`` is there, the z of the last step, z takes its place and g stays.
+
         Returns:
-            Parts of g^T z, and with ``kept``, the z of the last step, which becomes that of this one, of g^T (z - kept)
-            and y^T (y / (h + epsilon)); zeros without.
+            Parts of g^T z; of g^T (z - kept) and y^T (y / (h + epsilon)), zeros without ``kept``; and of d^T diag(h) d,
+            d^T diag(h) z and z^T diag(h) z.
         """
         ...
 
@@ -115,15 +115,13 @@ class TorchSweeps:
         places = [(order[id(x)], order[id(y)]) for x, y in pairs]
         return [[torch.dot(cut[x], cut[y]) for x, y in places] for cut in pieces(*vectors)]
 
-    def measure(
-        self, g: torch.Tensor, previous: torch.Tensor, d: torch.Tensor, h: torch.Tensor, with_norm: bool
-    ) -> Parts:
-        """Five products for one reading of four vectors."""
-        parts, zero = [], g.new_zeros(())
-        for own, before, along, metric in pieces(g, previous, d, h):
-            square = torch.dot(along, along) if with_norm else zero
-            products = [torch.dot(own, own), torch.dot(own, along), torch.dot(along, own - before), square]
-            parts.append([*products, torch.dot(along, along * metric)])
+    def measure(self, g: torch.Tensor, previous: torch.Tensor, d: torch.Tensor, z: torch.Tensor) -> Parts:
+        """Six products for one reading of four vectors."""
+        parts = []
+        for own, before, along, step in pieces(g, previous, d, z):
+            y = own - before
+            pairs = (own, own), (own, along), (along, y), (along, along), (own, step), (step, y)
+            parts.append([torch.dot(*pair) for pair in pairs])
         return parts
 
     def precondition(
@@ -144,13 +142,13 @@ class TorchSweeps:
             if pair is not None:
                 learn(metric, along, y, pair)
             before.copy_(own)
-            z = own.div_(metric + epsilon)
-            gz = torch.dot(before, z)
+            whole, of_z = metric + epsilon, [zero, zero]
             if old:
-                parts.append([gz, gz - torch.dot(before, old[0]), torch.dot(y, y / (metric + epsilon))])
-                old[0].copy_(z)
-            else:
-                parts.append([gz, zero, zero])
+                of_z = [-torch.dot(own, old[0]), torch.dot(y, y / whole)]
+            z = torch.div(own, whole, out=old[0] if old else own)
+            gz, bent = torch.dot(before, z), metric * z
+            of_z[0] = of_z[0] + gz if old else zero
+            parts.append([gz, *of_z, torch.dot(along, metric * along), torch.dot(along, bent), torch.dot(z, bent)])
         return parts
 
     def move(

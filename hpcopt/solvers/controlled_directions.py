@@ -7,9 +7,10 @@ the preset "paper" is the algorithm by formulas: gradients of successive batches
 preconditioner, s is the scheduled step in the unedited direction, epsilon stands in numerators too, and nothing asks
 whether d is descent. Other preconditioners and ``safeguards`` make it robust.
 
-Numbers read or written beyond gradient and reduction, in sweeps over pieces that stay in the cache (the released form
-with fr): 4 n for the products that the update of h and the test for finite numbers need (g, g_prev, d, h), 7 n for h
-and z = P g (the same; h, g_prev and, in g's memory, z are written), 5 n for d and w (z, d, w; d and w are written). The
+Numbers read or written beyond gradient and reduction, in sweeps that read their vectors once (the released form with
+fr): 2 n for g^T g and g^T d, 7 n for h and P g = z (g, g_prev, d, h; h, g_prev and, in g's memory, z are written), 5 n
+for d and w (z, d, w; d and w are written). What the update of h needs besides, d^T g_prev and d^T diag(h) d, follows
+from products of the step before, since d = beta d_prev - z_prev: those of the second sweep, which has d, z and h. The
 scalars in between are two packs: small reductions where variables are partitioned, broadcasts where w is replicated.
 Other preconditioners know P before the pair of this step, and all their products are one pack.
 Shapes: n parameters of this rank.
@@ -28,7 +29,7 @@ from hpcopt.objective.protocol import Batch, Objective, Vector
 from hpcopt.solvers.diagonal_bfgs import EPSILON, ReleasedDiagonalBFGS
 from hpcopt.solvers.lars import scale_layers
 from hpcopt.solvers.preconditioner import Preconditioner
-from hpcopt.solvers.products import products, totals
+from hpcopt.solvers.products import totals
 from hpcopt.solvers.solver import State, StepReport
 from hpcopt.solvers.step_control import StepControl
 
@@ -75,6 +76,8 @@ class ControlledDirections:
             "steps": 0,
             "restart": True,
         }
+        if self._released:
+            state |= {"slope": 0.0, "curvature": 0.0}
         if self._keeps_z:
             state["previous_preconditioned"] = torch.zeros_like(parameters)
         if self._options.weight_average:
@@ -93,12 +96,7 @@ class ControlledDirections:
         if self._options.layer_trust:
             trust = self._options.layer_trust
             scale_layers(objective, parameters, gradient, trust, LAYER_DECAY * trust, epsilon=EPSILON)
-        z, sums = (
-            (None, self._measure(objective, state, gradient))
-            if self._released
-            else self._applied(objective, state, gradient)
-        )
-        gg, gd, dy, dd, *rest = sums
+        z, (gg, gd, dy, dd, gz, zy, yz) = self._measure(objective, state, gradient)
         finite = math.isfinite(loss) and math.isfinite(gg)
         report = StepReport(loss, gradient_norm=math.sqrt(gg) if finite else math.nan, step_norm=math.nan)
         if not finite:
@@ -106,50 +104,57 @@ class ControlledDirections:
             report.step_norm, report.accepted, report.finite = 0.0, False, False
             return state, report
         if z is None:
-            size, z = rate * float(state["base"]), gradient
-            rest = self._precondition(objective, state, gradient, size, dy, rest[0])
+            z, (gz, zy, yz, *bends) = self._precondition(objective, state, gradient, rate * float(state["base"]), dy)
         else:
-            state["previous_gradient"].copy_(gradient)  # type: ignore[union-attr]
-        gz, zy, yz = rest
+            cast(Vector, state["previous_gradient"]).copy_(gradient)
+            bends = []
         gz_before, gg_before = float(state["previous_product"]), float(state["gradient_square"])
         beta = self._beta(state, Pack(gz, gz_before, zy, dy, gd, yz, dd, gg_before), rate)
         state |= {"gradient_square": gg, "previous_product": gz, "previous_rate": rate}
+        if bends:
+            # Of the next direction, beta d - z, with the gradient and the h of now.
+            state["slope"] = beta * gd - gz
+            state["curvature"] = beta * beta * bends[0] - 2 * beta * bends[1] + bends[2]
         report.step_size = self._move(state, loss, rate, beta, z)
         objective.release(gradient)
         if before is not None:
             self._observe(objective, state, batch, *before)
         return state, report
 
-    def _applied(self, objective: Objective, state: State, gradient: Vector) -> tuple[Vector, list[float]]:
-        """P g = z (n,), and all products in one pack: g^T g, g^T d, d^T y, d^T d, g^T z, z^T y, and for hz y^T P y."""
-        direction: Vector = state["direction"]  # type: ignore[assignment]
-        change: Vector = gradient - state["previous_gradient"]
-        z = self._preconditioner.apply(state, gradient)
-        pairs = [(gradient, gradient), (gradient, direction), (direction, change), (direction, direction)]
-        pairs += [(gradient, z), (z, change)]
-        if self._options.beta == "hz":
-            return z, products(objective, [*pairs, (change, self._preconditioner.apply(state, change))])
-        return z, [*products(objective, pairs), 0.0]
+    def _measure(self, objective: Objective, state: State, gradient: Vector) -> tuple[Vector | None, tuple[float, ...]]:
+        """P g = z (n,), and all products in one pack: g^T g, g^T d, d^T y, d^T d, g^T z, z^T y, and for hz y^T P y.
 
-    def _measure(self, objective: Objective, state: State, gradient: Vector) -> list[float]:
-        """Products that the released form needs before z: g^T g, g^T d, d^T y, d^T d for hz, d^T diag(h) d."""
-        previous, d, h = (cast(Vector, state[name]) for name in ("previous_gradient", "direction", "hessian"))
-        return totals(objective, sweeps_on(gradient).measure(gradient, previous, d, h, self._options.beta == "hz"))
+        The released form has no z before the first of them: None, and zeros for the others. *Collective*.
+        """
+        previous, d = cast(Vector, state["previous_gradient"]), cast(Vector, state["direction"])
+        sweeps, with_square = sweeps_on(gradient), self._options.beta == "hz"
+        if self._released:
+            pairs = [(gradient, gradient), (gradient, d), *([(d, d)] if with_square else [])]
+            gg, gd, *dd = totals(objective, sweeps.products(pairs))
+            return None, (gg, gd, gd - float(state["slope"]), *(dd or [0.0]), 0.0, 0.0, 0.0)
+        z = self._preconditioner.apply(state, gradient)
+        found = [sweeps.measure(gradient, previous, d, z)]
+        if not with_square:
+            return z, (*totals(objective, *found), 0.0)
+        change = gradient - previous
+        found.append(sweeps.products([(change, self._preconditioner.apply(state, change))]))
+        return z, tuple(totals(objective, *found))
 
     def _precondition(
-        self, objective: Objective, state: State, gradient: Vector, scale: float, dy: float, dhd: float
-    ) -> list[float]:
-        """Update h and turn g into z = P g, in one sweep; g^T z, z^T y and for hz y^T P y. *Collective*.
+        self, objective: Objective, state: State, gradient: Vector, scale: float, dy: float
+    ) -> tuple[Vector, list[float]]:
+        """Update h and make z = P g in one sweep; z, g^T z, z^T y, y^T P y and what the next d^T diag(h) d is made of.
 
-        What the released code takes for z^T y is g^T z - g^T z_prev, with the z of the previous P.
+        What the released code takes for z^T y is g^T z - g^T z_prev, with the z of the previous P. *Collective*.
         """
         metric, first = ReleasedDiagonalBFGS, int(state["steps"]) == 0
-        ys, shs = scale * dy, scale * scale * dhd
+        ys, shs = scale * dy, scale * scale * float(state["curvature"])
         learns, epsilon = not first and metric.usable(ys, shs), 0.0 if first else EPSILON
         previous, d, h = (cast(Vector, state[name]) for name in ("previous_gradient", "direction", "hessian"))
         kept = cast(Vector, state["previous_preconditioned"]) if self._keeps_z else None
         pair = metric.pair(scale, ys, shs) if learns else None
-        return totals(objective, sweeps_on(gradient).precondition(gradient, previous, h, d, kept, pair, epsilon))
+        found = sweeps_on(gradient).precondition(gradient, previous, h, d, kept, pair, epsilon)
+        return gradient if kept is None else kept, totals(objective, found)
 
     def _beta(self, state: State, pack: Pack, rate: float) -> float:
         options = self._options

@@ -15,14 +15,15 @@ from hpcopt.objective.protocol import Objective, Vector
 from hpcopt.solvers.agreement import agreed_products
 
 
-def totals(objective: Objective, parts: Parts) -> list[float]:
+def totals(objective: Objective, *sweeps: Parts) -> list[float]:
     """Sums over pieces and ranks, float64. *Collective*: one small reduction where variables are partitioned.
 
     Args:
         objective: knows how variables are spread.
-        parts: for every piece, k tensors of no dimension.
+        sweeps: of each, for every piece, k tensors of no dimension.
     """
-    sums = torch.stack([torch.stack(list(part)) for part in parts]).sum(0, dtype=torch.float64)
+    stacks = [torch.stack([torch.stack(list(part)) for part in parts]) for parts in sweeps]
+    sums = torch.cat([each.sum(0, dtype=torch.float64) for each in stacks])
     # Products of partial sums with 1 are reduced as those of vectors are: not at all where all ranks hold all of w.
     reduced = objective.inner(sums[:, None], torch.ones_like(sums[:1, None]))
     found: list[float] = agreed_products(objective, reduced[:, 0]).tolist()

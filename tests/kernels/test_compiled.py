@@ -71,7 +71,7 @@ def test_sums_of_single_precision_are_in_double_beyond_a_block(
 def test_what_is_not_finite_shows_in_sums_and_stays_where_it_is(compiled: CompiledSweeps, bad: float) -> None:
     g, previous, h, d = (draw(torch.float32, 200, seed=seed).abs_() for seed in range(4))
     g[100] = bad
-    ((square, *_),) = compiled.measure(g, previous, d, h, with_norm=True)
+    ((square, *_),) = compiled.measure(g, previous, d, d)
     assert not square.isfinite()
     compiled.precondition(g, previous, h, d, None, LEARNING, 1e-3)
     assert [(~each.isfinite()).nonzero().flatten().tolist() for each in (g, previous, h)] == [[100]] * 3
@@ -101,7 +101,7 @@ def test_vectors_that_c_would_misread_are_refused(compiled: CompiledSweeps) -> N
     x = torch.ones(10)
     for other in (torch.ones(20)[::2], torch.ones(10, dtype=torch.float64)):
         with pytest.raises(ValueError, match="takes contiguous ones"):
-            compiled.measure(x, x, x, other, with_norm=True)
+            compiled.measure(x, x, x, other)
     with pytest.raises(ValueError, match="of one length"):
         compiled.products([(x, x[:9])])
 

@@ -44,7 +44,7 @@ class SerialObjective:
         point = w.detach().clone().requires_grad_()
         loss = self.function(point, batch)
         (gradient,) = torch.autograd.grad(loss, point)
-        return float(loss.detach()), gradient
+        return float(loss.detach()), gradient.contiguous()
 
     def value_and_gradients(self, w: torch.Tensor, batch: Batch) -> tuple[float, torch.Tensor, float, torch.Tensor]:
         """f(w) and its gradient, twice: there is one process."""

@@ -30,9 +30,9 @@ def assert_sweeps_of_nlcg(
     both = given, [each.double() if each.dtype != torch.float64 else each.clone() for each in given]
     sums = []
     for own, (g, previous, h, d, kept, w, mean) in zip((sweeps, TorchSweeps()), both, strict=True):
-        parts = [*own.measure(g, previous, d, h, with_norm=True), *own.products([(g, d), (w, w), (g, mean)])]
+        parts = [*own.measure(g, previous, d, w), *own.products([(g, d), (w, w), (g, mean)])]
         parts += own.precondition(g, previous, h, d, kept if keeps else None, pair, 1e-3)
-        own.move(g, d, w, mean if keeps else None, beta=0.7, undo=undo, rate=0.1, leaves=0.2)
+        own.move(kept if keeps else g, d, w, mean if keeps else None, beta=0.7, undo=undo, rate=0.1, leaves=0.2)
         sums.append(torch.stack([one.double() for part in parts for one in part]))
     assert_close(sums[:1], sums[1:], given[0].dtype)
     assert_close(*both, given[0].dtype)

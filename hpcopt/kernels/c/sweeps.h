@@ -3,21 +3,11 @@
 #define GIVEN REAL *const *vectors, count n, count block, const double *constants, double *parts
 #define UNUSED(name) (void)(name)
 
-// x^T y for a block, in four chains of additions, each of which waits for itself alone.
 INLINE REAL NAME(product)(const REAL *x, const REAL *y, count n) {
-    count quarter = n / 4;
-    REAL a = 0, b = 0, c = 0, d = 0;
-    const REAL *x1 = x + quarter, *x2 = x1 + quarter, *x3 = x2 + quarter;
-    const REAL *y1 = y + quarter, *y2 = y1 + quarter, *y3 = y2 + quarter;
-#pragma omp simd reduction(+ : a, b, c, d)
-    for (count i = 0; i < quarter; ++i) {
-        a += x[i] * y[i];
-        b += x1[i] * y1[i];
-        c += x2[i] * y2[i];
-        d += x3[i] * y3[i];
-    }
-    for (count i = 4 * quarter; i < n; ++i) a += x[i] * y[i];
-    return (a + b) + (c + d);
+    REAL sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (count i = 0; i < n; ++i) sum += x[i] * y[i];
+    return sum;
 }
 
 // vectors: x and y of every pair, of which constants[0] is the number.
@@ -29,22 +19,23 @@ ON_EVERY_PROCESSOR void NAME(products)(GIVEN) {
     }
 }
 
-// vectors: g, previous, d, h. parts: g^T g, g^T d, d^T y, d^T d and d^T diag(h) d.
+// vectors: g, previous, d and z. parts: g^T g, g^T d, d^T y, d^T d, g^T z and z^T y.
 ON_EVERY_PROCESSOR void NAME(nlcg_measure)(GIVEN) {
-    const REAL *g = vectors[0], *previous = vectors[1], *d = vectors[2], *h = vectors[3];
+    const REAL *g = vectors[0], *previous = vectors[1], *d = vectors[2], *z = vectors[3];
     UNUSED(constants);
-    FOR_BLOCKS(5) {
-        REAL gg = 0, gd = 0, dy = 0, dd = 0, dhd = 0;
-#pragma omp simd reduction(+ : gg, gd, dy, dd, dhd)
+    FOR_BLOCKS(6) {
+        REAL gg = 0, gd = 0, dy = 0, dd = 0, gz = 0, zy = 0;
+#pragma omp simd reduction(+ : gg, gd, dy, dd, gz, zy)
         for (count i = start; i < stop; ++i) {
-            REAL own = g[i], along = d[i];
+            REAL own = g[i], along = d[i], y = own - previous[i];
             gg += own * own;
             gd += own * along;
-            dy += along * (own - previous[i]);
+            dy += along * y;
             dd += along * along;
-            dhd += along * (along * h[i]);
+            gz += own * z[i];
+            zy += z[i] * y;
         }
-        parts[0] = gg, parts[1] = gd, parts[2] = dy, parts[3] = dd, parts[4] = dhd;
+        parts[0] = gg, parts[1] = gd, parts[2] = dy, parts[3] = dd, parts[4] = gz, parts[5] = zy;
     }
 }
 
@@ -52,31 +43,36 @@ INLINE void NAME(precondition)(GIVEN, const int learns, const int keeps) {
     REAL *g = vectors[0], *previous = vectors[1], *h = vectors[2], *kept = vectors[4];
     const REAL *d = vectors[3];
     const REAL per_bend = constants[1], per_change = constants[2], shift = constants[3], epsilon = constants[4];
-    FOR_BLOCKS(3) {
-        REAL gz = 0, zy = 0, yz = 0;
-#pragma omp simd reduction(+ : gz, zy, yz)
+    FOR_BLOCKS(6) {
+        REAL gz = 0, zy = 0, yz = 0, dhd = 0, dhz = 0, zhz = 0;
+#pragma omp simd reduction(+ : gz, zy, yz, dhd, dhz, zhz)
         for (count i = start; i < stop; ++i) {
-            REAL own = g[i], y = own - previous[i], metric = h[i];
+            REAL own = g[i], y = own - previous[i], metric = h[i], along = d[i];
             if (learns) {
-                REAL bend = metric * d[i];
+                REAL bend = metric * along;
                 metric = fabs(metric - per_bend * bend * bend + per_change * y * y + shift);
                 h[i] = metric;
             }
             REAL whole = metric + epsilon, z = own / whole;
             previous[i] = own;
-            g[i] = z;
             gz += own * z;
+            dhd += along * (metric * along);
+            dhz += along * (metric * z);
+            zhz += z * (metric * z);
             if (keeps) {
                 zy -= own * kept[i];
                 yz += y * (y / whole);
                 kept[i] = z;
+            } else {
+                g[i] = z;
             }
         }
-        parts[0] = gz, parts[1] = keeps ? gz + zy : 0, parts[2] = yz;
+        parts[0] = gz, parts[1] = keeps ? gz + zy : 0, parts[2] = yz, parts[3] = dhd, parts[4] = dhz, parts[5] = zhz;
     }
 }
 
 // vectors: g, previous, h, d and kept, or null. constants: whether h learns, its three, and epsilon.
+// parts: g^T z, g^T (z - kept), y^T P y, and d^T d, d^T z and z^T z in the metric h.
 ON_EVERY_PROCESSOR void NAME(nlcg_precondition)(GIVEN) {
     const int learns = constants[0] != 0, keeps = vectors[4] != 0;
     if (learns && keeps) NAME(precondition)(vectors, n, block, constants, parts, 1, 1);

@@ -121,46 +121,52 @@ extern "C" __global__ void cg_move(REAL* rows, REAL* v, REAL* direction, const d
     }
 }
 
-// The sweeps of the published NLCG, hpcopt/kernels/sweeps.py. g^T g, g^T d, d^T y, d^T d and d^T diag(h) d with
-// y = g - previous: parts (blocks, 5).
+// The sweeps of NLCG, hpcopt/kernels/sweeps.py. g^T g, g^T d, d^T y, d^T d, g^T z and z^T y with y = g - previous: parts
+// (blocks, 6).
 extern "C" __global__ void nlcg_measure(
-    const REAL* g, const REAL* previous, const REAL* d, const REAL* h, double* parts, count n
+    const REAL* g, const REAL* previous, const REAL* d, const REAL* z, double* parts, count n
 ) {
-    double sums[5] = {0};
+    double sums[6] = {0};
     FOR_ALL(i, n) {
-        REAL gradient = g[i], along = d[i];
+        REAL gradient = g[i], along = d[i], y = gradient - previous[i];
         sums[0] += (double)gradient * gradient;
         sums[1] += (double)gradient * along;
-        sums[2] += (double)along * (gradient - previous[i]);
+        sums[2] += (double)along * y;
         sums[3] += (double)along * along;
-        sums[4] += (double)along * (along * h[i]);
+        sums[4] += (double)gradient * z[i];
+        sums[5] += (double)z[i] * y;
     }
     give(sums, parts);
 }
 
-// h by the pair s = scale d and y where ``learns``, previous = g, and z = g / (h + epsilon) in place of g. g^T z,
-// g^T z - g^T kept and y^T (y / (h + epsilon)): parts (blocks, 3); kept (n,) becomes z, or is null and the last two 0.
+// h by the pair s = scale d and y where ``learns``, previous = g, and z = g / (h + epsilon) in place of kept, or of g
+// where that is null. g^T z, g^T z - g^T kept and y^T (y / (h + epsilon)), the latter two 0 without kept, and d^T d, d^T z
+// and z^T z in the metric h: parts (blocks, 6).
 extern "C" __global__ void nlcg_precondition(
     REAL* g, REAL* previous, REAL* h, const REAL* d, REAL* kept, double* parts,
     count learns, double scale, double per_bend, double per_change, double shift, double epsilon, count n
 ) {
-    double sums[3] = {0};
+    double sums[6] = {0};
     FOR_ALL(i, n) {
-        REAL gradient = g[i], y = gradient - previous[i], metric = h[i];
+        REAL gradient = g[i], y = gradient - previous[i], metric = h[i], along = d[i];
         if (learns) {
-            REAL bend = metric * d[i];
+            REAL bend = metric * along;
             metric += (REAL)(-scale * scale * per_bend) * bend * bend + (REAL)per_change * y * y + (REAL)shift;
             metric = metric < 0 ? -metric : metric;
             h[i] = metric;
         }
         REAL whole = metric + (REAL)epsilon, z = gradient / whole;
         previous[i] = gradient;
-        g[i] = z;
         sums[0] += (double)gradient * z;
+        sums[3] += (double)along * (metric * along);
+        sums[4] += (double)along * (metric * z);
+        sums[5] += (double)z * (metric * z);
         if (kept) {
             sums[1] -= (double)gradient * kept[i];
             sums[2] += (double)y * (y / whole);
             kept[i] = z;
+        } else {
+            g[i] = z;
         }
     }
     if (kept) sums[1] += sums[0];
