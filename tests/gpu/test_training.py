@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 
@@ -13,23 +15,43 @@ from hpcopt.kernels.choice import kernels_on
 from hpcopt.kernels.launch import CupyLauncher
 from hpcopt.objective.network.objective import NetworkObjective
 from hpcopt.train.job import PreparedJob
+from tests.support.waits import LOSSES, OPTIONS, after_some_steps, as_on_a_device, counted
 
-METHODS = ["trust_region", "apts", "lbfgs", "newton", "nlcg", "sgd", "adam", "lars"]
-RATES = {"sgd": "learning_rate = 0.1", "adam": "learning_rate = 0.01", "lars": "learning_rate = 1.0"}
+METHODS = ["trust_region", "apts", "lbfgs", "newton", "nlcg", "slimtrain", "sgd", "adam", "lars"]
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_takes_the_same_steps_on_a_gpu_as_on_the_processor(
     comm: Communicator, device: torch.device, method: str
 ) -> None:
-    losses = []
+    losses, loss, options = [], LOSSES.get(method, "cross_entropy"), OPTIONS.get(method, "")
     for name in (device.type, "cpu"):
         text = f'[run]\ndevice = "{name}"\nprecision = "float64"\niterations = 5\n[data]\nsource = "digits"\n'
-        text += f'batch = "full"\n[model]\nname = "mlp"\nwidths = [20]\n[solver]\nname = "{method}"\n'
-        prepared = PreparedJob(parse_job(text + RATES.get(method, "")), comm)
+        text += 'batch = "full"\n[model]\nname = "mlp"\nwidths = [20]\n'
+        text += f'[loss]\nname = "{loss}"\n[solver]\nname = "{method}"\n{options}'
+        prepared = PreparedJob(parse_job(text), comm)
         assert prepared.objective.model.device.type == name
         losses.append(prepared.run(None).final.train_loss)
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+@pytest.mark.parametrize("method", [*METHODS, "nlcg, paper", "newton, plain"])
+def test_a_step_waits_no_more_often_than_was_counted_on_the_processor(
+    comm: Communicator, device: torch.device, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """Torch says where an operation waits for the device."""
+    step = after_some_steps(method, comm, device.type, 1000)
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    as_on_a_device(monkeypatch)
+    found, _ = counted(after_some_steps(method, comm, "cpu", 1000))
+    places = [f"{each.filename}:{each.lineno}" for each in said if "synchroniz" in str(each.message)]
+    assert len(places) <= sum(found.values()), places
 
 
 @pytest.mark.usefixtures("launcher")

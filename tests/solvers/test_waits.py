@@ -8,19 +8,8 @@ import pytest
 import torch
 
 from hpcopt.comm.communicator import Communicator
-from hpcopt.config import parse_job
-from hpcopt.kernels import choice
-from hpcopt.kernels.choice import TORCH
-from hpcopt.train.job import PreparedJob
-from tests.support.waits import Waits
+from tests.support.waits import Waits, after_some_steps, as_on_a_device, counted
 
-OPTIONS = {
-    "sgd": "learning_rate = 0.1",
-    "adam": "learning_rate = 0.01",
-    "lars": "learning_rate = 1.0",
-    "nlcg, paper": 'preset = "paper"',
-    "newton, plain": 'preconditioner = "none"',
-}
 EVALUATION = {"shard._total": 1, "reductions.read": 1}
 """A gradient: the loss of the own samples, and loss and flag from the buffer that is reduced."""
 DECISIONS = {
@@ -33,28 +22,12 @@ DECISIONS = {
 
 
 @pytest.fixture(autouse=True)
-def as_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sweeps whose sums stay where the vectors are; those in C leave theirs where a processor has them already."""
-    monkeypatch.setattr(choice, "_on_processor", lambda: TORCH)
+def _device(monkeypatch: pytest.MonkeyPatch) -> None:
+    as_on_a_device(monkeypatch)
 
 
 def step(method: str, comm: Communicator, micro_batch: int) -> tuple[Counter[str], int]:
-    """The waits of one step after a few others, and its inner iterations."""
-    text = '[run]\ndevice = "cpu"\niterations = 9\n[data]\nsource = "digits"\nbatch = 300\n[model]\nname = "mlp"\n'
-    text += f'widths = [20]\n[loss]\nmicro_batch = {micro_batch}\n[solver]\nname = "{method.split(",")[0]}"\n'
-    prepared = PreparedJob(parse_job(text + OPTIONS.get(method, "")), comm)
-    objective, solver, batches = prepared.objective, prepared.solver, prepared.sampler.begin()
-    state = solver.init(objective)
-    for _ in range(3):
-        state, _ = solver.step(objective, state, batches.next())
-    batch = batches.next()
-    for name, value in state.items():
-        if "gram" in name and isinstance(value, torch.Tensor):
-            value._own = True  # type: ignore[attr-defined]  # small matrices are the processor's
-    with Waits() as waits:
-        _, report = solver.step(objective, state, batch)
-    found = Counter({".".join(place.split(".")[-2:]): count for place, count in waits.places.items()})
-    return found, report.inner_iterations
+    return counted(after_some_steps(method, comm, "cpu", micro_batch))
 
 
 @pytest.mark.parametrize(
@@ -75,9 +48,25 @@ def test_newton_waits_once_an_iteration_of_conjugate_gradients(comm: Communicato
     assert sum(found.values()) <= 9
 
 
+def test_slimtrain_waits_for_sums_of_features_and_the_last_layer(comm: Communicator) -> None:
+    found, _ = step("slimtrain", comm, 1000)
+    assert found == Counter({"last_layer.weights": 1, "feature_window._grams": 3, "vectors.dot": 1} | EVALUATION)
+
+
 @pytest.mark.parametrize("method", ["lars", "trust_region", "lbfgs", "apts", "newton", "nlcg"])
 def test_methods_wait_for_what_decides_alone(comm: Communicator, method: str) -> None:
     assert set(step(method, comm, 1000)[0]) <= DECISIONS
+
+
+def test_arrays_of_the_processor_do_not_meet_those_of_a_device() -> None:
+    x = torch.ones(3)
+    with Waits() as waits:
+        host = torch.zeros(3)
+        x.copy_(host)
+        x * torch.tensor(2.0)
+        assert not waits.mixed
+        x + host.to("cpu")
+    assert sum(waits.mixed.values()) == 1
 
 
 def test_what_is_computed_from_fetched_numbers_is_the_processors() -> None:
