@@ -208,11 +208,19 @@ def implementations(device: torch.device) -> list[tuple[TorchKernels, Sweeps]]:
     return found
 
 
-def iteration_lines(device: torch.device, sides: Sequence[int] = (256, 2048), most: int = 200) -> list[str]:
-    """Conjugate gradients with kernels started one by one and recorded; recording is counted."""
-    if device.type != "cuda":
-        return ["Not measured: the processor has no CUDA graphs."]
-    launch, cells = CupyLauncher(device), []
+def iteration_lines(
+    device: torch.device,
+    kinds: Sequence[CupyVectors] | None = None,
+    sides: Sequence[int] = (256, 2048),
+    most: int = 200,
+) -> list[str]:
+    """Conjugate gradients with kernels started one by one and recorded, which is counted; ``kinds`` are these two."""
+    if kinds is None:
+        if device.type != "cuda":
+            return ["Not measured: the processor has no CUDA graphs."]
+        launch = CupyLauncher(device)
+        kinds = [CupyVectors(launch), CupyVectors(launch, CudaCapture(device))]
+    cells = []
     for side in sides:
         matrix, right = torch.rand(side, side, device=device) / side, torch.rand(side, device=device)
         matrix = matrix @ matrix.T
@@ -222,12 +230,10 @@ def iteration_lines(device: torch.device, sides: Sequence[int] = (256, 2048), mo
             steps = vectors.conjugate_steps(right, 0.0)
             for _ in range(most):
                 steps.advance(matrix.mv, 1e-3)
+            steps.end()
 
-        times = [
-            seconds(lambda v=v: solve(v), device)
-            for v in (CupyVectors(launch), CupyVectors(launch, CudaCapture(device)))
-        ]
-        cells.append([f"{side:,}", *(f"{1e6 * each / most:.1f}" for each in times), f"{times[1] / times[0]:.2f}"])
+        times = [seconds(lambda vectors=vectors: solve(vectors), device) / most for vectors in kinds]
+        cells.append([f"{side:,}", *(f"{1e6 * each:.1f}" for each in times), f"{times[1] / times[0]:.2f}"])
     head = ["numbers", "one by one, us an iteration", "recorded, us", "recorded / one by one"]
     return [f"{most} iterations with a dense matrix in float32.", "", *table(head, cells)]
 

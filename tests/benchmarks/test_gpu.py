@@ -10,6 +10,7 @@ import torch
 from benchmarks.gpu import kernels, run, transport
 from benchmarks.gpu.kernels import Row, Size
 from hpcopt.comm.communicator import Communicator
+from hpcopt.kernels.cupy_vectors import CupyVectors
 from hpcopt.kernels.torch_kernels import TorchKernels
 
 SMALL = Size(33, 3, 5, 6, 70, 64, 8)
@@ -55,6 +56,22 @@ def test_targets_are_met_or_not_by_the_faster_implementation() -> None:
     assert "(CuPy): 0.80" in lines[0]
 
 
+def test_iterations_are_measured_recorded_and_not() -> None:
+    launched = []
+
+    class Nothing:
+        shared_limit = 0
+
+        def __call__(self, name: str, *given: object, **options: object) -> None:
+            launched.append(name)
+
+    kinds = [CupyVectors(Nothing()), CupyVectors(Nothing())]
+    lines = kernels.iteration_lines(torch.device("cpu"), kinds, sides=(3,), most=5)
+    assert launched == ["cg_products", "cg_decide", "cg_move"] * 10
+    assert [cell.strip() for cell in lines[-1].split("|")[1:-1]] == ["3", "200000.0", "200000.0", "1.00"]
+    assert kernels.iteration_lines(torch.device("cpu")) == ["Not measured: the processor has no CUDA graphs."]
+
+
 def test_without_a_device_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["run.py"])
     assert run.main() == 0
@@ -79,6 +96,7 @@ def test_all_parts_are_there_and_training_needs_data(monkeypatch: pytest.MonkeyP
     assert titles == [
         "Kernels, float32",
         "Kernels, float64",
+        "Iterations in CUDA graphs",
         "A Gauss-Newton product",
         "Reductions",
         "Training on MNIST",
