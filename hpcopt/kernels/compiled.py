@@ -14,7 +14,9 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from hashlib import sha256
 from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 
@@ -22,7 +24,7 @@ from hpcopt.kernels.launch import check_arguments
 from hpcopt.kernels.sweeps import Moments, Pair, Parts
 from hpcopt.layout.block import blocks
 
-LIBRARY = "hpcopt.kernels._vectors"
+LIBRARY, FOLDER = "hpcopt.kernels._vectors", Path(__file__).with_name("c")
 
 BLOCK = 1024
 """Numbers whose products are summed in the vectors' own precision."""
@@ -139,6 +141,15 @@ def compiled_sweeps() -> CompiledSweeps | str:
     if found is None or found.origin is None:
         return "there was no C compiler when hpcopt was installed"
     try:
-        return CompiledSweeps(ctypes.CDLL(found.origin))
-    except OSError as error:
+        library = ctypes.CDLL(found.origin)
+        made_of = (ctypes.c_char * 64).in_dll(library, "sources").value.decode()
+    except (OSError, ValueError) as error:
         return f"the compiled sweeps cannot be loaded: {error}"[:200]
+    if made_of != digest(FOLDER):
+        return "the compiled sweeps are of other sources than hpcopt's, which has changed since it was installed"
+    return CompiledSweeps(library)
+
+
+def digest(folder: Path) -> str:
+    """What tells the sources of the library from others."""
+    return sha256(b"".join((folder / name).read_bytes() for name in ("sweeps.h", "vectors.c"))).hexdigest()

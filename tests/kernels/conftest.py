@@ -45,9 +45,15 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
 
 
 @pytest.fixture(scope="session")
-def compiled(build: Build) -> CompiledSweeps:
-    """The sweeps from the sources as they are."""
+def library(build: Build) -> Path:
+    """The sweeps in C, from the sources as they are."""
     if shutil.which("cc") is None:
         pytest.skip("no C compiler on PATH")
-    (library,) = build()
+    (made,) = build()
+    return made
+
+
+@pytest.fixture(scope="session")
+def compiled(library: Path) -> CompiledSweeps:
+    """The same for tensors."""
     return CompiledSweeps(ctypes.CDLL(str(library)))

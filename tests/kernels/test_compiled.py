@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -146,5 +147,14 @@ def test_why_there_are_none_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert compiled_sweeps.__wrapped__() == "there was no C compiler when hpcopt was installed"
     broken = tmp_path / "_vectors.so"
     broken.write_text("not a library")
-    monkeypatch.setattr(module, "find_spec", lambda _: type("Spec", (), {"origin": str(broken)}))
+    monkeypatch.setattr(module, "find_spec", lambda _: SimpleNamespace(origin=str(broken)))
     assert str(compiled_sweeps.__wrapped__()).startswith("the compiled sweeps cannot be loaded")
+
+
+def test_a_library_of_other_sources_is_not_used(library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "find_spec", lambda _: SimpleNamespace(origin=str(library)))
+    assert isinstance(compiled_sweeps.__wrapped__(), CompiledSweeps)
+    for source in module.FOLDER.iterdir():
+        (tmp_path / source.name).write_text(source.read_text() + "// another one")
+    monkeypatch.setattr(module, "FOLDER", tmp_path)
+    assert str(compiled_sweeps.__wrapped__()).startswith("the compiled sweeps are of other sources")

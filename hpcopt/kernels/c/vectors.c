@@ -11,6 +11,9 @@
 
 typedef int64_t count;
 
+// Of which sources this is made; setup.py and the reader of it make the same digest of them.
+const char sources[] = SOURCES;
+
 // One version for each width of registers; the loader takes the widest that the processor has. It needs glibc's help.
 #if defined(__x86_64__) && defined(__GLIBC__)
 #define ON_EVERY_PROCESSOR __attribute__((target_clones("default", "avx2", "avx512f")))
