@@ -66,7 +66,8 @@ class KroneckerCurvature:
         layers: those with factors.
         others: where the tensors of all other variables lie in w.
         size: p.
-        weight_decay: what it adds to the diagonal of the curvature; it is not in the factors.
+        weight_decay: what it adds to the diagonal of the curvature of the layers; it is not in the factors.
+        other_decay: the same of each of the other variables, 0 for those that do not decay.
     """
 
     def __init__(self, objective: DataParallelObjective, seed: int) -> None:
@@ -83,6 +84,9 @@ class KroneckerCurvature:
         self.others = [slices[i] for i in self._tensors]
         self._sizes = [triangle_size(order) for layer in self.layers for order in (layer.inputs, layer.outputs)]
         self._sizes.append(sum(parameters.counts[i] for i in self._tensors))
+        ones = torch.ones(self._sizes[-1], dtype=parameters.dtype, device=parameters.device)
+        decay = objective.decay.part(lambda vector: torch.cat([ones[:0], *(vector[each] for each in self.others)]))
+        self.other_decay = decay.add_gradient(torch.zeros_like(ones), ones)
         self.size, self.weight_decay = sum(self._sizes), objective.weight_decay
         self._counts = 2 * len(self.layers) + 1
         self._request: Any = None

@@ -129,7 +129,7 @@ class KroneckerFactors:
         """Inverses of all layers, each computed on one rank. *Collective*, one gathering."""
         squares, layers = _Squares(state), curvature.layers
         boosts: torch.Tensor = state["factor_boosts"]  # type: ignore[assignment]
-        damping += curvature.weight_decay
+        others_damping, damping = curvature.other_decay + damping, damping + curvature.weight_decay
         sizes = [triangle_size(layer.inputs) + triangle_size(layer.outputs) for layer in layers]
         *factors, diagonal = state["factors"].split([*sizes, squares.rest])  # type: ignore[union-attr]
 
@@ -154,7 +154,7 @@ class KroneckerFactors:
             else:
                 state["factor_failures"] = int(state["factor_failures"]) + 1
                 boosts[i] *= BOOST
-        squares.diagonal.copy_(1 / (diagonal + damping))
+        squares.diagonal.copy_(1 / (diagonal + others_damping))
 
 
 class _Squares:

@@ -46,15 +46,16 @@ def matrices(objective: DataParallelObjective, state: State) -> tuple[list[torch
     return [unpack(part, order) for part, order in zip(packed, orders, strict=True)], diagonal
 
 
-@pytest.mark.parametrize("weight_decay", [0.0, 0.3])
-def test_p_is_the_inverse_of_damped_products(comm: Communicator, weight_decay: float) -> None:
+@pytest.mark.parametrize(("weight_decay", "decay_norms"), [(0.0, True), (0.3, True), (0.3, False)])
+def test_p_is_the_inverse_of_damped_products(comm: Communicator, weight_decay: float, decay_norms: bool) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 4, bias=False), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 3)).double()
-    objective, solver = sharded(comm, model=model, weight_decay=weight_decay), KroneckerFactors()
+    objective = sharded(comm, model=model, weight_decay=weight_decay, decay_norms=decay_norms)
+    solver = KroneckerFactors()
     state = start(objective, solver)
     refresh(objective, solver, state, 2)
     (a1, g1, a2, g2), diagonal = matrices(objective, state)
-    damping = DAMPING + weight_decay
+    damping, of_norm = DAMPING + weight_decay, DAMPING + weight_decay * decay_norms
     blocks = []
     for a, g in ((a1, g1), (a2, g2)):
         pi, r = math.sqrt(float(a.trace() / len(a) / (g.trace() / len(g)))), math.sqrt(damping)
@@ -64,7 +65,7 @@ def test_p_is_the_inverse_of_damped_products(comm: Communicator, weight_decay: f
     # w: weight (4, 5), norm (8), weight (3, 4), bias (3,); the bias is the last of five inputs
     last = torch.cat([v[28:40].view(3, 4), v[40:43, None]], 1)
     solved = torch.linalg.solve(blocks[1], last.flatten()).view(3, 5)
-    parts = [torch.linalg.solve(blocks[0], v[:20]), v[20:28] / (diagonal + damping), solved[:, :4], solved[:, 4]]
+    parts = [torch.linalg.solve(blocks[0], v[:20]), v[20:28] / (diagonal + of_norm), solved[:, :4], solved[:, 4]]
     kept = v.clone()
     torch.testing.assert_close(solver.apply(state, v), torch.cat([part.flatten() for part in parts]))
     assert torch.equal(v, kept)
