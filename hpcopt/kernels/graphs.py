@@ -67,7 +67,7 @@ class Repeated:
 
 
 class CudaCapture:
-    """``Capture`` for kernels of torch, and all others on its streams, on one CUDA device.
+    """``Capture`` for kernels of torch, and all others on its streams, on one CUDA device; one recording at a time.
 
     Args:
         device: the CUDA device.
@@ -76,6 +76,8 @@ class CudaCapture:
     def __init__(self, device: torch.device) -> None:
         # Work can be recorded on any stream but the one that torch begins with.
         self._stream = torch.cuda.Stream(device)
+        # One recording after the other has the same memory; those before are not started any more.
+        self._memory = torch.cuda.graph_pool_handle()
 
     def warm(self, work: Work) -> None:
         """Do the work on the stream of the recording."""
@@ -87,7 +89,7 @@ class CudaCapture:
         graph = torch.cuda.CUDAGraph()
         with self._beside():
             # Threads that do other work, such as copies of batches, may go on.
-            graph.capture_begin(capture_error_mode="thread_local")
+            graph.capture_begin(self._memory, capture_error_mode="thread_local")
             try:
                 work()
             finally:
@@ -99,6 +101,8 @@ class CudaCapture:
         """On the stream of the recording, between what is on the current one before and after."""
         current = torch.cuda.current_stream(self._stream.device)
         self._stream.wait_stream(current)
-        with torch.cuda.stream(self._stream):
-            yield
-        current.wait_stream(self._stream)
+        try:
+            with torch.cuda.stream(self._stream):
+                yield
+        finally:
+            current.wait_stream(self._stream)

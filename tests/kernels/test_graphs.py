@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import weakref
 from collections.abc import Callable
 
@@ -13,7 +14,7 @@ from hpcopt.kernels import cupy_kernels, cupy_vectors
 from hpcopt.kernels.choice import TORCH, choose, with_graphs
 from hpcopt.kernels.cupy_kernels import CupyKernels
 from hpcopt.kernels.cupy_vectors import ConjugateSteps, CupyVectors
-from hpcopt.kernels.graphs import Repeated, Work
+from hpcopt.kernels.graphs import CudaCapture, Repeated, Work
 from hpcopt.linalg import conjugate_gradient
 from hpcopt.linalg.conjugate_gradient import Solution, conjugate_gradients
 from hpcopt.objective.network.objective import NetworkObjective
@@ -149,3 +150,46 @@ def test_a_trial_that_fails_leaves_kernels_that_are_started_one_by_one(capture: 
     plain = CupyVectors(capture)
     capture.warm = lambda work: (_ for _ in ()).throw(RuntimeError("no graphs here"))  # type: ignore[method-assign]
     assert with_graphs(plain, capture, torch.device("cpu"), torch.float32) is plain
+
+
+def test_a_device_records_on_a_stream_beside_the_current_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+
+    class Stream:
+        def __init__(self, name: str) -> None:
+            self.name, self.device = name, torch.device("cpu")
+
+        def wait_stream(self, other: Stream) -> None:
+            said.append(f"{self.name} waits for {other.name}")
+
+    class Graph:
+        def capture_begin(self, pool: str, capture_error_mode: str) -> None:
+            said.append(f"begin in {pool}")
+
+        def capture_end(self) -> None:
+            said.append("end")
+
+        def replay(self) -> None:
+            said.append("replay")
+
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream("other"))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream("current"))
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "memory")
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    capture = CudaCapture(torch.device("cuda", 0))
+    repeated = Repeated(lambda: said.append("work"), capture, 1)
+    repeated()
+    assert said == ["other waits for current", "work", "current waits for other"]
+    said.clear()
+    repeated()
+    beside = ["other waits for current", "begin in memory", "work", "end", "current waits for other"]
+    assert said == [*beside, "replay"]
+    with pytest.raises(RuntimeError, match="not permitted"):
+        capture.record(refused)
+    assert said[-1] == "current waits for other"
+
+
+def refused() -> None:
+    """What cannot be recorded."""
+    raise RuntimeError("operation not permitted when stream is capturing")
