@@ -30,6 +30,11 @@ PRECISIONS = {"float32": torch.float32, "float64": torch.float64}
 NAP = 1e-3
 """Seconds that a rank sleeps between looks at whether it is needed again."""
 
+COPIED_ROW = 1024
+"""Bytes of a sample where copies are measured."""
+
+LOSS_ROWS, LOSS_CLASSES = 2048, 10
+
 PROBE_LAYERS = 4
 """With an activation behind each."""
 
@@ -39,13 +44,15 @@ class Sizes:
     """What is measured.
 
     Attributes:
-        orders: of square matrices that are multiplied.
+        orders: m of layers of m inputs and m/8 outputs on 8 m rows, which take 2 m^3 operations a product.
+        solves: orders of symmetric matrices that are decomposed and inverted.
         memory: bytes of a vector that is added to another one.
         messages: bytes of a reduction.
         seconds: about so long for each figure, at least ``least`` repetitions.
     """
 
     orders: tuple[int, ...] = (16, 64, 256, 512, 1024)
+    solves: tuple[int, ...] = (16, 128, 512)
     memory: tuple[int, ...] = (4 << 10, 128 << 10, 2 << 20, 16 << 20)
     messages: tuple[int, ...] = (8, 1 << 10, 32 << 10, 256 << 10, 2 << 20, 16 << 20)
     seconds: float = 0.15
@@ -123,15 +130,57 @@ def _rates(group: Communicator, device: torch.device, sizes: Sizes) -> dict[str,
     for name, precision in PRECISIONS.items():
         points = []
         for order in sizes.orders:
-            a, b = (torch.rand(order, order, dtype=precision, device=device) for _ in range(2))
-            out = torch.empty_like(a)
-            points.append((2.0 * order**3, seconds(lambda a=a, b=b, out=out: torch.mm(a, b, out=out))))  # type: ignore[misc]
+            points.append((2.0 * order**3, seconds(_layer(order, precision, device)) / 3))
         products[name] = points
     memory = []
     for nbytes in sizes.memory:
         x, y = (torch.ones(nbytes // 8, dtype=torch.float64, device=device) for _ in range(2))
         memory.append((3.0 * nbytes, seconds(lambda x=x, y=y: y.add_(x, alpha=1e-9))))  # type: ignore[misc]
-    return {"threads": threads, "products": products, "memory": memory, "module": _module(seconds, device)}
+    return {
+        "threads": threads,
+        "products": products,
+        "memory": memory,
+        "solves": {name: [(float(n**3), seconds(run(n))) for n in sizes.solves] for name, run in SOLVES.items()},
+        "copies": [(float(nbytes), seconds(_copy(nbytes, device))) for nbytes in sizes.memory],
+        "loss": seconds(_loss(device)) / (LOSS_ROWS * LOSS_CLASSES),
+        "module": _module(seconds, device),
+    }
+
+
+def _copy(nbytes: int, device: torch.device) -> Callable[[], object]:
+    """Every other row of a set of so many bytes, in memory of its own."""
+    rows = torch.ones(max(2, nbytes // COPIED_ROW), COPIED_ROW // 4, device=device)
+    chosen = torch.arange(0, len(rows), 2, device=device)
+    return lambda: rows[chosen]
+
+
+def _loss(device: torch.device) -> Callable[[], object]:
+    """Cross-entropy and its gradient."""
+    outputs = torch.ones(LOSS_ROWS, LOSS_CLASSES, device=device, requires_grad=True)
+    labels = torch.zeros(LOSS_ROWS, dtype=torch.int64, device=device)
+    return lambda: torch.autograd.grad(torch.nn.functional.cross_entropy(outputs, labels), outputs)
+
+
+def _layer(order: int, precision: torch.dtype, device: torch.device) -> Callable[[], object]:
+    """The three products of a linear layer, forward and backward, as torch makes them."""
+    x = torch.rand(8 * order, order, dtype=precision, device=device)
+    weights = torch.rand(max(1, order // 8), order, dtype=precision, device=device)
+    errors = torch.rand(8 * order, len(weights), dtype=precision, device=device)
+    return lambda: (torch.nn.functional.linear(x, weights), errors.T @ x, errors @ weights)
+
+
+def _decomposition(order: int) -> Callable[[], object]:
+    matrix = np.cov(np.random.default_rng(0).random((order, 2 * order))) + np.eye(order)
+    return lambda: np.linalg.eigh(matrix)
+
+
+def _inversion(order: int) -> Callable[[], object]:
+    matrix = torch.eye(order) + torch.ones(order, order) / order
+    return lambda: torch.cholesky_inverse(torch.linalg.cholesky_ex(matrix)[0])
+
+
+SOLVES: dict[str, Callable[[int], Callable[[], object]]] = {"eigen": _decomposition, "inverse": _inversion}
+"""What methods do with a symmetric matrix on the host: its eigenvectors in float64, its inverse in float32."""
 
 
 def _module(seconds: Callable[[Callable[[], object]], float], device: torch.device) -> float:

@@ -205,7 +205,9 @@ def _spread(subject: Subject, ranks: int, case: Case) -> tuple[Spread, Worker, f
         micro = min(subject.batch / spread.grid.rows, job.loss.micro_batch or subject.batch)
     elif parallel.state == "sharded":
         spread, share = Sharded(objective.size, ranks, itemsize), 1 / ranks
-    worker = Worker(subject.layers, samples, objective.size * share, job.run.precision, objective.work.curvature_cost)
+    numbers, cost = objective.size * share, objective.work.curvature_cost
+    per_sample = subject.features, objective.outputs
+    worker = Worker(subject.layers, samples, numbers, job.run.precision, cost, ranks, *per_sample)
     activations = 2 * micro * math.fsum(layer.written for layer in subject.layers)
     # w gathered or in the module, the gradient and its spare, besides the method's own.
     memory = itemsize * (3 * objective.size + held * subject.features + activations) + share * vectors + other
@@ -230,12 +232,13 @@ def _on_grid(subject: Subject, ranks: int) -> tuple[Grid, Worker, float]:
     product = 8 * sum(u * v for u, v in blocks) - 4 * blocks[0][0] * blocks[0][1]
     if explicit:
         product = 4 * sum(v * (u + spread.outputs) for u, v in blocks)
-    worker = Worker(network_layers(blocks), subject.batch, layout.size(0), job.run.precision, product / gradient)
+    each = bytes_each(layout, itemsize) if explicit else 0
+    local = network_layers(blocks), subject.batch, layout.size(0), job.run.precision, product / gradient
+    worker = Worker(*local, outputs=blocks[-1][1], kept=subject.batch * each)
     vectors = subject.state[0] * layout.size(0) / subject.objective.size
     samples = subject.objective.samples * (blocks[0][0] + blocks[-1][1])
     widths = min(subject.batch, spread.piece) * sum(u + v for u, v in blocks)
-    kept = spread.samples * bytes_each(layout, itemsize) if explicit else 0
-    return spread, worker, vectors + itemsize * (2 * layout.size(0) + samples + widths) + kept
+    return spread, worker, vectors + itemsize * (2 * layout.size(0) + samples + widths) + spread.samples * each
 
 
 def _state(solver: Any, objective: DataParallelObjective) -> tuple[float, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hpcopt.costs.methods import Case, Design
+from hpcopt.costs.methods import Case, Design, Factors
 from hpcopt.objective.data_parallel import DataParallelObjective
 from hpcopt.objective.triangles import triangle_size
 
@@ -32,16 +32,17 @@ def case_of(
     )
 
 
-def _factors(objective: DataParallelObjective, solver: Any) -> tuple[int, int] | None:
-    """Numbers of the Kronecker factors with their counts, and of their inverses, each with whether it succeeded."""
+def _factors(objective: DataParallelObjective, solver: Any) -> Factors | None:
     wanted = getattr(solver, "preconditioner", "none")
     if wanted not in ("auto", "kronecker"):
         return None
     curvature = objective.kronecker
     if not curvature.offers(getattr(solver, "fisher", "true")):
         return None
-    inverses = sum(triangle_size(layer.inputs) + triangle_size(layer.outputs) + 1 for layer in curvature.layers)
-    return curvature.size + 2 * len(curvature.layers) + 1, inverses
+    orders = tuple((layer.inputs, layer.outputs) for layer in curvature.layers)
+    inverses = sum(triangle_size(a) + triangle_size(o) + 1 for a, o in orders)
+    spent, gradient = sum(2 * a * o + o * o + a * a for a, o in orders), sum(3 * a * o for a, o in orders)
+    return Factors(curvature.size + 2 * len(orders) + 1, inverses, orders, spent / gradient)
 
 
 def _design(objective: DataParallelObjective) -> Design:

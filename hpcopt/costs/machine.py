@@ -16,7 +16,7 @@ import math
 import os
 import socket
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +97,9 @@ class Rates:
         threads: of each.
         products: seconds of a matrix product by its operations, for each precision.
         memory: seconds by the bytes that are read or written.
+        solves: seconds of "eigen" and "inverse" of a symmetric matrix by the cube of its order.
+        copies: seconds of a copy of every other sample of so many bytes.
+        loss: seconds of an output of a sample in the loss and its gradient.
         module: seconds of a module forward and backward in which there is nothing to do.
         slower: what all is multiplied with, where cores are shared by more ranks than were measured.
     """
@@ -105,6 +108,9 @@ class Rates:
     threads: int
     products: Mapping[str, Curve]
     memory: Curve
+    solves: Mapping[str, Curve]
+    copies: Curve
+    loss: float
     module: float
     slower: float = 1.0
 
@@ -144,7 +150,7 @@ class Machine:
             return found
         self.unsure.add(f"{on_host} ranks on a host were not measured: their rates are those of {found.on_host}.")
         slower = self._share(on_host) / self._share(found.on_host)
-        return Rates(on_host, found.threads, found.products, found.memory, found.module, slower)
+        return replace(found, on_host=on_host, slower=slower)
 
     def seconds(self, message: Message, on_host: int) -> float:
         """Of the calls of a message whose group lies on as many hosts as it needs at least."""
@@ -231,7 +237,9 @@ def _pick(calls: Mapping[str, Any]) -> tuple[Any, Any]:
 
 def _rates(data: Mapping[str, Any]) -> Rates:
     products = {name: _curve(points) for name, points in data["products"].items()}
-    return Rates(data["on_host"], data["threads"], products, _curve(data["memory"]), float(data["module"]))
+    solves = {name: _curve(points) for name, points in data["solves"].items()}
+    curves = products, _curve(data["memory"]), solves, _curve(data["copies"])
+    return Rates(data["on_host"], data["threads"], *curves, float(data["loss"]), float(data["module"]))
 
 
 def _curve(points: Sequence[Sequence[float]]) -> Curve:

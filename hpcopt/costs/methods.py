@@ -18,6 +18,22 @@ from hpcopt.solvers import gauss_newton_diagonal
 from hpcopt.solvers.controlled_directions import PAIR_PERIOD
 
 
+class Factors(NamedTuple):
+    """Kronecker factors of a model.
+
+    Attributes:
+        numbers: of the factors, with their counts.
+        inverses: numbers of the inverses, each with whether it succeeded.
+        orders: (a, o) of each layer.
+        refresh: operations of a refresh over those of a gradient, on the same samples.
+    """
+
+    numbers: int
+    inverses: int
+    orders: tuple[tuple[int, int], ...]
+    refresh: float
+
+
 class Design(NamedTuple):
     """The last layer that slimTrain solves for.
 
@@ -44,7 +60,7 @@ class Case:
         per_epoch: iterations of an epoch.
         trials: points that a line search tries; products of conjugate gradients.
         matrices: parameter tensors with two dimensions or more.
-        factors: numbers of the Kronecker factors with their counts, and of the inverses; None where there are none.
+        factors: Kronecker's; None where there are none.
         design: of slimTrain.
         columns: ranks that share their samples while each varies variables of its own.
         factor_sweeps: sweeps that make the factors of a Jacobian, where they are kept.
@@ -55,7 +71,7 @@ class Case:
     per_epoch: int = 1
     trials: float = 1.0
     matrices: int = 0
-    factors: tuple[int, int] | None = None
+    factors: Factors | None = None
     design: Design | None = None
     columns: int = 1
     factor_sweeps: int = 0
@@ -165,7 +181,7 @@ def _prepared(name: str, solver: Any, spread: Spread, case: Case) -> Messages:
     if name != "kronecker":
         return []
     assert case.factors is not None
-    refresh = [*spread.subset(), *_replicated(solver, spread).factors(*case.factors)]
+    refresh = [*spread.subset(), *_replicated(solver, spread).factors(*case.factors[:2])]
     return scaled(refresh, 1 / getattr(solver, "factor_every", 5))
 
 

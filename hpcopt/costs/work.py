@@ -29,7 +29,10 @@ class Evaluations:
         products: with the Gauss-Newton matrix.
         calls: evaluations, each of which has every layer's fixed cost.
         sweeps: numbers read or written for each number of w, besides those of evaluations.
-        squares: Gram matrix of the features of slimTrain: passes.
+        squares: passes over the features of slimTrain for their Gram matrix.
+        eigen: decompositions of that matrix.
+        inverses: of all Kronecker factors.
+        applied: products with all these inverses.
     """
 
     values: float = 0.0
@@ -38,6 +41,9 @@ class Evaluations:
     calls: float = 0.0
     sweeps: float = 0.0
     squares: float = 0.0
+    eigen: float = 0.0
+    inverses: float = 0.0
+    applied: float = 0.0
 
     def __add__(self, other: Evaluations) -> Evaluations:
         """Both."""
@@ -101,12 +107,12 @@ def _curvatures(count: int, part: float, sweeps: int) -> Evaluations:
 
 
 def _factors(solver: Any, case: Case) -> Evaluations:
-    """A refresh is about a gradient on its samples, and z = P g reads the inverses."""
+    """A refresh with its inverses in some iterations, and z = P g in all."""
     if case.factors is None:
         return Evaluations()
     part = min(1.0, getattr(solver, "factor_samples", 2000) / case.batch)
-    refresh = Evaluations(gradients=4 / 3 * part, calls=2.0)
-    return refresh.times(1 / getattr(solver, "factor_every", 5)) + Evaluations(sweeps=8.0)
+    refresh = Evaluations(gradients=case.factors.refresh * part, calls=2.0, inverses=1.0)
+    return refresh.times(1 / getattr(solver, "factor_every", 5)) + Evaluations(applied=1.0, sweeps=8.0)
 
 
 def _nlcg(solver: Any, case: Case) -> Evaluations:
@@ -137,9 +143,13 @@ def _newton(solver: Any, case: Case) -> Evaluations:
 
 def _slimtrain(solver: Any, case: Case) -> Evaluations:
     inner = {"adam": 15.0, "lars": 11.0}.get(solver.theta_solver, 6.0)
-    refit = Evaluations() if case.whole or solver.deliver != "refit" else Evaluations(values=1.0, squares=1.0)
+    refit = (
+        Evaluations()
+        if case.whole or solver.deliver != "refit"
+        else Evaluations(values=1.0, squares=1.0, eigen=1 / case.per_epoch)
+    )
     # The refit is on the whole set, once in as many iterations as that has batches.
-    return GRADIENT + Evaluations(squares=1.0, sweeps=inner) + refit
+    return GRADIENT + Evaluations(squares=1.0, eigen=1.0, sweeps=inner) + refit
 
 
 METHODS: dict[str, Callable[[Any, Case], Evaluations]] = {
@@ -171,6 +181,10 @@ class Worker:
         numbers: of the method's vectors on this rank.
         precision: "float32" or "float64".
         product_cost: of a Gauss-Newton product, in gradients.
+        ranks: that share the inverses of Kronecker factors.
+        fetched: numbers of a sample that are copied for every pass over a mini-batch.
+        outputs: of a sample.
+        kept: bytes of the factors of a Jacobian, which a product reads twice.
     """
 
     layers: Sequence[Layer]
@@ -178,15 +192,25 @@ class Worker:
     numbers: float
     precision: str
     product_cost: float = 4 / 3
+    ranks: int = 1
+    fetched: int = 0
+    outputs: int = 0
+    kept: float = 0.0
 
     def seconds(self, work: Evaluations, case: Case, rates: Rates) -> float:
         """Of the evaluations of an iteration."""
         forward, backward = self._pass(rates, backward=False), self._pass(rates, backward=True)
         gradient, itemsize = forward + backward, ITEMSIZES[self.precision]
         passes = work.values * forward + (work.gradients + work.products * self.product_cost) * gradient
+        passes += (work.gradients + work.values / 2) * self.outputs * self.samples * rates.loss
+        passes += work.products * 2 * rates.memory(self.kept) if self.kept else 0.0
+        if not case.whole:
+            # A set of twice as many samples, of which every other one is taken.
+            passes += (work.values + work.gradients) * rates.copies(2.0 * self.fetched * self.samples * itemsize)
         fixed = work.calls * len(self.layers) * rates.module
         vectors = rates.memory(3 * self.numbers * itemsize) * work.sweeps / 3
-        return rates.slower * (passes + fixed + vectors + work.squares * self._squares(case, rates))
+        solved = self._layer_solves(work, case, rates)
+        return rates.slower * (passes + fixed + vectors + solved)
 
     def _pass(self, rates: Rates, *, backward: bool) -> float:
         """Seconds of all layers' products and memory traffic, forward or backward."""
@@ -207,9 +231,18 @@ class Worker:
         by_operations = rates.products[self.precision](2.0 * rows * layer.inputs * layer.outputs)
         return max(by_operations, rates.memory(count * itemsize))
 
-    def _squares(self, case: Case, rates: Rates) -> float:
-        """The Gram matrices of slimTrain, in float64."""
-        if case.design is None:
-            return 0.0
-        rows, t = self.samples * case.design.positions, case.design.outputs
-        return sum(rates.products["float64"](2.0 * rows * width * (width + t)) for width in case.design.widths)
+    def _layer_solves(self, work: Evaluations, case: Case, rates: Rates) -> float:
+        """What slimTrain does with its last layer, and Kronecker factors with every layer."""
+        total = 0.0
+        if case.design is not None:
+            rows, t = self.samples * case.design.positions, case.design.outputs
+            for width in case.design.widths:
+                total += work.squares * rates.products["float64"](2.0 * rows * width * (width + t))
+                total += work.eigen * rates.solves["eigen"](float(width**3))
+        if case.factors is not None:
+            products, inverse = rates.products[self.precision], rates.solves["inverse"]
+            each = [inverse(float(a**3)) + inverse(float(o**3)) for a, o in case.factors.orders]
+            # Every layer is one rank's.
+            total += work.inverses * max(max(each), sum(each) / self.ranks)
+            total += work.applied * sum(products(2.0 * a * o * (a + o)) for a, o in case.factors.orders)
+        return total

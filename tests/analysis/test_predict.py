@@ -26,13 +26,13 @@ def machine(tmp_path: Path) -> Machine:
 
 
 def test_seconds_bytes_and_calls_of_a_step_of_sgd_by_hand(machine: Machine) -> None:
-    """64-100-10 in float32 on both of two ranks: n = 7,510, and 2 ns an operation or a byte there."""
+    """64-100-10 in float32 on both of two ranks: n = 7,510, and 2 ns an operation, a byte, or an output in the loss."""
     found = subject("sgd")
     rows, nanosecond = found.batch / 2, 2e-9
     first, last = 2 * rows * 64 * 100, 2 * rows * 100 * 10
     activation, weights = 4 * 200 * rows, 4 * 3 * 7510
     gradient = 2 * first + 3 * last + 3 * activation
-    compute = nanosecond * (gradient + weights * 6 / 3) + 3 * 100e-6
+    compute = nanosecond * (gradient + rows * 10 + weights * 6 / 3) + 3 * 100e-6
     prediction = predict(found, machine, 2, 2)
     assert prediction.compute == pytest.approx(compute, rel=1e-3)
     assert (prediction.calls, prediction.bytes) == (2, 4 * (7510 + 32) + 8)
@@ -122,3 +122,20 @@ def test_ranks_that_do_not_fit_the_network_are_refused(machine: Machine) -> None
     found = subject("sgd", "parallel.layout=variables", widths="[3]")
     with pytest.raises(UsageError, match="No grid"):
         predict(found, machine, 1009, 2)
+
+
+def test_inverses_of_kronecker_factors_are_shared_and_their_products_are_every_ranks(machine: Machine) -> None:
+    """65-100 and 101-10 at 2 ns an operation: more ranks leave the inverse of 101 and all products."""
+    found = subject("newton")
+    products = 2 * (65 * 100 * 165 + 101 * 10 * 111)
+    many, more = (predict(found, machine, ranks, 2).compute for ranks in (256, 1024))
+    assert many > more > 2e-9 * (products + (100**3 + 65**3) / 5)
+
+
+def test_a_mini_batch_is_copied_for_every_pass(machine: Machine) -> None:
+    """64 + 1 numbers a sample, of a set of twice as many."""
+    whole, batches = subject("sgd"), subject("sgd", "data.batch=100")
+    same = replace(batches, per_epoch=1, batch=batches.batch)
+    alone = [predict(each, machine, 1, 2).compute for each in (batches, same)]
+    assert alone[0] - alone[1] == pytest.approx(1e-9 * 2 * 65 * 4 * batches.batch, rel=1e-6)
+    assert whole.batch > batches.batch

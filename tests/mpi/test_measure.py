@@ -14,7 +14,7 @@ from hpcopt.costs.messages import Message
 
 pytestmark = pytest.mark.mpi
 
-TINY = Sizes(orders=(4, 8), memory=(64, 128), messages=(8, 64), seconds=1e-6, least=1)
+TINY = Sizes(orders=(4, 8), solves=(2, 3), memory=(64, 128), messages=(8, 64), seconds=1e-6, least=1)
 
 
 def test_groups_of_all_sizes_are_measured_and_all_ranks_know(comm: Communicator, tmp_path: Path) -> None:

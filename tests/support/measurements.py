@@ -16,7 +16,16 @@ MICROSECOND = 1e-6
 
 def rates(on_host: int, seconds: list[list[float]]) -> dict[str, Any]:
     products = {"float32": seconds, "float64": seconds}
-    return {"on_host": on_host, "threads": 1, "products": products, "memory": seconds, "module": 100 * MICROSECOND}
+    return {
+        "on_host": on_host,
+        "threads": 1,
+        "products": products,
+        "memory": seconds,
+        "copies": seconds,
+        "loss": seconds[0][1],
+        "solves": {"eigen": seconds, "inverse": seconds},
+        "module": 100 * MICROSECOND,
+    }
 
 
 def calls(ranks: int, hosts: int = 1, short: float = 10 * MICROSECOND) -> dict[str, Any]:
