@@ -15,7 +15,7 @@ from statistics import mean
 from typing import Any
 
 from benchmarks._report import table, write_report
-from benchmarks._runs import JOBS, percent, trained
+from benchmarks._runs import JOBS, Run, percent, trained
 
 RATES = {
     "adam": (3e-4, 1e-3, 2.5e-3, 5e-3, 1e-2),
@@ -59,26 +59,6 @@ class Problem:
     def title(self) -> str:
         """Job and batch."""
         return f"{self.job}, batch {self.batch.strip(chr(34))}"
-
-
-@dataclass(frozen=True)
-class Run:
-    """A method at a rate with one seed: its name and its evaluations, in order."""
-
-    name: str
-    history: Sequence[dict[str, Any]]
-
-    def at(self, work: float, figure: str) -> float:
-        """A figure of the last evaluation before so much work, NaN where the run ended before without it."""
-        rows = [row for row in self.history if row["gradient_equivalents"] <= work * (1 + 1e-9)]
-        found = rows[-1][figure]
-        return math.nan if found is None else float(found)
-
-    def seconds(self, accuracy: float) -> float:
-        """Seconds of training until the first evaluation with so high a test accuracy, infinite if there is none."""
-        return min(
-            (row["seconds"] for row in self.history if (row["test_accuracy"] or 0) >= accuracy), default=math.inf
-        )
 
 
 Runs = dict[str, list[Run]]

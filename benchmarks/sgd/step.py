@@ -9,8 +9,6 @@ machine disturbs them alike; the figure is the median over blocks of the mean st
 from __future__ import annotations
 
 import argparse
-import os
-import socket
 import statistics
 import sys
 import time
@@ -23,6 +21,7 @@ from mpi4py import MPI
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from benchmarks._gloo import start_gloo
 from benchmarks._report import table, write_report
 from hpcopt.comm.communicator import Communicator
 from hpcopt.comm.launch import choose_threads
@@ -67,12 +66,7 @@ def hpcopt_step(inputs: torch.Tensor, targets: torch.Tensor, args: argparse.Name
 
 def ddp_step(inputs: torch.Tensor, targets: torch.Tensor, args: argparse.Namespace) -> Callable[[], object]:
     """The data parallelism of torch, over gloo."""
-    world = MPI.COMM_WORLD
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(world.bcast(port))}
-    torch.distributed.init_process_group("gloo", rank=world.rank, world_size=world.size)
+    start_gloo()
     model = torch.nn.parallel.DistributedDataParallel(network(args.widths))
     optimizer, draw = torch.optim.SGD(model.parameters(), lr=RATE), batches(len(inputs), args.batch)
 

@@ -1,0 +1,106 @@
+"""The ten sets of the comparison, the methods on them, and the rule that picks one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A set, its network and the work that every method is given.
+
+    Attributes:
+        source: the set, as ``hpcopt data list`` names it.
+        samples: to train.
+        budget: gradient equivalents at which methods are compared.
+        batch: samples of a small batch.
+        settings: of data, network and loss, the same for all methods.
+        regression: judged by explained variance, else by test accuracy.
+        modest: whether its network is so small that the Jacobian of a small batch fits into memory.
+    """
+
+    source: str
+    samples: int
+    budget: float
+    batch: int
+    settings: tuple[str, ...]
+    regression: bool = False
+    modest: bool = True
+
+    @property
+    def figure(self) -> str:
+        """What a method is judged by, a column of a run's history."""
+        return "test_explained_variance" if self.regression else "test_accuracy"
+
+    @property
+    def common(self) -> list[str]:
+        """The settings that are the same for all methods."""
+        return [f'data.source="{self.source}"', *self.settings]
+
+
+NETWORK = ("model.widths=[128,64]", "loss.weight_decay=1e-3")
+SPLIT = ("data.test=0.2", "data.shuffle=true")
+"""A fifth is set aside where files have no test part; files may be sorted."""
+MNIST = ("model.widths=[512,256]", "loss.weight_decay=1e-3")
+CIFAR = ("model.widths=[512,512]", "loss.weight_decay=1e-3")
+
+PROBLEMS = {
+    "airfoil": Problem("airfoil_self_noise", 1202, 20, 32, (*NETWORK, *SPLIT), regression=True),
+    "cdr": Problem("cdr", 400, 20, 32, (*NETWORK, "data.standardize=true"), regression=True),
+    "satimage": Problem("satimage", 4435, 20, 128, NETWORK),
+    "usps": Problem("usps", 7291, 20, 128, NETWORK),
+    "higgs": Problem("higgs_11k", 8787, 20, 256, (*NETWORK, *SPLIT)),
+    "letter": Problem("letter", 15000, 20, 256, NETWORK),
+    "california": Problem("california_housing", 16512, 20, 256, (*NETWORK, *SPLIT), regression=True),
+    "covtype": Problem("covtype_first20k", 16000, 20, 256, (*NETWORK, *SPLIT)),
+    "mnist": Problem("mnist", 60000, 10, 256, MNIST, modest=False),
+    "cifar10": Problem("cifar10", 50000, 10, 256, CIFAR, modest=False),
+}
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method of hpcopt at its defaults.
+
+    Attributes:
+        title: as it stands in tables.
+        batch: samples of a batch, or "full", for a set.
+        least: gradient equivalents that an epoch takes at least: a run is long enough, and looked at about as often.
+        own: what its job must say besides.
+    """
+
+    title: str
+    batch: Callable[[Problem], int | str]
+    least: float
+    own: tuple[str, ...] = ()
+
+    def settings(self, problem: Problem) -> list[str]:
+        """What a job on the set says of method, batch and length."""
+        batch = self.batch(problem)
+        given = f'"{batch}"' if isinstance(batch, str) else str(batch)
+        length = [f"run.epochs={math.ceil(problem.budget / self.least)}", f"run.evaluate_every={1 / self.least:.3g}"]
+        return [*length, f"data.batch={given}", *self.own]
+
+
+def large(problem: Problem) -> int:
+    """An eighth of the samples, at most 1,000."""
+    return min(1000, problem.samples // 8)
+
+
+METHODS = {
+    "newton": Method("Newton", large, 2.0, ("solver.name=newton",)),
+    "nlcg": Method("NLCG", large, 2.0, ("solver.name=nlcg",)),
+    "apts": Method("APTS", large, 7.0, ("solver.name=apts",)),
+    "slimtrain": Method("slimTrain", lambda p: p.batch, 1.0, ("solver.name=slimtrain", "loss.name=squared")),
+    "trust_region": Method("trust region", lambda _: "full", 1.0, ("solver.name=trust_region",)),
+}
+
+AIM_SETS, AIM_BEHIND = 8, 0.005
+RULE = "slimTrain for numbers, NLCG for classes"
+
+
+def rule_of_thumb(problem: Problem) -> str:
+    """The method that the rule names for a set."""
+    return "slimtrain" if problem.regression else "nlcg"
