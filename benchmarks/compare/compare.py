@@ -10,8 +10,8 @@ default and at the rate that was best on the test set. Those of hpcopt run as th
 rule for all sets (problems.py). Seconds are of training, without evaluations.
 
 Runs stay under --runs; one that is finished is read, not repeated, so that the command may be stopped and given
-again. DIR holds the sets' files (hpcopt data list). The other packages: ``pip install --no-deps
-ncg-optimizer==0.2.2 torch-levenberg-marquardt==1.2.3`` (of all that the latter asks for, its steps need torch only).
+again. DIR holds the sets' files (hpcopt data list). The other packages: ``pip install
+ncg-optimizer==0.2.2 torch-levenberg-marquardt==1.2.3``.
 ``--output FILE.md`` writes the report with command, machine and versions, and a picture a set beside it.
 """
 
@@ -54,7 +54,7 @@ class Entry:
         common = [*self.problem.common, f"data.root={root.resolve()}", f"run.seed={self.seed}", "run.device=cpu"]
         if self.rate is None:
             return [*common, *METHODS[self.method].settings(self.problem)]
-        batch = '"full"' if BASELINES[self.method].full else self.problem.batch
+        batch = '"full"' if BASELINES[self.method].full else self.problem.small
         return [*common, "solver.name=sgd", f"data.batch={batch}"]
 
     def directory(self, args: argparse.Namespace) -> Path:

@@ -15,7 +15,6 @@ class Problem:
         source: the set, as ``hpcopt data list`` names it.
         samples: to train.
         budget: gradient equivalents at which methods are compared.
-        batch: samples of a small batch.
         settings: of data, network and loss, the same for all methods.
         regression: judged by explained variance, else by test accuracy.
         modest: whether its network is so small that the Jacobian of a small batch fits into memory.
@@ -24,7 +23,6 @@ class Problem:
     source: str
     samples: int
     budget: float
-    batch: int
     settings: tuple[str, ...]
     regression: bool = False
     modest: bool = True
@@ -33,6 +31,16 @@ class Problem:
     def figure(self) -> str:
         """What a method is judged by, a column of a run's history."""
         return "test_explained_variance" if self.regression else "test_accuracy"
+
+    @property
+    def small(self) -> int:
+        """Samples of a small batch: a fiftieth of all, from 8 to 256."""
+        return min(256, max(8, self.samples // 50))
+
+    @property
+    def large(self) -> int:
+        """Samples of a large batch: an eighth of all, at most 1,000."""
+        return min(1000, self.samples // 8)
 
     @property
     def common(self) -> list[str]:
@@ -47,16 +55,16 @@ MNIST = ("model.widths=[512,256]", "loss.weight_decay=1e-3")
 CIFAR = ("model.widths=[512,512]", "loss.weight_decay=1e-3")
 
 PROBLEMS = {
-    "airfoil": Problem("airfoil_self_noise", 1202, 20, 32, (*NETWORK, *SPLIT), regression=True),
-    "cdr": Problem("cdr", 400, 20, 32, (*NETWORK, "data.standardize=true"), regression=True),
-    "satimage": Problem("satimage", 4435, 20, 128, NETWORK),
-    "usps": Problem("usps", 7291, 20, 128, NETWORK),
-    "higgs": Problem("higgs_11k", 8787, 20, 256, (*NETWORK, *SPLIT)),
-    "letter": Problem("letter", 15000, 20, 256, NETWORK),
-    "california": Problem("california_housing", 16512, 20, 256, (*NETWORK, *SPLIT), regression=True),
-    "covtype": Problem("covtype_first20k", 16000, 20, 256, (*NETWORK, *SPLIT)),
-    "mnist": Problem("mnist", 60000, 10, 256, MNIST, modest=False),
-    "cifar10": Problem("cifar10", 50000, 10, 256, CIFAR, modest=False),
+    "airfoil": Problem("airfoil_self_noise", 1202, 20, (*NETWORK, *SPLIT), regression=True),
+    "cdr": Problem("cdr", 400, 20, (*NETWORK, "data.standardize=true"), regression=True),
+    "satimage": Problem("satimage", 4435, 20, NETWORK),
+    "usps": Problem("usps", 7291, 20, NETWORK),
+    "higgs": Problem("higgs_11k", 8787, 20, (*NETWORK, *SPLIT)),
+    "letter": Problem("letter", 15000, 20, NETWORK),
+    "california": Problem("california_housing", 16512, 20, (*NETWORK, *SPLIT), regression=True),
+    "covtype": Problem("covtype_first20k", 16000, 20, (*NETWORK, *SPLIT)),
+    "mnist": Problem("mnist", 60000, 10, MNIST, modest=False),
+    "cifar10": Problem("cifar10", 50000, 10, CIFAR, modest=False),
 }
 
 
@@ -84,16 +92,11 @@ class Method:
         return [*length, f"data.batch={given}", *self.own]
 
 
-def large(problem: Problem) -> int:
-    """An eighth of the samples, at most 1,000."""
-    return min(1000, problem.samples // 8)
-
-
 METHODS = {
-    "newton": Method("Newton", large, 2.0, ("solver.name=newton",)),
-    "nlcg": Method("NLCG", large, 2.0, ("solver.name=nlcg",)),
-    "apts": Method("APTS", large, 7.0, ("solver.name=apts",)),
-    "slimtrain": Method("slimTrain", lambda p: p.batch, 1.0, ("solver.name=slimtrain", "loss.name=squared")),
+    "newton": Method("Newton", lambda p: p.large, 2.0, ("solver.name=newton",)),
+    "nlcg": Method("NLCG", lambda p: p.large, 2.0, ("solver.name=nlcg",)),
+    "apts": Method("APTS", lambda p: p.large, 7.0, ("solver.name=apts",)),
+    "slimtrain": Method("slimTrain", lambda p: p.small, 1.0, ("solver.name=slimtrain", "loss.name=squared")),
     "trust_region": Method("trust region", lambda _: "full", 1.0, ("solver.name=trust_region",)),
 }
 

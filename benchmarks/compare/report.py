@@ -75,7 +75,11 @@ def report(
     ]
     for name, problem in problems.items():
         lines += ["", f"## {name}, at {problem.budget:g} gradient equivalents", ""]
-        lines += [f"{problem.source}: {', '.join(problem.settings)}; small batches of {problem.batch}.", ""]
+        lines += [
+            f"{problem.source}: {', '.join(problem.settings)}. Batches of {problem.small} samples, large ones of"
+            f" {problem.large}.",
+            "",
+        ]
         lines += rows(problem, found[name])
     return lines
 

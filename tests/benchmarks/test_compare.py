@@ -14,14 +14,14 @@ from benchmarks._runs import Run
 from benchmarks.compare import compare, worker
 from benchmarks.compare.baselines import BASELINES
 from benchmarks.compare.compare import Entry
-from benchmarks.compare.problems import METHODS, PROBLEMS, Problem, large
+from benchmarks.compare.problems import METHODS, PROBLEMS, Problem
 from benchmarks.compare.report import Outcome, Standing, report, verdict
 from hpcopt.comm.communicator import Communicator
 from hpcopt.config import parse_job
 from hpcopt.train.job import PreparedJob
 
 PROBLEM = PROBLEMS["letter"]
-SMALL = Problem("digits", 1438, 2, 200, ("model.widths=[8]", "loss.weight_decay=1e-2"))
+SMALL = Problem("digits", 1438, 2, ("model.widths=[8]", "loss.weight_decay=1e-2"))
 
 
 def run(final: float, seconds: float = 4.0) -> Run:
@@ -97,9 +97,9 @@ def test_methods_of_hpcopt_are_given_no_option_of_their_own() -> None:
         assert baseline.default in baseline.rates
 
 
-def test_the_size_of_a_large_batch_is_a_rule_that_fits_every_set() -> None:
-    sizes = [large(replace(PROBLEM, samples=samples)) for samples in (400, 1200, 20000, 90000)]
-    assert sizes == [50, 150, 1000, 1000]
+def test_the_sizes_of_batches_are_rules_that_fit_every_set() -> None:
+    sets = [replace(PROBLEM, samples=samples) for samples in (400, 1200, 20000, 90000)]
+    assert [(each.small, each.large) for each in sets] == [(8, 50), (24, 150), (256, 1000), (256, 1000)]
 
 
 def test_a_run_of_other_settings_is_never_taken_for_another(tmp_path: Path) -> None:
