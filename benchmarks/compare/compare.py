@@ -54,7 +54,7 @@ class Entry:
         common = [*self.problem.common, f"data.root={root.resolve()}", f"run.seed={self.seed}", "run.device=cpu"]
         if self.rate is None:
             return [*common, *METHODS[self.method].settings(self.problem)]
-        batch = '"full"' if BASELINES[self.method].full else self.problem.small
+        batch = '"full"' if BASELINES[self.method].full else self.problem.usual
         return [*common, "solver.name=sgd", f"data.batch={batch}"]
 
     def directory(self, args: argparse.Namespace) -> Path:

@@ -33,6 +33,11 @@ class Problem:
         return "test_explained_variance" if self.regression else "test_accuracy"
 
     @property
+    def usual(self) -> int:
+        """Samples of a batch for other packages: a fiftieth of all, from 32 to 256."""
+        return min(256, max(32, self.samples // 50))
+
+    @property
     def small(self) -> int:
         """Samples of a small batch: a fiftieth of all, from 8 to 256."""
         return min(256, max(8, self.samples // 50))

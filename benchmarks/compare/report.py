@@ -76,8 +76,8 @@ def report(
     for name, problem in problems.items():
         lines += ["", f"## {name}, at {problem.budget:g} gradient equivalents", ""]
         lines += [
-            f"{problem.source}: {', '.join(problem.settings)}. Batches of {problem.small} samples, large ones of"
-            f" {problem.large}.",
+            f"{problem.source}: {', '.join(problem.settings)}. Batches of {problem.usual} samples; slimTrain's of"
+            f" {problem.small}, those of Newton, NLCG and APTS of {problem.large}; full ones for trust region and L-BFGS.",
             "",
         ]
         lines += rows(problem, found[name])
