@@ -39,13 +39,13 @@ class Problem:
 
     @property
     def small(self) -> int:
-        """Samples of a small batch: a fiftieth of all, from 8 to 256."""
-        return min(256, max(8, self.samples // 50))
+        """Samples of a small batch: a fiftieth of all, at least 8."""
+        return max(8, self.samples // 50)
 
     @property
     def large(self) -> int:
-        """Samples of a large batch: an eighth of all, at most 1,000."""
-        return min(1000, self.samples // 8)
+        """Samples of a large batch: an eighth of all."""
+        return self.samples // 8
 
     @property
     def common(self) -> list[str]:
@@ -99,7 +99,7 @@ class Method:
 
 METHODS = {
     "newton": Method("Newton", lambda p: p.large, 2.0, ("solver.name=newton",)),
-    "nlcg": Method("NLCG", lambda p: p.large, 2.0, ("solver.name=nlcg",)),
+    "nlcg": Method("NLCG", lambda p: p.small, 2.0, ("solver.name=nlcg",)),
     "apts": Method("APTS", lambda p: p.large, 7.0, ("solver.name=apts",)),
     "slimtrain": Method("slimTrain", lambda p: p.small, 1.0, ("solver.name=slimtrain", "loss.name=squared")),
     "trust_region": Method("trust region", lambda _: "full", 1.0, ("solver.name=trust_region",)),

@@ -76,8 +76,8 @@ def report(
     for name, problem in problems.items():
         lines += ["", f"## {name}, at {problem.budget:g} gradient equivalents", ""]
         lines += [
-            f"{problem.source}: {', '.join(problem.settings)}. Batches of {problem.usual} samples; slimTrain's of"
-            f" {problem.small}, those of Newton, NLCG and APTS of {problem.large}; full ones for trust region and L-BFGS.",
+            f"{problem.source}: {', '.join(problem.settings)}. Batches of {problem.usual} samples; those of NLCG and"
+            f" slimTrain of {problem.small}, of Newton and APTS of {problem.large}, of trust region and L-BFGS full.",
             "",
         ]
         lines += rows(problem, found[name])

@@ -100,7 +100,7 @@ def test_methods_of_hpcopt_are_given_no_option_of_their_own() -> None:
 def test_the_sizes_of_batches_are_rules_that_fit_every_set() -> None:
     sets = [replace(PROBLEM, samples=samples) for samples in (400, 1200, 20000, 90000)]
     assert [each.usual for each in sets] == [32, 32, 256, 256]
-    assert [(each.small, each.large) for each in sets] == [(8, 50), (24, 150), (256, 1000), (256, 1000)]
+    assert [(each.small, each.large) for each in sets] == [(8, 50), (24, 150), (400, 2500), (1800, 11250)]
 
 
 def test_a_run_of_other_settings_is_never_taken_for_another(tmp_path: Path) -> None:
