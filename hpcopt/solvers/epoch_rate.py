@@ -29,7 +29,8 @@ class EpochRate:
 
     Attributes:
         growth: what the rate is multiplied by where the loss has not risen; 1: the rate stays.
-        tolerance: a loss has risen when it is above the least so far by more than this part of it.
+        tolerance: a loss has risen when it is above the least so far by more than this part of it, or by less for the
+            second epoch in a row: at a rate that is too large the loss stays a little above what it could be.
     """
 
     growth: float
@@ -37,7 +38,7 @@ class EpochRate:
 
     def init(self, parameters: Vector) -> State:
         """Entries of the state at w (n,)."""
-        return {"rate_factor": 1.0, "least_loss": math.inf, "least_parameters": parameters.clone()}
+        return {"rate_factor": 1.0, "above_least": 0, "least_loss": math.inf, "least_parameters": parameters.clone()}
 
     def update(self, state: State, loss: float) -> None:
         """Take in the loss at the point that is delivered, the same number on all ranks."""
@@ -45,8 +46,10 @@ class EpochRate:
             state["least_loss"],
             *(cast(Vector, state[key]) for key in ("average", "least_parameters")),
         )
-        if math.isfinite(least):
-            risen = not loss <= (1 + self.tolerance) * least
+        if math.isfinite(least) and self.growth > 1.0:
+            above = not loss <= least
+            risen = not loss <= (1 + self.tolerance) * least or (above and bool(state["above_least"]))
+            state["above_least"] = int(above)
             state["rate_factor"] = min(float(state["rate_factor"]) * (CUT if risen else self.growth), MOST)
         if loss < least:
             state["least_loss"] = loss

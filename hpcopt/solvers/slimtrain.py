@@ -136,7 +136,8 @@ class SlimTrain(ScheduledRate):
     """refit: what the rate is multiplied by at the end of an epoch where the loss on all samples has not risen; it is
     halved where it has. 1: the rate is that of the schedule."""
     rate_tolerance: float = 0.1
-    """refit: the loss has risen when it is above the least so far by more than this part of it."""
+    """refit: the loss has risen when it is above the least so far by more than this part of it, or at all for the
+    second epoch in a row."""
 
     def __post_init__(self) -> None:
         """Check every option.

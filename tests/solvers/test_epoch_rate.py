@@ -31,7 +31,9 @@ def after(losses: list[float], rule: EpochRate | None = None) -> State:
         ([5.0, 4.0], 1.5),
         ([5.0, 4.0, 4.39], 2.25),
         ([5.0, 4.0, 4.41], 0.75),
-        ([5.0, 4.0, 4.3, 4.41], 1.125),
+        ([5.0, 4.0, 4.3, 4.1], 1.125),
+        ([5.0, 4.0, 4.3, 4.1, 4.1], 0.5625),
+        ([5.0, 4.0, 4.3, 3.9, 4.1], 1.5**4),
         ([math.nan, 5.0, 4.0], 1.5),
         ([5.0, math.nan], 0.5),
         ([5.0] * 20, 100.0),
@@ -41,8 +43,8 @@ def test_the_rate_grows_unless_the_loss_is_above_the_least_so_far(losses: list[f
     assert after(losses)["rate_factor"] == pytest.approx(factor)
 
 
-def test_a_growth_of_1_and_any_tolerance_keep_the_rate() -> None:
-    assert after([5.0, 4.0, 400.0], EpochRate(1.0, math.inf))["rate_factor"] == 1.0
+def test_a_growth_of_1_keeps_the_rate_whatever_the_loss_does() -> None:
+    assert after([5.0, 4.0, 400.0, 4.1, 4.1], EpochRate(1.0, 0.1))["rate_factor"] == 1.0
 
 
 @pytest.mark.parametrize("loss", [8.1, math.inf, math.nan])
