@@ -165,13 +165,13 @@ class SampledTriangle(SampledDiagonal):
 
     def __init__(self, window: Array, rows: Array, target: Array, tail: float, weights: Array, free: int = 0) -> None:
         width, self.free = weights.shape[1], free
-        filled = rows.any(axis=1)  # a batch of few samples leaves rows of 0 below
-        if not filled.all():
+        if len(rows) >= width:  # as in a triangle: of a batch of few samples with rows of 0 below
+            filled = rows.any(axis=1)
             tail += float(np.square(target[~filled]).sum())
             rows, target = rows[filled], target[filled]
         every = np.concatenate([window[window.any(axis=1)], rows]) if len(window) else rows
         held, last = every[:, : width - free], every[:, width - free :]
-        corner = np.square(last).sum(0)
+        corner = np.einsum("nf,nf->f", last, last)
         self._slopes = (last / corner).T @ held
         left, sigma, vectors = np.linalg.svd(held - last @ self._slopes if free else held, full_matrices=False)
         self.squares, self.basis = np.concatenate([sigma * sigma, corner]), _basis(vectors.T, self._slopes)
@@ -179,7 +179,7 @@ class SampledTriangle(SampledDiagonal):
         self._rows = np.concatenate([left * sigma, last], axis=1)[len(every) - len(rows) :]
         self._target, self._tail = target, tail
         self.right, self.weights = target.T @ self._rows, self._take_in(weights)
-        self.diagonal = np.square(self._rows).sum(0)
+        self.diagonal = np.einsum("nq,nq->q", self._rows, self._rows)
         self._left = left if len(rows) == len(every) == left.shape[1] and not free else None
 
     def residuals(self, trials: Array, damping: Array) -> Array:
@@ -197,8 +197,10 @@ class SampledTriangle(SampledDiagonal):
         d, sigma = self.inverses(damping), np.sqrt(self.squares)
         target, weights = left.T @ self._target, sigma[:, None] * self.weights.T
         kept, moved = damping[:, None] * d, trials[:, None] * d
-        found: Array = (kept * kept) @ np.square(target).sum(1) - 2 * (kept * moved) @ (target * weights).sum(1)
-        found += (moved * moved) @ np.square(weights).sum(1)
+        first, mixed, last = (
+            np.einsum("qt,qt->q", *pair) for pair in ((target, target), (target, weights), (weights, weights))
+        )
+        found: Array = (kept * kept) @ first - 2 * (kept * moved) @ mixed + (moved * moved) @ last
         return np.maximum(found, 0.0) + self._tail
 
     def moved(self, weights: Array, trial: float, damping: float) -> Array:

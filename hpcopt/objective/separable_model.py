@@ -17,10 +17,10 @@ from hpcopt.comm.own_operation import allreduce_by
 from hpcopt.errors import UsageError
 from hpcopt.objective.figures import CHUNK
 from hpcopt.objective.last_layer import LastLayer
-from hpcopt.objective.losses import Squared
+from hpcopt.objective.losses import Squared, target_values
 from hpcopt.objective.protocol import Batch, Vector
 from hpcopt.objective.separable import Rows
-from hpcopt.objective.shard import Shard
+from hpcopt.objective.shard import Evaluated, Shard
 
 if TYPE_CHECKING:
     from hpcopt.objective.data_parallel import DataParallelObjective
@@ -158,23 +158,25 @@ class BatchFeatures:
         scale = 1.0 / self._batch.total
 
         def evaluate(out: Vector) -> float:
-            made = self._shard.guarded(lambda: self._gradient_sum(weights, scale, out), lambda: None)
-            if made is None:
+            def nothing() -> float:
                 out.zero_()
-            return math.nan if made is None else made
+                return math.nan
+
+            evaluated = self._evaluated(weights, scale)
+            return self._shard.guarded(lambda: self._shard.accumulate(evaluated, out), nothing)
 
         loss, gradient = self._objective.reduced_gradient(self._w, self._batch, evaluate)
         for place in self._layer.places:
             gradient[place] = 0
         return loss, gradient
 
-    def _gradient_sum(self, weights: torch.Tensor, scale: float, out: Vector) -> float:
-        """Write ``scale`` times the gradient of this rank's loss sum into ``out``; the loss sum is returned."""
-        pieces = self._pieces() if self._kept is None else self._kept
-        losses = (
-            self._shard.loss.sum(self._layer.outputs_of(features, weights), wanted) for features, wanted in pieces
-        )
-        return self._shard.accumulate(losses, scale, out)
+    def _evaluated(self, weights: torch.Tensor, scale: float) -> Iterator[Evaluated]:
+        """This rank's pieces with ``weights``, their gradients times ``scale``. Of the squared loss these are known."""
+        for features, targets in self._pieces() if self._kept is None else self._kept:
+            outputs = self._layer.outputs_of(features, weights)
+            residual = outputs.detach() - target_values(outputs, targets)
+            loss = residual.square().sum(dtype=torch.float64) / 2
+            yield Evaluated(loss, outputs, residual.mul_(scale))
 
     def _keep(self) -> list[Piece] | None:
         micro = self._shard.micro_batch
@@ -182,10 +184,9 @@ class BatchFeatures:
             return None
         return self._shard.guarded(lambda: list(self._pieces()), list[Piece])
 
-    @torch.no_grad()
     def _rows(self) -> Iterator[Rows]:
         scale = 1 / math.sqrt(self._batch.total)
-        for features, targets in self._pieces() if self._kept is None else self._kept:
+        for features, targets in torch.no_grad()(self._pieces)() if self._kept is None else self._kept:
             yield from self._layer.rows(features, targets, self._weights, scale)
 
     def _pieces(self) -> Iterator[Piece]:

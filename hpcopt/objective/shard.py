@@ -46,6 +46,20 @@ class Piece(NamedTuple):
     targets: torch.Tensor
 
 
+class Evaluated(NamedTuple):
+    """A piece of a batch, evaluated.
+
+    Attributes:
+        loss: its sum.
+        outputs: what is differentiated.
+        cotangent: of these outputs; None where they are one number.
+    """
+
+    loss: torch.Tensor
+    outputs: torch.Tensor
+    cotangent: torch.Tensor | None
+
+
 class Shard:
     """A module, a loss and the samples that this rank holds, or a part of them in every batch.
 
@@ -124,24 +138,24 @@ class Shard:
                 than these need. None for all.
         """
         self.prepare(w)
-        return self.accumulate(self._losses(w, batch), scale, out, tensors)
+        return self.accumulate(self._losses(w, batch, scale), out, tensors)
 
     def accumulate(
-        self, losses: Iterable[torch.Tensor], scale: float, out: Vector, tensors: Sequence[torch.Tensor] | None = None
+        self, evaluated: Iterable[Evaluated], out: Vector, tensors: Sequence[torch.Tensor] | None = None
     ) -> float:
-        """As ``gradient_sum``, of losses each of which is asked for when the one before is differentiated."""
+        """As ``gradient_sum``, of pieces each of which is asked for when the one before is differentiated."""
         wanted = self.parameters.tensors if tensors is None else tensors
-        found: list[torch.Tensor] = []
-        for loss in losses:
-            gradients = torch.autograd.grad(loss * scale, wanted, allow_unused=True)
-            if found:
+        losses: list[torch.Tensor] = []
+        for loss, outputs, cotangent in evaluated:
+            gradients = torch.autograd.grad(outputs, wanted, cotangent, allow_unused=True)
+            if losses:
                 out.add_(_flat(gradients, wanted))
             else:
                 _flat(gradients, wanted, out)
-            found.append(loss.detach())
-        if not found:
+            losses.append(loss.detach())
+        if not losses:
             out.zero_()
-        return _total(found)
+        return _total(losses)
 
     def backward_sum(self, w: Vector, batch: Batch, scale: float) -> float:
         """Backward pass of ``scale`` times the loss sum, for hooks on the module's tensors; returns the loss sum.
@@ -174,11 +188,12 @@ class Shard:
                     inputs = self.augment(inputs, batch.key[0], chosen)
                 yield Piece(part.rank, number, first, inputs, self.targets[chosen])
 
-    def _losses(self, w: Vector, batch: Batch) -> Iterator[torch.Tensor]:
-        """Of each piece, with its graph."""
+    def _losses(self, w: Vector, batch: Batch, scale: float) -> Iterator[Evaluated]:
+        """Of each piece the loss, with its graph."""
         for rank, number, _, inputs, targets in self.pieces(batch):
             with self.stochastic.frozen(batch.key, number, w.device, may_update=True, rank=rank):
-                yield self.loss.sum(self.module(inputs), targets)
+                loss = self.loss.sum(self.module(inputs), targets)
+                yield Evaluated(loss, loss * scale, None)
 
     def prepare(self, w: Vector) -> None:
         """The module is at w (n,), in training mode."""

@@ -70,9 +70,8 @@ class KnownBatch(ABC):
 
     @property
     def finite(self) -> bool:
-        """Whether all numbers are."""
-        parts = (bool(np.isfinite(part.numpy()).all()) for state in self.states for part in state[:2])
-        return all(parts) and math.isfinite(self.square)
+        """Whether all numbers are; those of Z R^T are if those of Z and R are."""
+        return math.isfinite(self.square) and all(np.isfinite(state.factor.numpy()).all() for state in self.states)
 
     @cached_property
     @abstractmethod
@@ -117,7 +116,7 @@ class TriangleBatch(KnownBatch):
     @cached_property
     def square(self) -> float:
         """|R|^2."""
-        return sum(float(np.square(state.right.numpy()).sum()) + state.tail for state in self.states)
+        return sum(float(np.vdot(right := state.right.numpy(), right)) + state.tail for state in self.states)
 
     def sampled(self, window: torch.Tensor, weights: Array, free: int) -> Sampled:
         """See ``KnownBatch``."""
@@ -233,7 +232,8 @@ def _triangles(separable: Separable, parts: Iterable[Rows], *, triangular: bool)
     for blocks, design, residual in parts:
         few = len(design) <= design.shape[1] and not triangular
         factor, right, tail = tsqr.Triangle(design, residual, 0.0) if few else tsqr.leaf(design, residual)
-        for block, own in zip(blocks, right.cpu().split(separable.outputs, dim=1), strict=True):
+        rights = right.cpu().split(separable.outputs, dim=1) if len(blocks) > 1 else [right.cpu()]
+        for block, own in zip(blocks, rights, strict=True):
             # What no W explains is known of all blocks together, and needed of all together.
             new = tsqr.Triangle(factor.cpu(), own, tail)
             found[block] = tsqr.combine(found[block], new) if block in found else new

@@ -248,8 +248,8 @@ class SlimTrain(ScheduledRate):
                 trial = self._trial(sampled, before, *counts)
                 settled[:-4] = sampled.moved(given, trial, before + trial).ravel()
             settled[-4:] = before + trial, *sampled.extremes, known.square
-        found, numbers = separable.settle(torch.from_numpy(settled)).split([weights.numel(), 4])
-        return Solved(found.view(weights.shape), *numbers.tolist())
+        agreed = separable.settle(torch.from_numpy(settled))
+        return Solved(agreed[:-4].view(weights.shape), *agreed[-4:].tolist())
 
     def _trial(self, sampled: Sampled, before: float, rows: int, samples: int) -> float:
         """The lambda of this step, where their sum was ``before``."""

@@ -13,6 +13,7 @@ from hpcopt.comm.communicator import Communicator
 from hpcopt.config import parse_job
 from hpcopt.errors import UsageError
 from hpcopt.objective.data_parallel import DataParallelObjective
+from hpcopt.objective.protocol import Batch
 from hpcopt.solvers.slimtrain import SlimTrain
 from hpcopt.solvers.solver import State
 from hpcopt.train.job import PreparedJob
@@ -118,6 +119,33 @@ def test_a_loop_of_ones_own_may_leave_a_rank_without_samples(comm: Communicator)
 
     ours = trained_by_hand(comm)
     torch.testing.assert_close(ours, trained_by_hand(Communicator(MPI.COMM_SELF)), rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_step_that_is_not_finite_on_one_rank_leaves_no_trace_in_its_epoch(comm: Communicator, form: str) -> None:
+    """Neither in the window nor in lambda, Adam's moments or the last layer at the end."""
+
+    def after_an_epoch(bad: int | None) -> State:
+        objective = sharded(comm, "squared")
+        solver = SlimTrain(form=form, memory=2, learning_rate=0.01)
+        state, inputs, own = solver.init(objective), objective.shard.inputs, torch.arange(2)
+        for number in range(5):
+            batch = Batch(own + number, 2, 2 * comm.size, (0, number), ends_epoch=number == 4)
+            if number == bad:
+                kept = inputs.clone()
+                inputs[number + 1] = torch.nan if comm.rank == comm.size - 1 else 1.0
+                state, report = solver.step(objective, state, batch)
+                assert (report.accepted, report.finite) == (False, False)
+                inputs.copy_(kept)
+            elif number != 2:
+                state, report = solver.step(objective, state, batch)
+                assert report.accepted
+        return state
+
+    with_it, without = after_an_epoch(2), after_an_epoch(None)
+    for key in without.keys() - {f"by_{form}"}:
+        assert torch.equal(torch.as_tensor(with_it[key]), torch.as_tensor(without[key])), key
+    assert int(with_it[f"by_{form}"]) == int(without[f"by_{form}"]) + 1
 
 
 def test_an_epoch_ends_with_the_same_last_layer_as_on_one_rank(comm: Communicator) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -144,6 +144,43 @@ def test_pieces_of_a_batch_give_the_same_steps(comm: Communicator, kind: str) ->
 
     whole, pieces = steps(None), steps(5)
     torch.testing.assert_close(pieces["parameters"], whole["parameters"], rtol=1e-8, atol=1e-10)
+
+
+class Tracked(torch.autograd.Function):
+    """The identity, which notes its forward and backward passes."""
+
+    seen: ClassVar[list[str]] = []
+
+    @staticmethod
+    def forward(context: Any, x: torch.Tensor) -> torch.Tensor:
+        Tracked.seen.append("forward")
+        return x.clone()
+
+    @staticmethod
+    def backward(context: Any, gradient: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        Tracked.seen.append("backward")
+        return gradient
+
+
+def test_a_step_is_one_pass_forward_and_one_back_and_never_the_last_layer(comm: Communicator) -> None:
+    """Of all layers before it; it is called once for each size of a batch, to see that it makes the outputs."""
+
+    class Watched(torch.nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            Tracked.seen.append("last")
+            return super().forward(x)
+
+    class Hidden(torch.nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return Tracked.apply(super().forward(x).tanh())  # type: ignore[no-any-return, no-untyped-call]
+
+    objective = sharded(comm, "squared", model=torch.nn.Sequential(Hidden(5, 7), Watched(7, CLASSES)).double())
+    solver = SlimTrain(memory=1)
+    state, _ = solver.step(objective, solver.init(objective), BATCHES[0])
+    Tracked.seen.clear()
+    for batch in BATCHES:
+        state, _ = solver.step(objective, state, batch)
+    assert Tracked.seen == ["forward", "backward"] * 3
 
 
 def test_labels_stand_for_one_hot_vectors(comm: Communicator) -> None:
