@@ -108,6 +108,27 @@ def measured(work: dict[str, Callable[[], object]], blocks: int, length: int) ->
     return times
 
 
+def compared(
+    problem: Quadratic, work: dict[str, Callable[[], object]], blocks: int, length: int
+) -> tuple[list[list[str]], dict[tuple[str, str], float], list[float]]:
+    """The rows of all variants with all sweeps, the passes of each, and the seconds of a pass in each block."""
+    kernels = {"torch": choice.TORCH}
+    if choice._on_processor().sweeps is not choice.TORCH.sweeps:
+        kernels = {"C": choice._on_processor()} | kernels
+    variants = {(name, made): (*given, kernels[made]) for name, given in VARIANTS.items() for made in kernels}
+    work = work | {"/".join(key): stepping(problem, *given) for key, given in variants.items()}
+    times = measured(work, blocks, length)
+    passes = [seconds / 3 for seconds in times["memory"]]  # of six sweeps, two are one pass
+    rows, counts = [], {}
+    for key in variants:
+        own = times["/".join(key)]
+        beyond = [step - gradient for step, gradient in zip(own, times["gradient"], strict=True)]
+        figures = [statistics.median(each) for each in (own, beyond)]
+        counts[key] = statistics.median(each / one for each, one in zip(beyond, passes, strict=True))
+        rows.append([*key, *(f"{1e3 * seconds:.1f}" for seconds in figures), f"{counts[key]:.1f}"])
+    return rows, counts, passes
+
+
 def verdicts(counts: dict[tuple[str, str], float]) -> list[str]:
     """Whether the aim is met by the published method, with each of the sweeps."""
     lines = []
@@ -133,20 +154,7 @@ def main() -> None:
         "memory": lambda: (x.lerp_(y, 0.01), y.lerp_(x, 0.01)),
         "gradient": lambda: problem.value_and_gradient(x, FULL),
     }
-    kernels = {"torch": choice.TORCH}
-    if choice._on_processor().sweeps is not choice.TORCH.sweeps:
-        kernels = {"C": choice._on_processor()} | kernels
-    variants = {(name, made): (*given, kernels[made]) for name, given in VARIANTS.items() for made in kernels}
-    work |= {"/".join(key): stepping(problem, *given) for key, given in variants.items()}
-    times = measured(work, args.blocks, args.length)
-    passes = [seconds / 3 for seconds in times["memory"]]  # of six sweeps, two are one pass
-    rows, counts = [], {}
-    for key in variants:
-        own = times["/".join(key)]
-        beyond = [step - gradient for step, gradient in zip(own, times["gradient"], strict=True)]
-        figures = [statistics.median(each) for each in (own, beyond)]
-        counts[key] = statistics.median(own / one for own, one in zip(beyond, passes, strict=True))
-        rows.append([*key, *(f"{1e3 * seconds:.1f}" for seconds in figures), f"{counts[key]:.1f}"])
+    rows, counts, passes = compared(problem, work, args.blocks, args.length)
     bandwidth = 2 * problem.start.nbytes / statistics.median(passes) / 1e9
     lines = [
         f"{args.numbers:,} numbers of {args.dtype}, {torch.get_num_threads()} thread(s), one process; "

@@ -139,7 +139,7 @@ def compiled_sweeps() -> CompiledSweeps | str:
     """The compiled sweeps, or in words why there are none."""
     found = find_spec(LIBRARY)
     if found is None or found.origin is None:
-        return "there was no C compiler when hpcopt was installed"
+        return "none were compiled when hpcopt was installed"
     try:
         library = ctypes.CDLL(found.origin)
         made_of = (ctypes.c_char * 64).in_dll(library, "sources").value.decode()

@@ -19,6 +19,7 @@ Shapes: n parameters of this rank.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -93,16 +94,13 @@ class ControlledDirections:
         self._preconditioner.end(objective, state, pending, self._options.damping)
         pair = self._preconditioner.wants_pairs and int(state["steps"]) % PAIR_PERIOD == 0
         before = (parameters.clone(), gradient.clone()) if pair else None
-        if self._options.layer_trust:
-            trust = self._options.layer_trust
-            scale_layers(objective, parameters, gradient, trust, LAYER_DECAY * trust, epsilon=EPSILON)
+        self._scale(objective, parameters, gradient)
         z, (gg, gd, dy, dd, gz, zy, yz) = self._measure(objective, state, gradient)
         finite = math.isfinite(loss) and math.isfinite(gg)
         report = StepReport(loss, gradient_norm=math.sqrt(gg) if finite else math.nan, step_norm=math.nan)
         if not finite:
             state["restart"] = bool(state["restart"]) or self._options.safeguards
-            report.step_norm, report.accepted, report.finite = 0.0, False, False
-            return state, report
+            return state, replace(report, step_norm=0.0, accepted=False, finite=False)
         if z is None:
             z, (gz, zy, yz, *bends) = self._precondition(objective, state, gradient, rate * float(state["base"]), dy)
         else:
@@ -111,15 +109,20 @@ class ControlledDirections:
         gz_before, gg_before = float(state["previous_product"]), float(state["gradient_square"])
         beta = self._beta(state, Pack(gz, gz_before, zy, dy, gd, yz, dd, gg_before), rate)
         state |= {"gradient_square": gg, "previous_product": gz, "previous_rate": rate}
-        if bends:
-            # Of the next direction, beta d - z, with the gradient and the h of now.
-            state["slope"] = beta * gd - gz
-            state["curvature"] = beta * beta * bends[0] - 2 * beta * bends[1] + bends[2]
+        if bends:  # of the next direction, beta d - z, with the gradient and the h of now
+            curvature = beta * beta * bends[0] - 2 * beta * bends[1] + bends[2]
+            state |= {"slope": beta * gd - gz, "curvature": curvature}
         report.step_size = self._move(state, loss, rate, beta, z)
         objective.release(gradient)
         if before is not None:
             self._observe(objective, state, batch, *before)
         return state, report
+
+    def _scale(self, objective: Objective, parameters: Vector, gradient: Vector) -> None:
+        """Scale the gradient layer by layer, where that is wished. *Collective*."""
+        trust = self._options.layer_trust
+        if trust:
+            scale_layers(objective, parameters, gradient, trust, LAYER_DECAY * trust, epsilon=EPSILON)
 
     def _measure(self, objective: Objective, state: State, gradient: Vector) -> tuple[Vector | None, tuple[float, ...]]:
         """P g = z (n,), and all products in one pack: g^T g, g^T d, d^T y, d^T d, g^T z, z^T y, and for hz y^T P y.
