@@ -1,7 +1,7 @@
 """Rates of the machine for ``hpcopt predict``: what a rank computes while others do too, and what calls take.
 
 Groups of 1, 2, 4 ... ranks are measured in turn, and one rank of each host where there are several; the other ranks
-sleep meanwhile. Every figure is the median over repetitions, and of that the slowest rank's.
+sleep meanwhile. Every figure is a mean over repetitions, and of that the slowest rank's.
 """
 
 from __future__ import annotations
@@ -30,6 +30,9 @@ PRECISIONS = {"float32": torch.float32, "float64": torch.float64}
 NAP = 1e-3
 """Seconds that a rank sleeps between looks at whether it is needed again."""
 
+BLOCKS = 3
+"""Means of which the median is taken."""
+
 COPIED_ROW = 1024
 """Bytes of a sample where copies are measured."""
 
@@ -48,15 +51,15 @@ class Sizes:
         solves: orders of symmetric matrices that are decomposed and inverted.
         memory: bytes of a vector that is added to another one.
         messages: bytes of a reduction.
-        seconds: about so long for each figure, at least ``least`` repetitions.
+        seconds: about so long for each figure, at least ``least`` repetitions of each mean.
     """
 
     orders: tuple[int, ...] = (16, 64, 256, 512, 1024)
     solves: tuple[int, ...] = (16, 128, 512)
     memory: tuple[int, ...] = (4 << 10, 128 << 10, 2 << 20, 16 << 20)
     messages: tuple[int, ...] = (8, 1 << 10, 32 << 10, 256 << 10, 2 << 20, 16 << 20)
-    seconds: float = 0.15
-    least: int = 3
+    seconds: float = 0.2
+    least: int = 1
 
 
 def measure(comm: Communicator, sizes: Sizes | None = None) -> dict[str, Any]:
@@ -125,7 +128,7 @@ def _rates(group: Communicator, device: torch.device, sizes: Sizes) -> dict[str,
     threads, products = choose_threads(group).threads, {}
 
     def seconds(run: Callable[[], object]) -> float:
-        return _median(group, run, device, sizes, together=False)
+        return _mean(group, run, device, sizes, together=False)
 
     for name, precision in PRECISIONS.items():
         points = []
@@ -199,7 +202,7 @@ def _calls(group: Communicator, device: torch.device, sizes: Sizes) -> dict[str,
         scalars = [0.0] * (nbytes // 8)
         for name, call in (("allreduce", group.allreduce), ("broadcast", group.bcast)):
             run = (lambda call=call, buffer=buffer: call(buffer)) if nbytes > 8 else _scalars(group, name, scalars)
-            found[name].append((nbytes, _median(group, run, device, sizes, together=True)))
+            found[name].append((nbytes, _mean(group, run, device, sizes, together=True)))
     return found
 
 
@@ -210,28 +213,32 @@ def _scalars(group: Communicator, name: str, values: list[float]) -> Callable[[]
     return lambda: group.broadcast_scalars(values)
 
 
-def _median(
-    group: Communicator, run: Callable[[], object], device: torch.device, sizes: Sizes, together: bool
-) -> float:
-    """Median seconds of ``run``, the slowest rank's; ``together``: all ranks begin each at once. *Collective*."""
+def _mean(group: Communicator, run: Callable[[], object], device: torch.device, sizes: Sizes, together: bool) -> float:
+    """Mean seconds of ``run``, the slowest rank's; ``together``: all ranks begin each at once. *Collective*.
 
-    def once() -> float:
-        if together:
-            group.barrier()
-        start = time.perf_counter()
-        run()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter() - start
+    The median of a few means: single interruptions are left out, but not those by ranks that share cores.
+    """
 
-    once()
+    def mean(repeats: int) -> float:
+        spent = 0.0
+        for _ in range(repeats):
+            if together:
+                group.barrier()
+            start = time.perf_counter()
+            run()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            spent += time.perf_counter() - start
+        return spent / repeats
+
+    mean(1)
     start = time.perf_counter()
-    once()
+    mean(1)
     # With the barrier, which takes longer than the call where ranks share cores.
-    first = group.reduce_scalars([time.perf_counter() - start], op="max")[0]
-    repeats = int(min(max(sizes.seconds / max(first, 1e-7), sizes.least), 2000))
+    once = group.reduce_scalars([time.perf_counter() - start], op="max")[0]
+    repeats = max(sizes.least, int(sizes.seconds / BLOCKS / max(once, 1e-7)))
     group.barrier()
-    return group.reduce_scalars([statistics.median(once() for _ in range(repeats))], op="max")[0]
+    return group.reduce_scalars([statistics.median(mean(repeats) for _ in range(BLOCKS))], op="max")[0]
 
 
 def _sleep_until_all_are_here(comm: Communicator) -> None:
