@@ -71,6 +71,12 @@ def medians(rows: Sequence[Sequence[float]]) -> list[float]:
     return [median(column) for column in zip(*rows, strict=True)]
 
 
+def shown(settings: Sequence[str]) -> str:
+    """The settings as words of a command, without where the data lie."""
+    words = [word for word in settings if not word.startswith("data.root")]
+    return " ".join(["", "--set", *words]) if words else ""
+
+
 def text(numbers: Sequence[float]) -> str:
     """Numbers of three digits with slashes between them."""
     return " / ".join(f"{number:.3g}" for number in numbers)

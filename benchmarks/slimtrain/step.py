@@ -21,6 +21,7 @@ from typing import NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks._report import table, write_report
+from benchmarks.slimtrain._rates import shown
 from hpcopt.comm.communicator import Communicator
 from hpcopt.config import parse_job, read_job
 from hpcopt.train.job import PreparedJob
@@ -93,7 +94,7 @@ def main() -> None:
     ]
     print("\n".join(lines))
     if args.output:
-        command = f"python benchmarks/slimtrain/step.py {args.job}"
+        command = f"python benchmarks/slimtrain/step.py {args.job}{shown(args.set)}"
         write_report(args.output, f"One step of slimTrain and of Adam: {args.job.stem}", command, lines, ranks=1)
 
 

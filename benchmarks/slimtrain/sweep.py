@@ -13,7 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks._report import table, write_report
-from benchmarks.slimtrain._rates import arguments, losses, medians, text, trained
+from benchmarks.slimtrain._rates import arguments, losses, medians, shown, text, trained
 
 
 def main() -> None:
@@ -30,7 +30,6 @@ def main() -> None:
             runs = [losses(trained(args.job, name, rate, seed, settings)[1], epochs) for seed in range(args.seeds)]
             rows[-1].append(text(medians(runs)))
             print(name, rate, rows[-1][-1], [text(run) for run in runs], flush=True)
-    shown = [word for word in args.set if not word.startswith("data.root")]
     lines = [
         f"Test loss after {' and '.join(map(str, epochs))} epochs; medians over {args.seeds} seeds.",
         "",
@@ -38,9 +37,7 @@ def main() -> None:
     ]
     print("\n".join(lines))
     if args.output:
-        words = f"{args.job} --epochs {args.epochs} --seeds {args.seeds}" + (
-            f" --set {' '.join(shown)}" if shown else ""
-        )
+        words = f"{args.job} --epochs {args.epochs} --seeds {args.seeds}{shown(args.set)}"
         title = f"slimTrain and Adam by learning rate: {args.job.stem}"
         write_report(args.output, title, f"python benchmarks/slimtrain/sweep.py {words}", lines, ranks=1)
 
