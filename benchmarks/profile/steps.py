@@ -229,7 +229,16 @@ def main(words: Sequence[str] | None = None) -> None:
     print("\n".join(lines))
     if args.output:
         chosen = f"--sizes {' '.join(args.sizes)} --ranks {' '.join(map(str, args.ranks))}"
+        if args.before:
+            chosen += " --before DIR"
+            lines += [f"DIR is a checkout of commit {commit(args.before)}."]
         write_report(args.output, "Where a step's time goes", f"python benchmarks/profile/steps.py {chosen}", lines)
+
+
+def commit(checkout: Path) -> str:
+    """The commit of a checkout, in short."""
+    words = ["git", "-C", str(checkout), "rev-parse", "--short", "HEAD"]
+    return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def explanation() -> list[str]:
