@@ -117,8 +117,6 @@ def subject_of(job: Job) -> Subject:
             f"{parallel.mapping!r} with parallel.data = {parallel.data}. Predict with the grid, or measure a short run."
         )
     comm = Communicator()
-    if comm.size > 1:
-        raise UsageError(f"predict works on one process, but there are {comm.size}. Start it without mpirun or srun.")
     data = load(job.data, comm, job.run.seed)
     alone = replace(job, parallel=ParallelOptions())
     objective, _ = make_objective(alone, data, comm, torch.device("cpu"))

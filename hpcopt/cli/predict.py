@@ -45,6 +45,12 @@ def predict(
         UsageError: there is no measurement, or the job does not fit.
     """
     counts = numbers(ranks)
+    from hpcopt.comm.launch import expected_ranks
+
+    started = max(expected_ranks().values(), default=1)
+    if started > 1:
+        # The others have ended by now, and MPI, which the next import loads, would wait for them.
+        raise UsageError(f"predict works on one process, but {started} were started: leave out mpirun or srun.")
     from hpcopt.costs.machine import find, read
 
     machine = read(find(measured))

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -69,3 +72,21 @@ def test_what_cannot_be_predicted_is_refused(
     written(tmp_path / "m.json")
     assert main(["predict", job, "--ranks", "2", *more]) == 2
     assert words in " ".join(capsys.readouterr().err.split())
+
+
+def test_under_a_launcher_it_is_refused_before_mpi_would_wait_for_ranks_that_have_ended(job: str) -> None:
+    code = f"""
+import sys
+from hpcopt.cli.main import main
+assert main(["predict", {job!r}, "--ranks", "2"]) == 2
+assert not {{"mpi4py", "torch"}} & set(sys.modules)
+"""
+    told = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"OMPI_COMM_WORLD_SIZE": "2"},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert "leave out mpirun" in " ".join(told.stderr.split())
