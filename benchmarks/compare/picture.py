@@ -26,7 +26,7 @@ def draw(file: Path, name: str, problem: Problem, found: Sequence[Outcome]) -> N
         for axes, (column, label) in zip(panels, AXES.items(), strict=True):
             for place, outcome in enumerate(found):
                 run = outcome.runs[outcome.best][0]
-                rows = [row for row in run.history if row["gradient_equivalents"] <= problem.budget * (1 + 1e-9)]
+                rows = [row for row in run.history if 0 < row["gradient_equivalents"] <= problem.budget * (1 + 1e-9)]
                 values = [math.nan if row[problem.figure] is None else 100 * row[problem.figure] for row in rows]
                 title = outcome.title + (f", {outcome.best:g}" if outcome.tuned else "")
                 style = "--" if outcome.tuned else "-"
