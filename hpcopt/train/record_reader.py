@@ -121,7 +121,7 @@ def _read_table(file: h5py.File, name: str, columns: tuple[Column, ...], wide: b
     group = file[name]
     numbers = _retrying(_column_reader(group["iteration"]))
     count = _complete_rows(numbers)
-    width = group[columns[-1].name].shape[1] if wide else 0
+    width = next(group[column.name].shape[1] for column in columns[1:] if column.name in group) if wide else 0
     table = empty_table(columns, count, width)
     for column in columns:
         if column.name in group:

@@ -14,6 +14,7 @@ import pytest
 from hpcopt.errors import UsageError
 from hpcopt.train import record
 from hpcopt.train.record import EVALUATION_COLUMNS, ITERATION_COLUMNS, LOCAL_ITERATIONS, RANK_COLUMNS, Recorder
+from hpcopt.train.record_reader import read_tables
 
 ROOT = Path(record.__file__).parents[2]
 
@@ -65,6 +66,20 @@ def test_what_was_recorded_is_read_back(tmp_path: Path, recorder: Recorder) -> N
         assert file["ranks/seconds_waited"][:].tolist() == [[0.1, 0.2, 0.3]]
         assert file["ranks/seconds_for_others"][:].tolist() == [[0.0, 0.1, 0.2]]
         assert file["ranks/iteration"][:].tolist() == [199]
+
+
+@pytest.mark.parametrize("column", RANK_COLUMNS[1:], ids=lambda column: column.name)
+def test_a_column_that_an_older_record_lacks_is_unknown_and_all_others_are_read(
+    tmp_path: Path, recorder: Recorder, column: record.Column
+) -> None:
+    recorder.rank_times(9, [1.0, 2.0, 3.0], [1.0, 2.0, 3.0], [1.0, 2.0, 3.0])
+    recorder.close()
+    with h5py.File(tmp_path / "metrics.h5", "r+") as file:
+        del file["ranks"][column.name]
+    ranks = read_tables(tmp_path / "metrics.h5")["ranks"]
+    assert ranks["iteration"].tolist() == [9]
+    for each in RANK_COLUMNS[1:]:
+        np.testing.assert_equal(ranks[each.name], [[np.nan] * 3 if each is column else [1.0, 2.0, 3.0]])
 
 
 def test_a_reader_that_has_the_file_open_sees_new_rows(tmp_path: Path, recorder: Recorder) -> None:
