@@ -117,7 +117,9 @@ class CompiledSweeps:
 
 def shares(n: int, threads: int) -> list[tuple[int, int]]:
     """Start and stop of each thread's numbers, which are whole blocks; one share at least."""
-    workers = max(1, min(threads, n // SHARE))
+    workers = min(threads, n // SHARE)
+    if workers <= 1:
+        return [(0, n)]
     return [(BLOCK * part.start, min(BLOCK * part.stop, n)) for part in blocks(-(-n // BLOCK), workers)]
 
 
