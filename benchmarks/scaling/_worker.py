@@ -2,8 +2,9 @@
 
     mpirun -n R python benchmarks/scaling/_worker.py PLAN.json TOLD.json
 
-The plan holds settings by name, which rank 0 reads; it writes what ``hpcopt inspect --json`` says of each run, the MPI
-library, the hosts of the ranks, and the time of an allreduce.
+The plan holds settings by name, which rank 0 reads; it writes what ``hpcopt inspect --json`` says of each run, with
+seconds and calls of an iteration behind the first ones as "middle", the MPI library, the hosts of the ranks, and the
+time of an allreduce.
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ from hpcopt.train.job import PreparedJob
 SIZES = (8, 1 << 18)
 """Bytes of the allreduces that show what the network does."""
 
+FIRST = 5
+"""Iterations in which memory is found and methods begin, before those that are the middle of a run."""
+
 
 def main(plan: Path, told: Path) -> None:
     """Run the jobs and write what they came to. *Collective*."""
@@ -49,7 +53,13 @@ def main(plan: Path, told: Path) -> None:
 def _trained(comm: Communicator, path: Path, settings: list[str]) -> dict[str, Any] | None:
     """What inspect says of a run, on rank 0. *Collective*."""
     PreparedJob(parse_job(JOB, settings), comm).run(path, fresh=True)
-    return summary(open_run(path)) if comm.rank == 0 else None
+    if comm.rank != 0:
+        return None
+    run = open_run(path)
+    first, last = run.iterations[min(FIRST, run.iterations.size) - 1], run.iterations[-1]
+    steps = max(1, int(last["iteration"] - first["iteration"]))
+    middle = {name: float(last[name] - first[name]) / steps for name in ("seconds", "calls")}
+    return summary(run) | {"middle": middle}
 
 
 def _allreduce_seconds(comm: Communicator) -> dict[str, float]:

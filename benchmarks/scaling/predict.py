@@ -3,8 +3,9 @@
     python benchmarks/scaling/predict.py [--ranks 1 2 4 8] [--methods sgd apts ...] [--output FILE.md]
 
 The machine is measured once, on the largest number of ranks, with one thread a rank; then every job runs on each number
-of ranks and is predicted for it. 784-128-10 on mnist-5k. Seconds are means over the steps of a run. Where a method
-iterates inside a step, the prediction is told how often the run did. Beside FILE.md the curves are drawn in FILE.png.
+of ranks and is predicted for it. 784-128-10 on mnist-5k. Seconds and calls are means over the iterations of a run after
+its first five. Where a method iterates inside a step, the prediction is told how often the run did. Beside FILE.md the
+curves are drawn in FILE.png.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks._report import table, write_report
 from benchmarks.scaling._jobs import ENVIRONMENT, JOB, ran
-from benchmarks.scaling._split import split
 
 if TYPE_CHECKING:
     from hpcopt.analysis.predict import Prediction
@@ -40,10 +40,10 @@ METHODS: dict[str, tuple[str, ...]] = {
     "adam": ("solver.name=adam", "data.batch=1000", "run.iterations=60"),
     "lbfgs": ("solver.name=lbfgs", "run.iterations=20"),
     "trust_region": ("solver.name=trust_region", "run.iterations=20"),
-    "apts": ("solver.name=apts", "run.iterations=8"),
-    "nlcg": ("solver.name=nlcg", "run.iterations=15"),
-    "newton": ("solver.name=newton", "run.iterations=15"),
-    "newton, blocks": ("solver.name=newton", "solver.direction=block", *CUT, "run.iterations=8"),
+    "apts": ("solver.name=apts", "run.iterations=11"),
+    "nlcg": ("solver.name=nlcg", "run.iterations=20"),
+    "newton": ("solver.name=newton", "run.iterations=20"),
+    "newton, blocks": ("solver.name=newton", "solver.direction=block", *CUT, "run.iterations=11"),
     "slimtrain": ("solver.name=slimtrain", "loss.name=squared", "data.batch=1000", "run.iterations=40"),
     "sgd, sharded": ("solver.name=sgd", "parallel.state=sharded", "data.batch=1000", "run.iterations=60"),
 }
@@ -99,8 +99,8 @@ def compared(told: Mapping[int, Mapping[str, Any]], machine: Machine) -> list[Ro
         for ranks, runs in told.items():
             run = runs[method]
             said = predict(subject, machine, ranks, max(told), trials(method, run, ranks))
-            calls = said.calls, run["communication"]["calls"] / run["iterations"]
-            found.append(Row(method, ranks, said.seconds, split(run).step, calls))
+            calls = said.calls, run["middle"]["calls"]
+            found.append(Row(method, ranks, said.seconds, run["middle"]["seconds"], calls))
     return found
 
 
@@ -139,7 +139,7 @@ def lines(rows: Sequence[Row], curves: Mapping[str, Sequence[Prediction | None]]
         f"Median error {100 * median(errors):.0f} %, largest {100 * max(errors):.0f} %, over {len(rows)} runs; with as "
         f"many ranks as cores at most: {_median_error([r for r in rows if r.ranks <= machine.cores])}, with more: "
         f"{_median_error([r for r in rows if r.ranks > machine.cores])}. Load average at the end: "
-        f"{os.getloadavg()[0]:.1f}. Calls of the run are with those of its start and its evaluations.",
+        f"{os.getloadavg()[0]:.1f}.",
         "",
         *table(head, cells),
         "",

@@ -36,7 +36,13 @@ BLOCKS = 3
 COPIED_ROW = 1024
 """Bytes of a sample where copies are measured."""
 
+LEAST_WAIT = 1e-9
+"""Seconds: a wait that cannot be told from nothing."""
+
 LOSS_ROWS, LOSS_CLASSES = 2048, 10
+
+WORK_ORDER = 64
+"""Of the layer that ranks compute before they meet."""
 
 PROBE_LAYERS = 4
 """With an activation behind each."""
@@ -51,6 +57,7 @@ class Sizes:
         solves: orders of symmetric matrices that are decomposed and inverted.
         memory: bytes of a vector that is added to another one.
         messages: bytes of a reduction.
+        work: seconds that ranks compute before they meet in a call.
         seconds: about so long for each figure, at least ``least`` repetitions of each mean.
     """
 
@@ -58,6 +65,7 @@ class Sizes:
     solves: tuple[int, ...] = (16, 128, 512)
     memory: tuple[int, ...] = (4 << 10, 128 << 10, 2 << 20, 16 << 20)
     messages: tuple[int, ...] = (8, 1 << 10, 32 << 10, 256 << 10, 2 << 20, 16 << 20)
+    work: tuple[float, ...] = (1e-3, 1e-2)
     seconds: float = 0.2
     least: int = 1
 
@@ -147,6 +155,7 @@ def _rates(group: Communicator, device: torch.device, sizes: Sizes) -> dict[str,
         "copies": [(float(nbytes), seconds(_copy(nbytes, device))) for nbytes in sizes.memory],
         "loss": seconds(_loss(device)) / (LOSS_ROWS * LOSS_CLASSES),
         "module": _module(seconds, device),
+        "waits": _waits(group, seconds, device, sizes) if group.size > 1 else [],
     }
 
 
@@ -192,6 +201,29 @@ def _module(seconds: Callable[[Callable[[], object]], float], device: torch.devi
     model, inputs = torch.nn.Sequential(*parts).to(device), torch.ones(2, 4, device=device)
     weights = list(model.parameters())
     return seconds(lambda: torch.autograd.grad(model(inputs).sum(), weights)) / len(parts)
+
+
+def _waits(
+    group: Communicator, seconds: Callable[[Callable[[], object]], float], device: torch.device, sizes: Sizes
+) -> list[tuple[float, float]]:
+    """Seconds that a call takes longer where ranks come from computing, by the seconds of that. *Collective*.
+
+    Ranks that have cores of their own come at different times, and ranks that share them wait for their turns.
+    """
+    once = _layer(WORK_ORDER, torch.float32, device)
+    each, call = seconds(once), seconds(lambda: group.reduce_scalars([0.0]))
+    found = []
+    for wanted in sizes.work:
+
+        def work(repeats: int = max(1, round(wanted / each))) -> None:
+            """The same on all ranks."""
+            for _ in range(repeats):
+                once()
+
+        alone = seconds(work)
+        met = seconds(lambda work=work: (work(), group.reduce_scalars([0.0])))  # type: ignore[misc]
+        found.append((alone, max(met - alone - call, LEAST_WAIT)))
+    return found
 
 
 def _calls(group: Communicator, device: torch.device, sizes: Sizes) -> dict[str, Any]:

@@ -40,8 +40,9 @@ the mean at the default tolerance."""
 ASSUMPTIONS = (
     "An iteration in the middle of a run whose step is accepted; local phases take all their trials, no quorum ends "
     "them. Evaluations, records and checkpoints are not counted.",
-    "All ranks have as many samples and none waits for another one; long gradients are counted as if their reduction "
-    "did not overlap with the backward pass.",
+    "All ranks have as many samples. At every call ranks wait for each other as long as they were measured to do on a "
+    "host after as much computing; long gradients are counted as if their reduction did not overlap with the backward "
+    "pass.",
     "Calls cost what they were measured to cost; between and beyond by ceil(log2 p)(alpha + n beta) or 2 ceil(log2 p) "
     "alpha + 2 (p - 1)/p n beta, whichever is less (recursive doubling, Rabenseifner).",
     "Products of matrices and memory traffic go at the rates measured with as many ranks of a host busy; ranks beyond "
@@ -59,6 +60,7 @@ class Prediction:
         seconds: of an iteration.
         compute: seconds of it in which a rank computes.
         communication: seconds of it in calls of MPI.
+        waiting: seconds of it until the last rank comes to a call.
         calls: of MPI in an iteration.
         bytes: of a rank's buffers in these.
         memory: bytes of a rank.
@@ -70,6 +72,7 @@ class Prediction:
     seconds: float
     compute: float
     communication: float
+    waiting: float
     calls: float
     bytes: float
     memory: float
@@ -157,13 +160,16 @@ def predict(subject: Subject, machine: Machine, ranks: int, on_host: int, trials
     messages = messages_of(job.solver.name, solver, spread, case)
     here = min(on_host, ranks)
     taken = [machine.seconds(message, on_host) for message in messages]
-    compute = worker.seconds(evaluations_of(job.solver.name, solver, case), case, machine.rates_of(here))
+    rates, calls = machine.rates_of(here), math.fsum(message.calls for message in messages if message.ranks > 1)
+    compute = worker.seconds(evaluations_of(job.solver.name, solver, case), case, rates)
+    waiting = rates.waiting(compute, calls)
     return Prediction(
         ranks=ranks,
         hosts=math.ceil(ranks / on_host),
-        seconds=compute + math.fsum(taken),
+        seconds=compute + math.fsum(taken) + waiting,
         compute=compute,
         communication=math.fsum(taken),
+        waiting=waiting,
         calls=math.fsum(message.calls for message in messages),
         bytes=math.fsum(message.bytes for message in messages),
         memory=memory,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from hpcopt.costs.machine import Machine
 
 TITLES = (
-    *("ranks", "hosts", "ms an iteration", "compute", "communication", "share", "calls"),
+    *("ranks", "hosts", "ms an iteration", "compute", "communication", "waiting", "share", "calls"),
     *("bytes a rank", "memory a rank"),
 )
 
@@ -99,7 +99,7 @@ def _show(machine: Machine, found: Sequence[Prediction], notes: Sequence[str]) -
             [
                 (
                     *(whole(each.ranks), whole(each.hosts)),
-                    *(number(1e3 * part) for part in (each.seconds, each.compute, each.communication)),
+                    *(number(1e3 * part) for part in (each.seconds, each.compute, each.communication, each.waiting)),
                     *(share(each.communication / each.seconds), number(each.calls)),
                     *(in_bytes(each.bytes), in_bytes(each.memory)),
                 )

@@ -101,6 +101,7 @@ class Rates:
         copies: seconds of a copy of every other sample of so many bytes.
         loss: seconds of an output of a sample in the loss and its gradient.
         module: seconds of a module forward and backward in which there is nothing to do.
+        waits: seconds that a call waits for ranks that come later, by those that they compute before it; None for one.
         slower: what all is multiplied with, where cores are shared by more ranks than were measured.
     """
 
@@ -112,7 +113,12 @@ class Rates:
     copies: Curve
     loss: float
     module: float
+    waits: Curve | None = None
     slower: float = 1.0
+
+    def waiting(self, compute: float, calls: float) -> float:
+        """Seconds that a rank waits for others in an iteration with so many calls, between which it computes."""
+        return 0.0 if self.waits is None or not calls else calls * self.waits(compute / calls)
 
 
 @dataclass(frozen=True)
@@ -239,7 +245,8 @@ def _rates(data: Mapping[str, Any]) -> Rates:
     products = {name: _curve(points) for name, points in data["products"].items()}
     solves = {name: _curve(points) for name, points in data["solves"].items()}
     curves = products, _curve(data["memory"]), solves, _curve(data["copies"])
-    return Rates(data["on_host"], data["threads"], *curves, float(data["loss"]), float(data["module"]))
+    fixed, waits = (float(data["loss"]), float(data["module"])), data["waits"]
+    return Rates(data["on_host"], data["threads"], *curves, *fixed, _curve(waits) if waits else None)
 
 
 def _curve(points: Sequence[Sequence[float]]) -> Curve:

@@ -9,7 +9,7 @@ from hpcopt.analysis.predict import PRODUCTS, Subject, predict, subject_of
 from hpcopt.config import parse_job
 from hpcopt.costs.machine import Machine, read
 from hpcopt.errors import UsageError
-from tests.support.measurements import written
+from tests.support.measurements import ONE_A_NANOSECOND, TWICE, rates, written
 
 DIGITS = '[data]\nsource = "digits"\nlimit = 500\n'
 
@@ -36,7 +36,7 @@ def test_seconds_bytes_and_calls_of_a_step_of_sgd_by_hand(machine: Machine) -> N
     prediction = predict(found, machine, 2, 2)
     assert prediction.compute == pytest.approx(compute, rel=1e-3)
     assert (prediction.calls, prediction.bytes) == (2, 4 * (7510 + 32) + 8)
-    assert prediction.seconds == prediction.compute + prediction.communication
+    assert prediction.seconds == prediction.compute + prediction.communication + prediction.waiting
     assert [(row["label"], row["kind"], row["calls"]) for row in prediction.messages] == [
         ("gradient", "allreduce", 1),
         ("scalars", "broadcast", 1),
@@ -45,8 +45,17 @@ def test_seconds_bytes_and_calls_of_a_step_of_sgd_by_hand(machine: Machine) -> N
 
 def test_one_rank_spends_nothing_on_communication(machine: Machine) -> None:
     found = predict(subject("trust_region"), machine, 1, 2)
-    assert (found.communication, found.hosts) == (0, 1)
+    assert (found.communication, found.waiting, found.hosts) == (0, 0, 1)
     assert found.compute > 0
+
+
+def test_ranks_wait_at_every_call_by_what_they_compute_before_it(tmp_path: Path) -> None:
+    """A tenth of it: two calls in a step of SGD, which wait a tenth of its computing together."""
+    waits = [[1e-6, 1e-7], [1.0, 0.1]]
+    some = [rates(1, ONE_A_NANOSECOND), rates(2, TWICE, waits)]
+    found = predict(subject("sgd"), read(written(tmp_path / "m.json", rates=some)), 2, 2)
+    assert found.waiting == pytest.approx(0.1 * found.compute)
+    assert found.seconds == found.compute + found.communication + found.waiting
 
 
 @pytest.mark.parametrize("name", ["apts", "nlcg", "newton", "adam"])

@@ -14,7 +14,7 @@ from hpcopt.costs.messages import Message
 
 pytestmark = pytest.mark.mpi
 
-TINY = Sizes(orders=(4, 8), solves=(2, 3), memory=(64, 128), messages=(8, 64), seconds=1e-6, least=1)
+TINY = Sizes(orders=(4, 8), solves=(2, 3), memory=(64, 128), messages=(8, 64), work=(1e-6,), seconds=1e-6, least=1)
 
 
 def test_groups_of_all_sizes_are_measured_and_all_ranks_know(comm: Communicator, tmp_path: Path) -> None:
@@ -27,6 +27,7 @@ def test_groups_of_all_sizes_are_measured_and_all_ranks_know(comm: Communicator,
     groups = sorted({1, 2, 4, comm.size} & set(range(1, comm.size + 1)))
     assert [calls.ranks for calls in machine.calls] == groups[1:]
     assert [rates.on_host for rates in machine.rates] == groups
+    assert [rates.waits is not None for rates in machine.rates] == [ranks > 1 for ranks in groups]
     assert (machine.about["host"], machine.about["ranks"], machine.on_host) == (comm.host, comm.size, comm.size)
     assert machine.device == ("cuda" if torch.cuda.is_available() else "cpu")
     if comm.size > 1:

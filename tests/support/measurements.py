@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,10 @@ TWICE = [[1.0, 2e-9], [1e9, 2.0]]
 MICROSECOND = 1e-6
 
 
-def rates(on_host: int, seconds: list[list[float]]) -> dict[str, Any]:
+def rates(
+    on_host: int, seconds: list[list[float]], waits: Sequence[Sequence[float]] = ((1e-3, 1e-9), (1.0, 1e-6))
+) -> dict[str, Any]:
+    """By default ranks wait a millionth of what they compute."""
     products = {"float32": seconds, "float64": seconds}
     return {
         "on_host": on_host,
@@ -25,6 +29,7 @@ def rates(on_host: int, seconds: list[list[float]]) -> dict[str, Any]:
         "loss": seconds[0][1],
         "solves": {"eigen": seconds, "inverse": seconds},
         "module": 100 * MICROSECOND,
+        "waits": waits if on_host > 1 else [],
     }
 
 
