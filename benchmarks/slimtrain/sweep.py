@@ -37,7 +37,8 @@ def main() -> None:
     ]
     print("\n".join(lines))
     if args.output:
-        words = f"{args.job} --epochs {args.epochs} --seeds {args.seeds}{shown(args.set)}"
+        rates = " ".join(f"{rate:g}" for rate in args.rates)
+        words = f"{args.job} --epochs {args.epochs} --seeds {args.seeds} --rates {rates}{shown(args.set)}"
         title = f"slimTrain and Adam by learning rate: {args.job.stem}"
         write_report(args.output, title, f"python benchmarks/slimtrain/sweep.py {words}", lines, ranks=1)
 
