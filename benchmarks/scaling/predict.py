@@ -135,11 +135,13 @@ def lines(rows: Sequence[Row], curves: Mapping[str, Sequence[Prediction | None]]
         for row in rows
     ]
     head = ["method", "ranks", "predicted, ms", "measured, ms", "predicted / measured", "calls predicted", "of the run"]
+    several = _median_error([r for r in rows if r.ranks > 1])
+    fitting = _median_error([r for r in rows if r.ranks <= machine.cores])
+    shared = _median_error([r for r in rows if r.ranks > machine.cores])
     text = [
-        f"Median error {100 * median(errors):.0f} %, largest {100 * max(errors):.0f} %, over {len(rows)} runs; with as "
-        f"many ranks as cores at most: {_median_error([r for r in rows if r.ranks <= machine.cores])}, with more: "
-        f"{_median_error([r for r in rows if r.ranks > machine.cores])}. Load average at the end: "
-        f"{os.getloadavg()[0]:.1f}.",
+        f"Median error {100 * median(errors):.0f} %, largest {100 * max(errors):.0f} %, over {len(rows)} runs; on more "
+        f"than one rank: {several}, with as many ranks as cores at most: {fitting}, with more: {shared}. Load average "
+        f"at the end: {os.getloadavg()[0]:.1f}.",
         "",
         *table(head, cells),
         "",
