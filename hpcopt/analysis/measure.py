@@ -252,6 +252,7 @@ def _mean(group: Communicator, run: Callable[[], object], device: torch.device, 
     """
 
     def mean(repeats: int) -> float:
+        """Of this rank."""
         spent = 0.0
         for _ in range(repeats):
             if together:

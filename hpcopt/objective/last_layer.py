@@ -88,6 +88,7 @@ class LastLayer:
         forward, own = self._layer.forward, vars(self._layer)
 
         def blank(given: torch.Tensor) -> torch.Tensor:
+            """Zeros in the layer's shape, which is asked for once."""
             shape = self._made.get(given.shape)
             made: torch.Tensor = forward(given) if shape is None else given.new_zeros(shape)
             self._made[given.shape] = made.shape

@@ -158,6 +158,8 @@ class BatchFeatures:
         scale = 1.0 / self._batch.total
 
         def evaluate(out: Vector) -> float:
+            """This rank's part of both, its gradient into ``out``."""
+
             def nothing() -> float:
                 out.zero_()
                 return math.nan
