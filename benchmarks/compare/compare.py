@@ -159,8 +159,10 @@ def main() -> None:
     lines = report(problems, found, args.seeds, args.ranks)
     print("\n".join(lines))
     if args.output:
+        lines += ["", "## Pictures", ""]
         for name, problem in problems.items():
             draw(args.output.with_suffix("") / f"{name}.png", name, problem, found[name])
+            lines.append(f"- [{name}]({args.output.stem}/{name}.png)")
         words = f"python benchmarks/compare/compare.py --root DIR --sets {' '.join(args.sets)}"
         words += f" --seeds {' '.join(map(str, args.seeds))} --ranks {args.ranks}"
         words += f" --budget {args.budget:g}" if args.budget else ""
