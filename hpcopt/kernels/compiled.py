@@ -139,6 +139,12 @@ def _threads() -> ThreadPoolExecutor:
 @cache
 def compiled_sweeps() -> CompiledSweeps | str:
     """The compiled sweeps, or in words why there are none."""
+    library = compiled_library()
+    return library if isinstance(library, str) else CompiledSweeps(library)
+
+
+def compiled_library() -> ctypes.CDLL | str:
+    """The compiled functions, or in words why there are none."""
     found = find_spec(LIBRARY)
     if found is None or found.origin is None:
         return "none were compiled when hpcopt was installed"
@@ -149,9 +155,9 @@ def compiled_sweeps() -> CompiledSweeps | str:
         return f"the compiled sweeps cannot be loaded: {error}"[:200]
     if made_of != digest(FOLDER):
         return "the compiled sweeps are of other sources than hpcopt's, which has changed since it was installed"
-    return CompiledSweeps(library)
+    return library
 
 
 def digest(folder: Path) -> str:
     """What tells the sources of the library from others."""
-    return sha256(b"".join((folder / name).read_bytes() for name in ("sweeps.h", "vectors.c"))).hexdigest()
+    return sha256(b"".join(source.read_bytes() for source in sorted(folder.glob("*.[ch]")))).hexdigest()

@@ -244,6 +244,10 @@ class Bounds:
         trials: Array = np.maximum(np.concatenate([-positive[::-1], positive]), self.least - damping)
         return trials
 
+    def unmoved(self, damping: float) -> float:
+        """The lambda that leaves Lambda as it is, or lifts it to its bound."""
+        return max(0.0, self.least - damping)
+
 
 def cross_validation(sampled: Sampled, trials: Array, damping: float, rows: int) -> Array:
     """The sGCV of each trial (k,); Lambda is ``damping`` before the step, N is ``rows``."""
@@ -263,7 +267,7 @@ def best(trials: Array, criteria: Array, bounds: Bounds, damping: float) -> floa
     """The trial with the least criterion; 0, or what lifts Lambda to its bound, where all are alike."""
     least, most = float(criteria.min()), float(criteria.max())
     if not most - least > FLAT * most:
-        return max(0.0, bounds.least - damping)
+        return bounds.unmoved(damping)
     return float(trials[criteria.argmin()])
 
 

@@ -18,9 +18,10 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.nn.grad import conv2d_input
 
 from hpcopt.errors import UsageError
-from hpcopt.objective.factored_layers import PATCH_NUMBERS, FactoredLayer, is_plain
+from hpcopt.objective.factored_layers import PATCH_NUMBERS, FactoredLayer, is_plain, padding_of
 
 
 class Seen(NamedTuple):
@@ -50,8 +51,8 @@ class Design(Protocol):
     outputs: int
     blocks: list[torch.Tensor]
 
-    def matrix(self, weight: torch.Tensor) -> torch.Tensor:
-        """The layer's weight as W (t, m)."""
+    def ordered(self, weight: torch.Tensor) -> torch.Tensor:
+        """The layer's weight (t, ...) with its axes in the order of the columns of W, a view."""
         ...
 
     def weight(self, matrix: torch.Tensor) -> torch.Tensor:
@@ -60,6 +61,10 @@ class Design(Protocol):
 
     def outputs_of(self, features: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """What the layer would put out with other weights."""
+        ...
+
+    def pulled_back(self, cotangent: torch.Tensor, weight: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+        """What a cotangent of these outputs is as one of ``features``."""
         ...
 
     def rows(self, features: torch.Tensor, targets: torch.Tensor, bias: Sequence[float]) -> Iterator[Seen]:
@@ -82,9 +87,9 @@ class OneBlock:
         self.width, self.outputs = self._factored.width, self._factored.outputs
         self.blocks = [torch.arange(self.width)]
 
-    def matrix(self, weight: torch.Tensor) -> torch.Tensor:
-        """The weight flattened."""
-        return weight.reshape(self.outputs, self.width)
+    def ordered(self, weight: torch.Tensor) -> torch.Tensor:
+        """The weight as it is."""
+        return weight
 
     def weight(self, matrix: torch.Tensor) -> torch.Tensor:
         """The same numbers."""
@@ -97,14 +102,23 @@ class OneBlock:
             return functional.conv2d(features, weight, bias, layer.stride, layer.padding, layer.dilation)
         return functional.linear(features, weight, bias)
 
+    def pulled_back(self, cotangent: torch.Tensor, weight: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+        """See ``Design``."""
+        if not isinstance(self._layer, nn.Conv2d):
+            return cotangent @ weight
+        layer, padding = self._layer, padding_of(self._layer) or (0, 0)
+        return conv2d_input(features.shape, weight, cotangent, layer.stride, padding, layer.dilation)
+
     def rows(self, features: torch.Tensor, targets: torch.Tensor, bias: Sequence[float]) -> Iterator[Seen]:
         """See ``Design``."""
         if self._channels_first:
             targets = targets.view(len(targets), self.outputs, -1).transpose(1, 2)
         wanted, first = targets.reshape(-1, self.outputs), 0
         for patches in self._factored.rows(features):
-            last = [patches.new_full((len(patches), 1), number) for number in bias]
-            yield Seen(torch.cat([patches, *last], dim=1), (0,), wanted[first : first + len(patches)])
+            design = patches
+            for number in bias:
+                design = functional.pad(patches, (0, 1), value=number)
+            yield Seen(design, (0,), wanted[first : first + len(patches)])
             first += len(patches)
 
 
@@ -182,9 +196,9 @@ class ParityBlocks:
         self.blocks = [number[down[:, None], across].flatten() for down, across in product(*taps)]
         self._known: dict[tuple[int, int], Known] = {}
 
-    def matrix(self, weight: torch.Tensor) -> torch.Tensor:
+    def ordered(self, weight: torch.Tensor) -> torch.Tensor:
         """The weight (inputs, t, kernel) as (t, kernel, inputs): in a row, runs of numbers are then copied."""
-        return weight.permute(1, 2, 3, 0).reshape(self.outputs, self.width)
+        return weight.permute(1, 2, 3, 0)
 
     def weight(self, matrix: torch.Tensor) -> torch.Tensor:
         """The same numbers, inputs first."""
@@ -195,6 +209,13 @@ class ParityBlocks:
         layer, padding = self._layer, [axis.padding for axis in self._axes]
         settings = (layer.stride, padding, layer.output_padding, layer.groups, layer.dilation)
         return functional.conv_transpose2d(features, weight, bias, *settings)
+
+    def pulled_back(self, cotangent: torch.Tensor, weight: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+        """See ``Design``."""
+        layer, padding, (height, width) = self._layer, [axis.padding for axis in self._axes], features.shape[-2:]
+        # Padding of the outputs may make for one more.
+        pulled = functional.conv2d(cotangent, weight, None, layer.stride, padding, layer.dilation)
+        return pulled[..., :height, :width]
 
     def rows(self, features: torch.Tensor, targets: torch.Tensor, bias: Sequence[float]) -> Iterator[Seen]:
         """See ``Design``."""

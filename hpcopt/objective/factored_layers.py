@@ -69,7 +69,7 @@ class FactoredLayer:
             yield x.reshape(-1, self.width)
             return
         x = x.unsqueeze(0) if x.ndim == 3 else x
-        height, width = _padding(self.module) or (0, 0)
+        height, width = padding_of(self.module) or (0, 0)
         x = functional.pad(x, (width, width, height, height))
         spacing, stride = 1, self.module.stride
         if key is not None:
@@ -211,10 +211,10 @@ def _is_close(found: torch.Tensor, expected: torch.Tensor) -> bool:
 
 def is_plain(m: nn.Conv2d) -> bool:
     """Whether all outputs of a convolution see all channels, padded by zeros alike on both sides."""
-    return m.groups == 1 and m.padding_mode == "zeros" and _padding(m) is not None
+    return m.groups == 1 and m.padding_mode == "zeros" and padding_of(m) is not None
 
 
-def _padding(m: nn.Conv2d) -> tuple[int, ...] | None:
+def padding_of(m: nn.Conv2d) -> tuple[int, ...] | None:
     """Zeros added on both sides of height and width; None where the two sides differ."""
     if not isinstance(m.padding, str):
         return tuple(m.padding)

@@ -53,6 +53,7 @@ class LastLayer:
                 raise UsageError(f"the {name} of the model's last layer {fault}, so it cannot be solved for. {ADVICE}")
         self._places = {name: places[id(tensor)] for name, tensor in own.items()}
         self._shape, self.outputs, self.positions = own["weight"].shape, self._design.outputs, 0
+        self._seen: tuple[Vector, list[torch.Tensor]] | None = None
         self._made: dict[torch.Size, torch.Size] = {}
         self.bias = "bias" in own
         self.width = self._design.width + self.bias
@@ -66,14 +67,15 @@ class LastLayer:
 
     def weights(self, w: Vector) -> torch.Tensor:
         """W (t, m) in a vector (n,), float64 on the CPU, a copy; its last column is the bias."""
-        weight, *bias = (w[place] for place in self.places)
-        parts = [self._design.matrix(weight.view(self._shape)), *(part[:, None] for part in bias)]
-        return torch.cat(parts, dim=1).to("cpu", torch.float64)
+        weight, *bias = self._views(w)
+        return torch.cat([weight.reshape(self.outputs, -1), *bias], dim=1).to("cpu", torch.float64)
 
     def put(self, w: Vector, weights: torch.Tensor) -> None:
         """Write W (t, m) into a vector (n,)."""
-        for name, part in self._parts(weights).items():
-            w[self._places[name]].view(part.shape).copy_(part)
+        weight, *bias = self._views(w)
+        weight.copy_(weights[:, : self._design.width].view(weight.shape))
+        for part in bias:
+            part.copy_(weights[:, -1:])
 
     def features(self, inputs: torch.Tensor) -> torch.Tensor:
         """What the layer gets when the module gets ``inputs``, with its graph.
@@ -111,6 +113,16 @@ class LastLayer:
         parts = self._parts(weights.to(features))
         return self._design.outputs_of(features, parts["weight"], parts.get("bias"))
 
+    def loss_and_cotangent(
+        self, features: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, scale: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Half the squared distance from the targets with W (t, m), and ``scale`` times its gradient in ``features``."""
+        features, parts = features.detach(), self._parts(weights.to(features))
+        residual = self._design.outputs_of(features, parts["weight"], parts.get("bias"))
+        residual.sub_(target_values(residual, targets))
+        loss = residual.square().sum(dtype=torch.float64) / 2
+        return loss, self._design.pulled_back(residual.mul_(scale), parts["weight"], features)
+
     def rows(
         self, features: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, scale: float
     ) -> Iterator[Rows]:
@@ -119,12 +131,20 @@ class LastLayer:
         own = [weights.T]
         if len(self.blocks) > 1:
             own = [weights[:, columns.to(weights.device)].T for columns in self.blocks]
-        like = torch.empty(len(features), self.positions * self.outputs, dtype=torch.float64, device="meta")
-        wanted = target_values(like, targets).to(torch.float64) * scale
+        shape = len(features), self.positions * self.outputs
+        given = targets if targets.is_floating_point() else target_values(features.new_empty(shape), targets)
+        wanted = given.reshape(shape).to(torch.float64) * scale
         for design, blocks, there in self._design.rows(features, wanted, [scale] * self.bias):
             # (columns, t times the blocks)
             matrix = own[blocks[0]] if len(blocks) == 1 else torch.cat([own[block] for block in blocks], dim=1)
             yield Rows(blocks, design, matmul(design, matrix).sub_(there))
+
+    def _views(self, w: Vector) -> list[torch.Tensor]:
+        """Weight (t, ...) in the order of W and bias (t, 1) in a vector, which is the same one in many steps."""
+        if self._seen is None or self._seen[0] is not w:
+            weight, *bias = (w[place] for place in self.places)
+            self._seen = w, [self._design.ordered(weight.view(self._shape)), *(part[:, None] for part in bias)]
+        return self._seen[1]
 
     def _parts(self, weights: torch.Tensor) -> dict[str, torch.Tensor]:
         """Weight and, where there is one, bias as the layer has them."""

@@ -17,7 +17,7 @@ from hpcopt.comm.own_operation import allreduce_by
 from hpcopt.errors import UsageError
 from hpcopt.objective.figures import CHUNK
 from hpcopt.objective.last_layer import LastLayer
-from hpcopt.objective.losses import Squared, target_values
+from hpcopt.objective.losses import Squared
 from hpcopt.objective.protocol import Batch, Vector
 from hpcopt.objective.separable import Rows
 from hpcopt.objective.shard import Evaluated, Shard
@@ -175,10 +175,8 @@ class BatchFeatures:
     def _evaluated(self, weights: torch.Tensor, scale: float) -> Iterator[Evaluated]:
         """This rank's pieces with ``weights``, their gradients times ``scale``. Of the squared loss these are known."""
         for features, targets in self._pieces() if self._kept is None else self._kept:
-            outputs = self._layer.outputs_of(features, weights)
-            residual = outputs.detach() - target_values(outputs, targets)
-            loss = residual.square().sum(dtype=torch.float64) / 2
-            yield Evaluated(loss, outputs, residual.mul_(scale))
+            loss, cotangent = self._layer.loss_and_cotangent(features, targets, weights, scale)
+            yield Evaluated(loss, features, cotangent)
 
     def _keep(self) -> list[Piece] | None:
         micro = self._shard.micro_batch

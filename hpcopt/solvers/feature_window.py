@@ -23,9 +23,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from hpcopt.kernels.tikhonov import MOST_ROWS, compiled_step
 from hpcopt.linalg import tsqr
 from hpcopt.linalg.sampled_blocks import SampledBlocks
-from hpcopt.linalg.sampled_tikhonov import Array, Sampled, SampledGram, SampledTriangle
+from hpcopt.linalg.sampled_tikhonov import FLAT, LEAST_FREEDOM, Array, Bounds, Sampled, SampledGram, SampledTriangle
 from hpcopt.objective.separable import Rows, Separable
 from hpcopt.objective.vectors import matmul
 
@@ -88,6 +89,20 @@ class KnownBatch(ABC):
             free: 1 if Lambda does not hold the bias, else 0.
         """
 
+    def compiled_step(self, weights: torch.Tensor, bounds: Bounds, before: float, rows: int) -> torch.Tensor | None:
+        """A step without a window and with lambda by cross-validation, where compiled functions make it in one call.
+
+        Args:
+            weights: W (t, m).
+            bounds: of lambda.
+            before: Lambda.
+            rows: N.
+
+        Returns:
+            W row by row, Lambda, the squares of the window's least and largest singular value, and |R|^2.
+        """
+        return None
+
 
 class GramBatch(KnownBatch):
     """By Gram matrices: Z Z^T, Z R^T and, as tails, |R|^2."""
@@ -128,6 +143,14 @@ class TriangleBatch(KnownBatch):
             before = torch.cat([_in_all_columns(rows.flatten(0, 1), own, width) for rows, own in kept])
             factor, right, tail = self._whole(width)
         return SampledTriangle(before.numpy(), factor.numpy(), right.numpy(), tail, weights, free)
+
+    def compiled_step(self, weights: torch.Tensor, bounds: Bounds, before: float, rows: int) -> torch.Tensor | None:
+        """See ``KnownBatch``: of a few rows in one block."""
+        (factor, right, tail), compiled = self.states[0], compiled_step()
+        if compiled is None or len(self.states) > 1 or len(factor) > min(MOST_ROWS, factor.shape[1]):
+            return None
+        numbers = tail, before, rows * len(weights), LEAST_FREEDOM, FLAT, bounds.unmoved(before)
+        return compiled(factor, right, weights, torch.from_numpy(bounds.candidates(before)), numbers)
 
     def _whole(self, width: int) -> tsqr.Triangle:
         """One triangle of all blocks."""

@@ -240,22 +240,27 @@ class SlimTrain(ScheduledRate):
             weights: W (t, m).
             counts: rows and samples of the new batch over all ranks.
         """
-        settled, given, before = np.full(weights.numel() + 4, math.nan), weights.numpy(), float(state["damping"])
-        if known.finite:
-            # What is not finite is found afterwards, on all ranks alike.
-            with np.errstate(all="ignore"):
-                sampled = known.sampled(cast(torch.Tensor, state["window"]), given, self._free(separable))
-                trial = self._trial(sampled, before, *counts)
-                settled[:-4] = sampled.moved(given, trial, before + trial).ravel()
-            settled[-4:] = before + trial, *sampled.extremes, known.square
-        agreed = separable.settle(torch.from_numpy(settled))
+        before, free, settled = float(state["damping"]), self._free(separable), None
+        # What is not finite is found afterwards, on all ranks alike.
+        if self.selection == "gcv" and not (free or self.memory):
+            settled = known.compiled_step(weights, self._bounds, before, counts[0])
+        if settled is None:
+            settled, given = torch.full((weights.numel() + 4,), math.nan, dtype=torch.float64), weights.numpy()
+            if known.finite:
+                numbers = settled.numpy()
+                with np.errstate(all="ignore"):
+                    sampled = known.sampled(cast(torch.Tensor, state["window"]), given, free)
+                    trial = self._trial(sampled, before, *counts)
+                    numbers[:-4] = sampled.moved(given, trial, before + trial).ravel()
+                numbers[-4:] = before + trial, *sampled.extremes, known.square
+        agreed = separable.settle(settled)
         return Solved(agreed[:-4].view(weights.shape), *agreed[-4:].tolist())
 
     def _trial(self, sampled: Sampled, before: float, rows: int, samples: int) -> float:
         """The lambda of this step, where their sum was ``before``."""
         if self.selection == "fixed":
             return self.lambda_start
-        bounds = Bounds(self.lambda_min, self.lambda_max, self.candidates, self.negative)
+        bounds = self._bounds
         trials = bounds.candidates(before)
         if self.selection == "gcv":
             return best(trials, cross_validation(sampled, trials, before, rows), bounds, before)
@@ -304,6 +309,10 @@ class SlimTrain(ScheduledRate):
     def _free(self, separable: Separable) -> int:
         """Columns of W that Lambda does not hold."""
         return int(separable.bias and not self.regularize_bias)
+
+    @property
+    def _bounds(self) -> Bounds:
+        return Bounds(self.lambda_min, self.lambda_max, self.candidates, self.negative)
 
     @property
     def _epoch_rate(self) -> EpochRate:

@@ -45,6 +45,11 @@ def test_ten_steps_are_those_of_one_rank(comm: Communicator, form: str, count: i
     assert int(state[taken]) >= 9
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_ten_steps_without_memory_are_those_of_one_rank(comm: Communicator, kind: str) -> None:
+    assert_steps_of_one_rank(comm, Communicator(MPI.COMM_SELF), "auto", 4, kind, memory=0)
+
+
 def from_nearly_dependent_features(comm: Communicator, form: str) -> tuple[torch.Tensor, torch.Tensor, State]:
     """Two steps on features of condition number 1e10, the targets linear in them: those and what is predicted."""
     generator = torch.Generator().manual_seed(3)

@@ -93,6 +93,19 @@ def test_its_gram_matrix_falls_into_blocks(name: str) -> None:
     assert square == pytest.approx(float(wanted.square().sum()), rel=1e-12)
 
 
+@pytest.mark.parametrize("name", LAYERS)
+def test_its_loss_and_the_gradient_in_its_features_are_those_of_autograd(name: str) -> None:
+    _, described, weights, seen = made(name)
+    seen = seen.detach().requires_grad_()
+    outputs = described.outputs_of(seen, weights)
+    targets = torch.randn(outputs.shape, dtype=torch.float64)
+    expected = (outputs - targets).square().sum() / 2
+    (gradient,) = torch.autograd.grad(expected, seen)
+    loss, cotangent = described.loss_and_cotangent(seen, targets.flatten(1), weights, SCALE)
+    assert float(loss) == pytest.approx(float(expected.detach()), rel=1e-12)
+    torch.testing.assert_close(cotangent, SCALE * gradient, rtol=1e-12, atol=1e-12)
+
+
 def test_rows_that_two_blocks_share_are_made_once() -> None:
     """In a decoder, about as many as there are inputs, not outputs, which are four times as many."""
     _, described, weights, seen = made("decoder")

@@ -41,12 +41,12 @@ def data(kind: str) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def trained(
-    comm: Communicator, form: str, count: int, kind: str = "dense", steps: int = 10
+    comm: Communicator, form: str, count: int, kind: str = "dense", steps: int = 10, memory: int = 2
 ) -> tuple[State, list[float]]:
     """Batches of ``count`` samples, dealt out unevenly: the last rank has none, unless it is the only one."""
     owners = max(1, comm.size - 1)
     objective = DataParallelObjective(network(kind), "squared", *data(kind), comm)
-    solver = SlimTrain(form=form, memory=2, lambda_min=1e-4)
+    solver = SlimTrain(form=form, memory=memory, lambda_min=1e-4)
     state, dampings = solver.init(objective), []
     for number in range(steps):
         batch = torch.arange(count) + number
@@ -57,13 +57,13 @@ def trained(
 
 
 def assert_steps_of_one_rank(
-    comm: Communicator, alone: Communicator, form: str, count: int, kind: str, *, checks: bool = True
+    comm: Communicator, alone: Communicator, form: str, count: int, kind: str, *, checks: bool = True, memory: int = 2
 ) -> State:
     """Ten steps are the same on all ranks, and those of one rank where this rank ``checks``."""
-    ours, dampings = trained(comm, form, count, kind)
+    ours, dampings = trained(comm, form, count, kind, memory=memory)
     assert same_everywhere(comm, ours["parameters"])  # type: ignore[arg-type]
     if checks:
-        theirs, expected = trained(alone, form, count, kind)
+        theirs, expected = trained(alone, form, count, kind, memory=memory)
         torch.testing.assert_close(ours["parameters"], theirs["parameters"], rtol=1e-11, atol=1e-11)
         assert dampings == pytest.approx(expected, rel=1e-11)
     return ours

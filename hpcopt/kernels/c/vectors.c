@@ -6,22 +6,12 @@
 // registers, but not on the number of threads.
 // Arguments are the addresses of the vectors (n,), n, the numbers of a block, constants, and the parts (blocks, sums).
 
-#include <stdint.h>
+#include "common.h"
 #include <tgmath.h>
-
-typedef int64_t count;
 
 // Of which sources this is made; setup.py and the reader of it make the same digest of them.
 const char sources[] = SOURCES;
 
-// One version for each width of registers; the loader takes the widest that the processor has. It needs glibc's help.
-#if defined(__x86_64__) && defined(__GLIBC__)
-#define ON_EVERY_PROCESSOR __attribute__((target_clones("default", "avx2", "avx512f")))
-#else
-#define ON_EVERY_PROCESSOR
-#endif
-
-#define INLINE static inline __attribute__((always_inline))
 #define FOR_BLOCKS(sums) \
     for (count start = 0, stop; stop = start + block < n ? start + block : n, start < n; start = stop, parts += (sums))
 
