@@ -48,7 +48,7 @@ class CompiledStep:
             numbers: |R|^2 beside R^T; Lambda before; N t; the least part of it that counts as free; the part by which
                 criteria must differ; and lambda where they do not.
         """
-        (n, m), t, k = rows.shape, len(weights), len(trials)
+        (n, m), t, k = rows.shape, weights.shape[0], trials.shape[0]
         found = torch.empty(t * m + 4 + n * (m + 2 * t + 4), dtype=torch.float64)
         given = rows.contiguous(), right.contiguous(), weights, trials
         check_arguments(torch.float64, found.device, *given)

@@ -107,7 +107,8 @@ class OneBlock:
         if not isinstance(self._layer, nn.Conv2d):
             return cotangent @ weight
         layer, padding = self._layer, padding_of(self._layer) or (0, 0)
-        return conv2d_input(features.shape, weight, cotangent, layer.stride, padding, layer.dilation)
+        pulled: torch.Tensor = conv2d_input(features.shape, weight, cotangent, layer.stride, padding, layer.dilation)
+        return pulled
 
     def rows(self, features: torch.Tensor, targets: torch.Tensor, bias: Sequence[float]) -> Iterator[Seen]:
         """See ``Design``."""
@@ -118,8 +119,9 @@ class OneBlock:
             design = patches
             for number in bias:
                 design = functional.pad(patches, (0, 1), value=number)
-            yield Seen(design, (0,), wanted[first : first + len(patches)])
-            first += len(patches)
+            count = design.shape[0]
+            yield Seen(design, (0,), wanted[first : first + count])
+            first += count
 
 
 class Segment(NamedTuple):

@@ -35,6 +35,8 @@ class LastLayer:
         outputs: t.
         blocks: the columns of each block of the design, int64; that of the bias is the last of each.
         bias: whether there is one.
+        others: the parameters of all other layers.
+        start: where its own begin, if they are the last of all, as they are in the order of calls.
         positions: of the outputs of one sample; 0 as long as none was seen.
 
     Raises:
@@ -56,6 +58,9 @@ class LastLayer:
         self._seen: tuple[Vector, list[torch.Tensor]] | None = None
         self._made: dict[torch.Size, torch.Size] = {}
         self.bias = "bias" in own
+        self.others = [tensor for tensor in parameters.tensors if all(tensor is not each for each in own.values())]
+        before = sum(tensor.numel() for tensor in self.others)
+        self.start = before if all(place.start >= before for place in self.places) else None
         self.width = self._design.width + self.bias
         last = torch.arange(self._design.width, self.width)
         self.blocks = [torch.cat([columns, last]) for columns in self._design.blocks]
@@ -116,7 +121,7 @@ class LastLayer:
     def loss_and_cotangent(
         self, features: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, scale: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Half the squared distance from the targets with W (t, m), and ``scale`` times its gradient in ``features``."""
+        """Half the squared distance from the targets with W (t, m), and ``scale`` times its gradient in features."""
         features, parts = features.detach(), self._parts(weights.to(features))
         residual = self._design.outputs_of(features, parts["weight"], parts.get("bias"))
         residual.sub_(target_values(residual, targets))

@@ -164,12 +164,16 @@ class BatchFeatures:
                 out.zero_()
                 return math.nan
 
-            evaluated = self._evaluated(weights, scale)
-            return self._shard.guarded(lambda: self._shard.accumulate(evaluated, out), nothing)
+            evaluated, own, tensors = self._evaluated(weights, scale), out, None
+            if start is not None:
+                own, tensors = out[:start], self._layer.others
+                out[start:].zero_()
+            return self._shard.guarded(lambda: self._shard.accumulate(evaluated, own, tensors), nothing)
 
+        start = self._layer.start
         loss, gradient = self._objective.reduced_gradient(self._w, self._batch, evaluate)
-        for place in self._layer.places:
-            gradient[place] = 0
+        for place in self._layer.places if start is None else [slice(start, None)]:
+            gradient[place] = 0  # but for weight decay it is
         return loss, gradient
 
     def _evaluated(self, weights: torch.Tensor, scale: float) -> Iterator[Evaluated]:

@@ -147,9 +147,9 @@ class TriangleBatch(KnownBatch):
     def compiled_step(self, weights: torch.Tensor, bounds: Bounds, before: float, rows: int) -> torch.Tensor | None:
         """See ``KnownBatch``: of a few rows in one block."""
         (factor, right, tail), compiled = self.states[0], compiled_step()
-        if compiled is None or len(self.states) > 1 or len(factor) > min(MOST_ROWS, factor.shape[1]):
+        if compiled is None or len(self.states) > 1 or factor.shape[0] > min(MOST_ROWS, factor.shape[1]):
             return None
-        numbers = tail, before, rows * len(weights), LEAST_FREEDOM, FLAT, bounds.unmoved(before)
+        numbers = tail, before, rows * weights.shape[0], LEAST_FREEDOM, FLAT, bounds.unmoved(before)
         return compiled(factor, right, weights, torch.from_numpy(bounds.candidates(before)), numbers)
 
     def _whole(self, width: int) -> tsqr.Triangle:
@@ -172,7 +172,7 @@ def plan(form: str, separable: Separable, rows: int, loses: bool) -> Plan:
     """
     if form != "auto":
         return Plan(form == "gather", form != "gram")
-    widths, outputs = [len(columns) for columns in separable.blocks], separable.outputs
+    widths, outputs = [columns.shape[0] for columns in separable.blocks], separable.outputs
     gather = rows * (max(widths) + outputs) < sum(tsqr.packed_size(width, outputs) for width in widths)
     return Plan(gather, gather or loses)
 
@@ -252,17 +252,18 @@ def _grams(separable: Separable, parts: Iterable[Rows]) -> list[tsqr.Triangle]:
 def _triangles(separable: Separable, parts: Iterable[Rows], *, triangular: bool) -> list[tsqr.Triangle]:
     """For each block the triangle of this rank's rows, or, if it need not be triangular, a few rows as they are."""
     found: dict[int, tsqr.Triangle] = {}
-    for blocks, design, residual in parts:
-        few = len(design) <= design.shape[1] and not triangular
+    for numbers, design, residual in parts:
+        rows, columns = design.shape
+        few = rows <= columns and not triangular
         factor, right, tail = tsqr.Triangle(design, residual, 0.0) if few else tsqr.leaf(design, residual)
-        rights = right.cpu().split(separable.outputs, dim=1) if len(blocks) > 1 else [right.cpu()]
-        for block, own in zip(blocks, rights, strict=True):
+        rights = right.cpu().split(separable.outputs, dim=1) if len(numbers) > 1 else [right.cpu()]
+        for block, own in zip(numbers, rights, strict=True):
             # What no W explains is known of all blocks together, and needed of all together.
             new = tsqr.Triangle(factor.cpu(), own, tail)
             found[block] = tsqr.combine(found[block], new) if block in found else new
             tail = 0.0
-    sizes = enumerate(len(columns) for columns in separable.blocks)
-    return [found[block] if block in found else _nothing(size, separable.outputs) for block, size in sizes]
+    blocks = enumerate(separable.blocks)
+    return [found.get(block) or _nothing(len(own), separable.outputs) for block, own in blocks]
 
 
 def _nothing(width: int, outputs: int) -> tsqr.Triangle:
