@@ -41,8 +41,8 @@ ASSUMPTIONS = (
     "An iteration in the middle of a run whose step is accepted; local phases take all their trials, no quorum ends "
     "them. Evaluations, records and checkpoints are not counted.",
     "All ranks have as many samples. At every call ranks wait for each other as long as they were measured to do on a "
-    "host after as much computing; long gradients are counted as if their reduction did not overlap with the backward "
-    "pass.",
+    "host after as much computing; long gradients and long sharded variables are counted as if their messages did not "
+    "overlap with the evaluation.",
     "Calls cost what they were measured to cost; between and beyond by ceil(log2 p)(alpha + n beta) or 2 ceil(log2 p) "
     "alpha + 2 (p - 1)/p n beta, whichever is less (recursive doubling, Rabenseifner).",
     "Products of matrices and memory traffic go at the rates measured with as many ranks of a host busy; ranks beyond "
@@ -208,7 +208,7 @@ def _spread(subject: Subject, ranks: int, case: Case) -> tuple[Spread, Worker, f
         held = objective.samples / spread.grid.rows
         micro = min(subject.batch / spread.grid.rows, job.loss.micro_batch or subject.batch)
     elif parallel.state == "sharded":
-        spread, share = Sharded(objective.size, ranks, itemsize), 1 / ranks
+        spread, share = Sharded(counts, ranks, itemsize), 1 / ranks
     numbers, cost = objective.size * share, objective.work.curvature_cost
     per_sample = subject.features, objective.outputs
     worker = Worker(subject.layers, samples, numbers, job.run.precision, cost, ranks, *per_sample)

@@ -6,7 +6,7 @@ host beside the messages, where every chunk has a part of each rank's block.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from hpcopt.comm.chunks import chunks_of, cut_blocks, in_chunks
 from hpcopt.comm.mpi_library import load_mpi
 from hpcopt.comm.staging import Staged, empty_like, stage
 from hpcopt.errors import UsageError
+from hpcopt.layout.block import Block
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -65,6 +66,33 @@ def allgatherv(comm: Communicator, part: Any, counts: Sequence[int]) -> Any:
     staged.finish(store=False)
     target.finish()
     return result
+
+
+def gathering(
+    comm: Communicator, part: Any, buffer: Any, counts: Sequence[int]
+) -> tuple[Staged, Callable[[chunks.Message], MPI.Request]]:
+    """Of ``Communicator.iallgatherv``: this rank's part, ready for MPI, and what makes the call for a message.
+
+    The messages follow each other over the whole buffer, and each has as much of every block as lies in it.
+    """
+    counts = _checked(comm, counts)
+    source = stage(part, comm.pool, comm.gpu_aware, write=False)
+    _check_length("iallgatherv", source, counts[comm.rank], f"counts[{comm.rank}]")
+    _check_elements("iallgatherv", buffer, sum(counts), "sum(counts)")
+    blocks, begun = [Block(*each) for each in zip(offsets(counts), counts, strict=True)], 0
+
+    def start(message: chunks.Message) -> MPI.Request:
+        """The next elements of the buffer."""
+        nonlocal begun
+        memory, count, datatype = message
+        inside = [block.within(begun, begun + count) for block in blocks]
+        begun += count
+        lengths, own, size = [each.count for each in inside], inside[comm.rank], source.itemsize
+        first = own.start - blocks[comm.rank].start
+        mine = source.memory[first * size : (first + own.count) * size], own.count, source.datatype
+        return comm.mpi.Iallgatherv(mine, (memory, lengths, offsets(lengths), datatype))
+
+    return source, start
 
 
 def _reduce_in_chunks(comm: Communicator, buffer: Any, counts: Sequence[int]) -> Any:

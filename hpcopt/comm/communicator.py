@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from hpcopt.comm import blocks
 from hpcopt.comm.blocks import pieces_of
-from hpcopt.comm.chunks import Chunks, HostChunks, Message, chunks_of, cut, in_chunks, is_large
+from hpcopt.comm.chunks import Message, chunks_of, cut, in_chunks, is_large
 from hpcopt.comm.ledger import Ledger
 from hpcopt.comm.mpi_library import load_mpi
 from hpcopt.comm.nccl import Nccl
-from hpcopt.comm.request import Request
+from hpcopt.comm.request import Request, started
 from hpcopt.comm.staging import HostPool, stage
 from hpcopt.comm.together import Together
 from hpcopt.errors import UsageError, nearest
@@ -131,7 +131,7 @@ class Communicator:
         if self._by_nccl(buffer, op, label, start):
             return Request(buffer, None, [], self.ledger, label)
         call = partial(self.mpi.Iallreduce, _IN_PLACE, op=_OPS.get(op) or _unknown_op(op))
-        return self._start(buffer, label, start, call)
+        return started(self, buffer, label, start, call)
 
     def ibcast(self, buffer: Buffer, root: int = 0, label: str = "ibcast") -> Request:
         """Start to copy ``buffer`` of rank ``root`` over the buffer of every rank. *Collective*.
@@ -143,7 +143,7 @@ class Communicator:
         """
         start = perf_counter()
         self._check_root(root)
-        return self._start(buffer, label, start, partial(self.mpi.Ibcast, root=root), load=self.rank == root)
+        return started(self, buffer, label, start, partial(self.mpi.Ibcast, root=root), load=self.rank == root)
 
     def bcast(self, buffer: Buffer, root: int = 0, label: str = "bcast") -> Buffer:
         """Copy ``buffer`` of rank ``root`` over the buffer of every rank, in place. *Collective*.
@@ -202,6 +202,19 @@ class Communicator:
         self.ledger.add(label, result.nbytes, perf_counter() - start)
         return result  # type: ignore[no-any-return]
 
+    def iallgatherv(self, part: Buffer, buffer: Buffer, counts: Sequence[int], label: str = "iallgatherv") -> Request:
+        """Start to put the parts of all ranks one after the other in ``buffer``. *Collective*.
+
+        As ``allgatherv``; several may be in flight, which all ranks must start in the same order.
+
+        Raises:
+            UsageError: part or buffer do not have the elements that ``counts`` tells, or cannot be used; nothing was
+                sent.
+        """
+        start = perf_counter()
+        source, call = blocks.gathering(self, part, buffer, counts)
+        return started(self, buffer, label, start, call, load=False, source=source)
+
     def _by_nccl(self, buffer: Any, op: str, label: str, start: float) -> bool:
         """Whether NCCL reduces a buffer, which it then does."""
         if self.nccl is None or not self.nccl.takes(buffer, op):
@@ -221,24 +234,6 @@ class Communicator:
         in_chunks(len(cuts), lambda number: call(chunks.memory(number)), *which)
         self.ledger.add(label, buffer.nbytes, perf_counter() - start)  # type: ignore[attr-defined]
         return buffer
-
-    def _start(
-        self, buffer: Any, label: str, start: float, call: Callable[[Message], MPI.Request], load: bool = True
-    ) -> Request:
-        """Calls that do not block, all of them now, so that ranks start those of several buffers in one order."""
-        chunks: Chunks
-        if self.pipelined and is_large(buffer):
-            cuts = cut(buffer)
-            chunks = chunks_of(buffer, cuts, self.pool, write=True, slots=len(cuts))
-            for number in range(len(cuts) if load else 0):
-                chunks.fetch(number)
-            requests = [call(chunks.memory(number)) for number in range(len(cuts))]
-        else:
-            staged = stage(buffer, self.pool, self.gpu_aware, load=load)
-            requests = [call(part) for part in pieces_of(staged, 0, staged.count, self.chunk)]
-            chunks = HostChunks(staged)
-        self.ledger.add(label, buffer.nbytes, perf_counter() - start)
-        return Request(buffer, chunks, requests, self.ledger, label)
 
     # Scalars and objects
 

@@ -66,6 +66,7 @@ def wrong_results(comm: Communicator, new: Callable[[torch.Tensor], torch.Tensor
             "ibcast": (comm.ibcast(new(own)).wait(), first),
             "reduce_scatter": (comm.reduce_scatter(new(own), each), total[mine]),
             "allgatherv": (comm.allgatherv(new(own[: each[0]]), each), parts),
+            "iallgatherv": (comm.iallgatherv(new(own[: each[0]]), new(own), each).wait(), parts),
         }
         for call, (found, expected) in results.items():
             differs = float(not torch.equal(found.cpu().double(), expected.double()))

@@ -13,9 +13,10 @@ from typing import NamedTuple
 
 from hpcopt.layout.block import block
 from hpcopt.layout.blocks import variable_grid
-from hpcopt.objective.buckets import cut
+from hpcopt.objective.buckets import cut, cut_forward
 from hpcopt.objective.data_parallel import BUCKET_BYTES
 from hpcopt.objective.exact_sum import DIGITS
+from hpcopt.objective.gathering import PART_BYTES
 
 
 class Message(NamedTuple):
@@ -225,27 +226,32 @@ class Sharded(Cut):
     """state = "sharded": w is gathered for an evaluation, and what comes of it is scattered.
 
     Args:
-        size: N.
+        counts: numbers in each parameter tensor of the model, N together.
         ranks: R.
         itemsize: bytes of a number of w.
     """
 
-    def __init__(self, size: int, ranks: int, itemsize: int) -> None:
+    def __init__(self, counts: Sequence[int], ranks: int, itemsize: int) -> None:
         super().__init__(ranks, itemsize)
-        self._bytes = size * itemsize
+        self._bytes = sum(counts) * itemsize
+        self._parts = len(cut_forward(list(counts), PART_BYTES // itemsize)) if ranks > 1 else 1
 
     def gather(self) -> Messages:
         """W on all ranks."""
         return [Message("allgather", "variables", self._bytes, self.ranks)]
 
+    def gather_beside(self) -> Messages:
+        """The same for an evaluation of the model, a long w in parts."""
+        return [message._replace(calls=self._parts) for message in self.gather()]
+
     def gradient(self) -> Messages:
         """Gathered w, and a scattered sum with the loss in digits behind every rank's part."""
         behind = 2 * DIGITS * self.ranks * self.itemsize
-        return [*self.gather(), Message("reduce_scatter", "gradient", self._bytes + behind, self.ranks)]
+        return [*self.gather_beside(), Message("reduce_scatter", "gradient", self._bytes + behind, self.ranks)]
 
     def value(self) -> Messages:
         """Gathered w, and one reduction of two scalars."""
-        return [*self.gather(), self.reduced("value", 2)]
+        return [*self.gather_beside(), self.reduced("value", 2)]
 
     def subset(self) -> Messages:
         """How many samples the ranks before have: one number a rank."""

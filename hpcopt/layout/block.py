@@ -30,6 +30,15 @@ class Block(NamedTuple):
         """The range as a slice."""
         return slice(self.start, self.start + self.count)
 
+    def within(self, start: int, stop: int) -> Block:
+        """The items that lie in ``start .. stop`` too; where there are none, an empty range at the nearest end.
+
+        >>> [tuple(Block(3, 4).within(*ends)) for ends in ((0, 5), (4, 6), (8, 9))]
+        [(3, 2), (4, 2), (7, 0)]
+        """
+        low, high = (min(max(end, self.start), self.stop) for end in (start, stop))
+        return Block(low, high - low)
+
 
 def _check(n: int, parts: int) -> None:
     if n < 0:

@@ -28,6 +28,12 @@ def cut(counts: list[int], most: int) -> list[list[int]]:
     return [*buckets, group] if group else buckets
 
 
+def cut_forward(counts: list[int], most: int) -> list[list[int]]:
+    """The same from the first tensor to the last."""
+    last = len(counts) - 1
+    return [[last - index for index in group] for group in cut(counts[::-1], most)]
+
+
 class BucketedGradient:
     """Sums a gradient over the ranks in buckets that overlap with the backward pass.
 

@@ -83,10 +83,8 @@ class DataParallelObjective:
         first = next(model.parameters(), None)
         dtype, device = (torch.float32, torch.device("cpu")) if first is None else (first.dtype, first.device)
         parameters, self.comm = FlatParameters(model, dtype, device), comm
-        data, stochastic = (
-            (on(inputs, dtype, device), on(targets, dtype, device)),
-            StochasticState(model, seed, comm.rank),
-        )
+        data = on(inputs, dtype, device), on(targets, dtype, device)
+        stochastic = StochasticState(model, seed, comm.rank)
         shard = Shard(model, make_loss(loss), *data, parameters, stochastic, micro_batch, [self._own_part], augment)
         with comm.together("checking the data against the model"):
             outputs, draws = check_fit(shard)
@@ -146,7 +144,11 @@ class DataParallelObjective:
 
     def value(self, w: Vector, batch: Batch) -> float:
         """f(w) on the batch. *Collective*, one reduction of float64 scalars."""
-        loss = self.shard.loss_sum(w, batch) / batch.total + self._own_decay(w)
+        return self.reduced_value(w, batch, self.shard.loss_sum(w, batch))
+
+    def reduced_value(self, w: Vector, batch: Batch, loss: float) -> float:
+        """As ``value``, from this rank's ``loss`` sum. *Collective*, one reduction of float64 scalars."""
+        loss = loss / batch.total + self._own_decay(w)
         self.work.values += batch.total / self.samples
         reduced = self.comm.reduce_scalars([loss, self.flag], label="value")
         self.flags_seen += reduced[1]

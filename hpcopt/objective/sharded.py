@@ -17,6 +17,7 @@ from hpcopt.errors import UsageError
 from hpcopt.layout.slices import row_slices
 from hpcopt.objective import exact_sum
 from hpcopt.objective.data_parallel import DataParallelObjective
+from hpcopt.objective.gathering import PART_BYTES, Gathering
 from hpcopt.objective.linearization import ImplicitLinearization
 from hpcopt.objective.network.variables import CutVariables
 from hpcopt.objective.problem import Samples, Sums
@@ -31,12 +32,14 @@ class ShardedStateObjective(CutVariables):
     Args:
         whole: the same of the whole w, which this evaluates and which must not be used besides.
         seed: of random signs.
+        part_bytes: least size of the parts in which a long w is gathered during the forward pass.
 
     Attributes:
         samples: of all ranks.
         weight_decay: coefficient of |w|^2 / 2.
         decay: the same of this rank's slice.
         size: n; slices differ by about a row of a weight matrix at most.
+        gather: all ranks' slices (n,) as one new vector (N,). *Collective*.
         model: the module, at the ranks' w.
 
     Raises:
@@ -46,7 +49,7 @@ class ShardedStateObjective(CutVariables):
     held = "keeps a slice of w on every rank, which may cut a layer"
     remedy = "parallel.state = 'replicated' (in Python the DataParallelObjective itself)"
 
-    def __init__(self, whole: DataParallelObjective, seed: int = 0) -> None:
+    def __init__(self, whole: DataParallelObjective, seed: int = 0, part_bytes: int = PART_BYTES) -> None:
         self.whole, self.comm, self._seed = whole, whole.comm, seed
         self.samples, self.weight_decay = whole.samples, whole.weight_decay
         parameters = whole.shard.parameters
@@ -55,6 +58,8 @@ class ShardedStateObjective(CutVariables):
             self._parts = row_slices(parameters.shapes, whole.comm.size)
         self._own = self._parts[whole.comm.rank]
         self.size, self.decay = self._own.count, whole.decay.part(lambda vector: vector[self._own.slice].clone())
+        self._gathering = Gathering(whole.shard, whole.comm, self._parts, part_bytes)
+        self.gather = self._gathering.whole
         self.model = ShardedModel(whole.model, self._own, self.gather)
 
     @property
@@ -120,7 +125,9 @@ class ShardedStateObjective(CutVariables):
 
     def value(self, w: Vector, batch: Batch) -> float:
         """f(w) on the batch. *Collective*: w is gathered, and one reduction of float64 scalars."""
-        return self.whole.value(self.gather(w), batch)
+        with self._gathering.beside(w) as gathered:
+            loss = self.whole.shard.loss_sum(gathered, batch)
+        return self.whole.reduced_value(gathered, batch, loss)
 
     def value_and_gradient(self, w: Vector, batch: Batch) -> tuple[float, Vector]:
         """f(w) and this rank's slice (n,) of its gradient, a new vector. *Collective*.
@@ -128,9 +135,10 @@ class ShardedStateObjective(CutVariables):
         w is gathered; the gradient's sum is scattered, and the loss with it: every rank's part ends with the loss in
         digits whose sum is exact, and so the same on all ranks in whatever order they are added (``exact_sum``).
         """
-        whole, gathered = self.whole, self.gather(w)
-        gradient, scale = torch.empty_like(gathered), 1.0 / batch.total
-        loss = whole.shard.gradient_sum(gathered, batch, scale, gradient) * scale
+        whole, scale = self.whole, 1.0 / batch.total
+        with self._gathering.beside(w) as gathered:
+            gradient = torch.empty_like(gathered)
+            loss = whole.shard.gradient_sum(gathered, batch, scale, gradient) * scale
         digits = exact_sum.split_all((loss + self.decay.value(w), whole.flag))
         tail = torch.tensor(digits, dtype=w.dtype, device=w.device)
         buffer = torch.cat([part for own in self._parts for part in (gradient[own.slice], tail)])
@@ -139,11 +147,6 @@ class ShardedStateObjective(CutVariables):
         whole.flags_seen += flags
         whole.work.gradients += batch.total / whole.samples
         return value, self.decay.add_gradient(mine[: self.size], w)
-
-    def gather(self, w: Vector) -> Vector:
-        """All ranks' slices (n,) as one vector (N,). *Collective*."""
-        gathered: Vector = self.comm.allgatherv(w, [own.count for own in self._parts], label="variables")
-        return gathered
 
     def scatter(self, vector: Vector) -> Vector:
         """This rank's slice (n,) of the sum over the ranks of a vector (N,). *Collective*."""

@@ -12,6 +12,7 @@ import torch
 from hpcopt.comm import gpu_probe
 from hpcopt.comm.communicator import Communicator
 from hpcopt.comm.gpu_probe import SIZES, probe, wrong_results
+from hpcopt.comm.request import Request
 
 
 def python(code: str) -> list[str]:
@@ -60,7 +61,9 @@ def test_right_results_are_right(comm: Communicator) -> None:
     assert wrong_results(comm, torch.clone) == []
 
 
-@pytest.mark.parametrize("call", ["allreduce", "iallreduce", "bcast", "ibcast", "reduce_scatter", "allgatherv"])
+@pytest.mark.parametrize(
+    "call", ["allreduce", "iallreduce", "bcast", "ibcast", "reduce_scatter", "allgatherv", "iallgatherv"]
+)
 @pytest.mark.parametrize("name", SIZES)
 def test_one_wrong_number_in_any_call_is_seen(
     comm: Communicator, monkeypatch: pytest.MonkeyPatch, call: str, name: str
@@ -71,7 +74,8 @@ def test_one_wrong_number_in_any_call_is_seen(
         """The call, with one wrong number in messages of this length."""
         result = own(buffer, *given)
         if buffer.numel() == SIZES[name]:
-            buffer[-1] += 1
+            written = result.wait() if isinstance(result, Request) else buffer
+            written[-1] += 1
             if isinstance(result, torch.Tensor) and result is not buffer:
                 result[-1] += 1
         return result

@@ -80,6 +80,10 @@ def test_roots_counts_colors_and_lengths_are_checked(comm: Communicator) -> None
         comm.reduce_scatter(torch.ones(3), [-1])
     with pytest.raises(UsageError, match=r"allgatherv .* 3 elements, but counts\[0\] = 2"):
         comm.allgatherv(torch.ones(3), [2])
+    with pytest.raises(UsageError, match=r"iallgatherv .* 3 elements, but counts\[0\] = 2"):
+        comm.iallgatherv(torch.ones(3), torch.ones(2), [2])
+    with pytest.raises(UsageError, match=r"iallgatherv .* 3 elements, but sum\(counts\) = 2"):
+        comm.iallgatherv(torch.ones(2), torch.ones(3), [2])
     with pytest.raises(UsageError, match=r"reduce_scatter .* 3 elements, but sum\(counts\) = 2"):
         comm.reduce_scatter(torch.ones(3), [2])
     with pytest.raises(UsageError, match="color = -1"):

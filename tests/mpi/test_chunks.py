@@ -45,6 +45,8 @@ def test_ranks_with_and_without_a_device_exchange_blocks_and_reduce_in_flight(
     assert own.tolist() == [comm.size * i + ranks for i in range(first, first + counts[comm.rank])]
     assert tensor.tolist() == numbers
     assert comm.allgatherv(own, counts).tolist() == [comm.size * i + ranks for i in range(total)]
+    gathered = comm.iallgatherv(own, torch.empty_like(tensor), counts)
+    assert gathered.wait().tolist() == [comm.size * i + ranks for i in range(total)]
     other = elsewhere([float(comm.rank)] * (2 * size)) if comm.rank == 0 else torch.full((2 * size,), float(comm.rank))
     requests = [comm.iallreduce(tensor), comm.iallreduce(other, "max")]
     requests.append(comm.ibcast(elsewhere([float(comm.rank)] * size), root=comm.size - 1))

@@ -194,6 +194,21 @@ def test_allgatherv_puts_the_parts_in_order(dtype: str, kind: str, chunk: int) -
     assert type(whole) is type(part)
 
 
+@pairs
+@kinds
+@pytest.mark.parametrize("chunk", [4, 2**30])
+def test_several_gathers_may_be_in_flight(dtype: str, kind: str, chunk: int) -> None:
+    comm, requests = Communicator(chunk=chunk), []
+    cases = [uneven(comm), [0] * comm.size, [7] + [0] * (comm.size - 1)]
+    for counts in cases:
+        part = make(kind, numbers(comm.rank, counts[comm.rank], dtype))
+        requests.append(comm.iallgatherv(part, make(kind, numbers(9, sum(counts), dtype)), counts, label="flight"))
+    for counts, request in reversed(list(zip(cases, requests, strict=True))):
+        assert_same(request.wait(), np.concatenate([numbers(rank, n, dtype) for rank, n in enumerate(counts)]))
+    ((_, calls, nbytes, _),) = comm.ledger.rows()
+    assert (calls, nbytes) == (3, (sum(cases[0]) + 7) * np.dtype(dtype).itemsize)
+
+
 @pytest.mark.parametrize("chunk", [1, 2**30])
 def test_more_ranks_than_items(chunk: int) -> None:
     comm = Communicator(chunk=chunk)

@@ -128,7 +128,19 @@ def test_scalars_ride_exactly_behind_vectors_of_float32(comm: Communicator, name
 def test_steps_of_sharded_variables_send_what_is_said(comm: Communicator, name: str, options: dict[str, Any]) -> None:
     inner, solver = whole_of(comm, name), make_solver(name, options, 100.0)
     case = case_of(inner, solver, BATCH, per_epoch=COUNTED)
-    check(ShardedStateObjective(inner), Sharded(inner.size, comm.size, 8), name, solver, case, False)
+    check(ShardedStateObjective(inner), Sharded(inner.shard.parameters.counts, comm.size, 8), name, solver, case, False)
+
+
+def test_long_sharded_variables_are_gathered_in_parts_as_is_said(
+    comm: Communicator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hpcopt.costs.messages.PART_BYTES", 100)
+    name, options = "nlcg", {"preconditioner": "diagonal_bfgs"}
+    inner, solver = whole_of(comm, name), make_solver(name, options, 100.0)
+    case = case_of(inner, solver, BATCH, per_epoch=COUNTED)
+    spread = Sharded(inner.shard.parameters.counts, comm.size, 8)
+    assert comm.size == 1 or by_label(spread.value())["variables"][0] > by_label(spread.linearize())["variables"][0]
+    check(ShardedStateObjective(inner, part_bytes=100), spread, name, solver, case, False)
 
 
 @pytest.mark.parametrize("shards", [1, 2, 4])
