@@ -87,26 +87,32 @@ class Method:
         batch: samples of a batch, or "full", for a set.
         least: gradient equivalents that an epoch takes at least: a run is long enough, and looked at about as often.
         own: what its job must say besides.
+        exact: whether an epoch takes just that and the method follows the length of the run: it ends within the budget.
     """
 
     title: str
     batch: Callable[[Problem], int | str]
     least: float
     own: tuple[str, ...] = ()
+    exact: bool = False
 
     def settings(self, problem: Problem) -> list[str]:
         """What a job on the set says of method, batch and length."""
         batch = self.batch(problem)
         given = f'"{batch}"' if isinstance(batch, str) else str(batch)
-        length = [f"run.epochs={math.ceil(problem.budget / self.least)}", f"run.evaluate_every={1 / self.least:.3g}"]
-        return [*length, f"data.batch={given}", *self.own]
+        epochs = problem.budget / self.least
+        length = math.floor(epochs + 1e-9) if self.exact else math.ceil(epochs)
+        every = 1 if self.exact else 1 / self.least
+        return [f"run.epochs={length}", f"run.evaluate_every={every:.3g}", f"data.batch={given}", *self.own]
 
 
 METHODS = {
     "newton": Method("Newton", lambda p: p.large, 2.0, ("solver.name=newton",)),
     "nlcg": Method("NLCG", lambda p: p.small, 2.0, ("solver.name=nlcg",)),
     "apts": Method("APTS", lambda p: p.large, 7.0, ("solver.name=apts",)),
-    "slimtrain": Method("slimTrain", lambda p: p.small, 1.0, ("solver.name=slimtrain", "loss.name=squared")),
+    "slimtrain": Method(
+        "slimTrain", lambda p: p.small, 4 / 3, ("solver.name=slimtrain", "loss.name=squared"), exact=True
+    ),
     "trust_region": Method("trust region", lambda _: "full", 1.0, ("solver.name=trust_region",)),
 }
 

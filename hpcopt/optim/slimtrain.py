@@ -28,8 +28,8 @@ class SlimTrain(ModelOptimizer):
         weight_decay: coefficient of |theta|^2 / 2, with theta all variables but those of the last layer.
         micro_batch: most samples in one forward pass on a rank; larger batches are accumulated. None for no limit.
         seed: of dropout masks.
-        options: any option of ``hpcopt.solvers.SlimTrain``, above all ``learning_rate``; ``schedule`` stays "constant"
-            and ``deliver`` is "iterate", since a loop of the user's own does not tell its epochs. All arguments are the
+        options: any option of ``hpcopt.solvers.SlimTrain``, above all ``learning_rate``; ``schedule`` is "constant"
+            and ``deliver`` "iterate", since a loop of the user's own does not tell its epochs. All arguments are the
             same on all ranks.
 
     Attributes:
@@ -64,7 +64,8 @@ class SlimTrain(ModelOptimizer):
         super().__init__(torch.nn.Sequential(features, linear), "squared", **given, **options)
 
     def _make(self, options: Mapping[str, Any]) -> Solver:
-        solver = cast(solvers_slimtrain.SlimTrain, super()._make({"deliver": "iterate", **options}))
+        given = {"schedule": "constant", "deliver": "iterate", **options}
+        solver = cast(solvers_slimtrain.SlimTrain, super()._make(given))
         if solver.warmup_epochs or solver.schedule != "constant" or solver.deliver != "iterate":
             raise UsageError(
                 f"SlimTrain: the method follows the epochs of a run (warmup_epochs = {solver.warmup_epochs:g}, schedule"

@@ -30,7 +30,8 @@ class EpochRate:
     Attributes:
         growth: what the rate is multiplied by where the loss has not risen; 1: the rate stays.
         tolerance: a loss has risen when it is above the least so far by more than this part of it, or by less for the
-            second epoch in a row: at a rate that is too large the loss stays a little above what it could be.
+            second epoch in a row: at a rate that is too large the loss stays a little above what it could be. Where it
+            falls again in that epoch, the rate stays.
     """
 
     growth: float
@@ -38,7 +39,8 @@ class EpochRate:
 
     def init(self, parameters: Vector) -> State:
         """Entries of the state at w (n,)."""
-        return {"rate_factor": 1.0, "above_least": 0, "least_loss": math.inf, "least_parameters": parameters.clone()}
+        losses = {"least_loss": math.inf, "last_loss": math.inf}
+        return {"rate_factor": 1.0, "above_least": 0, **losses, "least_parameters": parameters.clone()}
 
     def update(self, state: State, loss: float) -> None:
         """Take in the loss at the point that is delivered, the same number on all ranks."""
@@ -47,10 +49,8 @@ class EpochRate:
             *(cast(Vector, state[key]) for key in ("average", "least_parameters")),
         )
         if math.isfinite(least) and self.growth > 1.0:
-            above = not loss <= least
-            risen = not loss <= (1 + self.tolerance) * least or (above and bool(state["above_least"]))
-            state["above_least"] = int(above)
-            state["rate_factor"] = min(float(state["rate_factor"]) * (CUT if risen else self.growth), MOST)
+            state["rate_factor"] = min(float(state["rate_factor"]) * self._factor(state, loss), MOST)
+            state |= {"above_least": int(not loss <= least), "last_loss": loss}
         if loss < least:
             state["least_loss"] = loss
             kept.copy_(point)
@@ -59,3 +59,12 @@ class EpochRate:
             for name in VELOCITIES:
                 if name in state:
                     cast(Vector, state[name]).zero_()
+
+    def _factor(self, state: State, loss: float) -> float:
+        """What the rate is multiplied by; a loss that is no number has risen."""
+        least = float(state["least_loss"])
+        if not loss <= (1 + self.tolerance) * least:
+            return CUT
+        if loss > least and bool(state["above_least"]):
+            return 1.0 if loss < float(state["last_loss"]) else CUT
+        return self.growth

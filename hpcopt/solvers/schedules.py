@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from hpcopt.errors import UsageError
 from hpcopt.solvers.checks import check_choice, check_number, fail
 
-SCHEDULES = ("constant", "cosine", "linear", "quadratic", "step")
+SCHEDULES = ("constant", "cosine", "linear", "quadratic", "step", "auto")
 
 WARMUPS = ("linear", "sqrt")
 
@@ -32,7 +32,8 @@ class ScheduledRate:
     learning_rate: float = 0.1
     """The rate after the warm-up."""
     schedule: str = "constant"
-    """How it changes: "constant", "cosine", "linear", "quadratic" or "step" (all at once at some epochs)."""
+    """How it changes: "constant", "cosine", "linear", "quadratic" or "step" (all at once at some epochs), or "auto":
+    "linear" where the length of the run is known, else "constant"."""
     warmup_epochs: float = 0.0
     """Epochs in which the rate grows to ``learning_rate``."""
     warmup: str = "linear"
@@ -87,7 +88,7 @@ class ScheduledRate:
         """
         if position < self.warmup_epochs:
             return self._warming(1 - position / self.warmup_epochs)
-        if self.schedule == "constant":
+        if self.schedule == "constant" or (self.schedule == "auto" and self._given_end() is None):
             return self.learning_rate
         if self.schedule == "step":
             return self.learning_rate * self.decay_factor ** self._drops(position)
@@ -96,7 +97,7 @@ class ScheduledRate:
         left = max(1.0 - done, 0.0)
         if self.schedule == "cosine":
             return self.learning_rate * (1 - math.cos(math.pi * left)) / 2
-        return self.learning_rate * (left if self.schedule == "linear" else left * left)
+        return self.learning_rate * (left * left if self.schedule == "quadratic" else left)
 
     def _warming(self, left: float) -> float:
         """The rate with a part ``left`` of the warm-up still to come; one that starts above the end stays there."""
@@ -111,8 +112,11 @@ class ScheduledRate:
             return int(position / self.decay_epochs)
         return sum(position >= fraction * self._end() for fraction in STEP_MILESTONES)
 
+    def _given_end(self) -> float | None:
+        return self.decay_epochs if isinstance(self.decay_epochs, (int, float)) else self.horizon_epochs
+
     def _end(self) -> float:
-        end = self.decay_epochs if isinstance(self.decay_epochs, (int, float)) else self.horizon_epochs
+        end = self._given_end()
         if end is None:
             raise UsageError(
                 f'{type(self).__name__}: the schedule "{self.schedule}" has no end: the length of the run in epochs is '

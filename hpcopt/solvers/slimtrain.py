@@ -6,9 +6,9 @@ Newman, Chung, Chung and Ruthotto 2022 (SIAM J. Sci. Comput. 44(4), doi 10.1137/
 ``hpcopt.linalg.sampled_tikhonov``. G holds the features of the batch and of the r before it as they were then:
 recomputed at the present theta they would not brake W, and training diverges at large rates. W has no learning rate.
 
-W follows the last batches and is noisy, so that what is evaluated has it solved on all samples at the end of an epoch,
-and the loss that is left tells how fast theta may move (``hpcopt.solvers.epoch_rate``). With that W more memory
-gained nothing where it was tried (``benchmarks/results/slimtrain-cdr.md``).
+W follows the last batches and is noisy, and so is theta. What is evaluated is a running mean, with W solved on all
+samples at the end of an epoch, and the loss that is left tells how fast theta may move (``hpcopt.solvers.epoch_rate``).
+With that W more memory gained nothing where it was tried (``benchmarks/results/slimtrain-cdr.md``).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from hpcopt.errors import UsageError
 from hpcopt.linalg.sampled_tikhonov import Bounds, Sampled, best, cross_validation, discrepancy
 from hpcopt.objective.protocol import Batch, Objective, Vector
 from hpcopt.objective.separable import Features, Separable, SeparableObjective
+from hpcopt.solvers.averaging import empty_average, take_into_average
 from hpcopt.solvers.checks import check_choice, check_count, check_flag, check_number, fail
 from hpcopt.solvers.epoch_rate import EpochRate
 from hpcopt.solvers.feature_window import FORMS, KnownBatch, Plan, converted, kept_numbers, loses, make_known, plan
@@ -85,6 +86,7 @@ class SlimTrain(ScheduledRate):
             "lambda_min": 1e-7,
             "lambda_max": 1e3,
             "candidates": 60,
+            "schedule": "constant",
             "deliver": "iterate",
         }
     }
@@ -119,6 +121,9 @@ class SlimTrain(ScheduledRate):
     """The method of all other variables: "adam", "sgd" or "lars"."""
     learning_rate: float = 1e-3
     """Its rate after the warm-up; lars moves a layer by ``trust`` times this."""
+    schedule: str = "auto"
+    """How it falls: in a line to nothing at the end of a run whose length is known, or another one of
+    ``hpcopt.solvers.schedules``."""
     betas: tuple[float, float] = (0.9, 0.999)
     """adam: decay of the first and second moment."""
     epsilon: float = 1e-8
@@ -130,14 +135,16 @@ class SlimTrain(ScheduledRate):
     trust: float = 0.001
     """lars: relative change of a layer at rate 1."""
     deliver: str = "refit"
-    """What is evaluated and delivered on mini-batches: "refit", at the end of each epoch W solved on all samples, with
-    lambda by cross-validation; or "iterate", all as it is."""
+    """What is evaluated and delivered on mini-batches: "refit", a running mean, with W solved on all samples at the end
+    of each epoch, its lambda by cross-validation; or "iterate", all as it is."""
+    average: float = 0.1
+    """refit: the running mean is over about this part of all iterates so far, the latest; 0: the iterate."""
     rate_growth: float = 1.5
     """refit: what the rate is multiplied by at the end of an epoch where the loss on all samples has not risen; it is
     halved where it has. 1: the rate is that of the schedule."""
     rate_tolerance: float = 0.1
-    """refit: the loss has risen when it is above the least so far by more than this part of it, or at all for the
-    second epoch in a row."""
+    """refit: the loss has risen when it is above the least so far by more than this part of it; or at all for the
+    second epoch in a row and does not fall, and where it falls then, the rate stays."""
 
     def __post_init__(self) -> None:
         """Check every option.
@@ -161,6 +168,7 @@ class SlimTrain(ScheduledRate):
         check_choice(self, "form", FORMS)
         check_choice(self, "theta_solver", THETA_SOLVERS)
         check_choice(self, "deliver", ("refit", "iterate"))
+        check_number(self, "average", 0.0, 1.0)
         check_number(self, "rate_growth", 1.0)
         check_number(self, "rate_tolerance", 0.0)
         object.__setattr__(self, "betas", tuple(self.betas) if isinstance(self.betas, list) else self.betas)
@@ -177,7 +185,7 @@ class SlimTrain(ScheduledRate):
         state = theta_solver(self, self.theta_solver).init(objective)
         if self.deliver == "refit":
             parameters = cast(Vector, state["parameters"])
-            state |= {"average": parameters.clone(), **self._epoch_rate.init(parameters)}
+            state |= empty_average(parameters) | self._epoch_rate.init(parameters)
         return state | {
             "window": torch.zeros(self.memory, kept_numbers(separable.blocks), dtype=torch.float64),
             "triangles": True,
@@ -276,10 +284,11 @@ class SlimTrain(ScheduledRate):
         state |= {**numbers, "solved": int(state["solved"]) + 1}
 
     def _deliver(self, objective: Objective, state: State, batch: Batch) -> None:
-        """The point that is evaluated follows the iterate. *Collective* at the end of an epoch, if W is refitted."""
+        """The point that is evaluated follows the iterates. *Collective* at the end of an epoch, if W is refitted."""
         if self.deliver == "iterate":
             return
-        point = cast(Vector, state["average"]).copy_(cast(Vector, state["parameters"]))
+        take_into_average(state, batch, self.average)
+        point = cast(Vector, state["average"])
         if batch.indices is not None and batch.ends_epoch:
             separable = last_layer_of(objective)
             found, loss = self._refitted(separable, state, point)

@@ -28,6 +28,11 @@ def test_quadratic_is_the_square_of_linear():
     assert rate(3, schedule="quadratic", decay_epochs=4) == pytest.approx(2.0 / 16)
 
 
+def test_auto_is_linear_where_the_length_of_the_run_is_known():
+    assert [rate(p, schedule="auto", horizon_epochs=4) for p in (0, 3, 4)] == pytest.approx([2.0, 0.5, 0.0])
+    assert rate(3, schedule="auto") == 2.0
+
+
 def test_warmup_grows_from_a_tenth_and_is_never_zero():
     assert [rate(p, warmup_epochs=4) for p in (0, 2, 4)] == pytest.approx([0.2, 1.1, 2.0])
 

@@ -238,12 +238,24 @@ def test_at_the_end_of_an_epoch_the_last_layer_is_that_of_all_samples(comm: Comm
     torch.testing.assert_close(ratios, torch.full_like(ratios, chosen), rtol=1e-6, atol=1e-9)
 
 
-def test_between_the_ends_of_epochs_and_on_full_batches_the_iterate_is_delivered(comm: Communicator) -> None:
-    objective, solver = sharded(comm, "squared"), SlimTrain()
-    state = solver.init(objective)
-    for batch in (*BATCHES, objective.full_batch):
+def test_between_the_ends_of_epochs_a_mean_of_the_latest_iterates_is_delivered(comm: Communicator) -> None:
+    objective, solver = sharded(comm, "squared"), SlimTrain(average=0.5)
+    state, iterates = solver.init(objective), []
+    for batch in (*BATCHES, BATCHES[0]):
         state, _ = solver.step(objective, state, batch)
-        assert torch.equal(state["average"], state["parameters"])  # type: ignore[arg-type]
+        iterates.append(state["parameters"].clone())  # type: ignore[union-attr]
+    torch.testing.assert_close(state["average"], iterates[1].lerp(iterates[2], 2 / 3).lerp(iterates[3], 1 / 2))
+
+
+@pytest.mark.parametrize(("average", "last"), [(0.0, BATCHES[0]), (1.0, None)])
+def test_without_a_mean_and_on_full_batches_the_iterate_is_delivered(
+    comm: Communicator, average: float, last: Batch | None
+) -> None:
+    objective, solver = sharded(comm, "squared"), SlimTrain(average=average)
+    state = solver.init(objective)
+    for batch in (*BATCHES, last or objective.full_batch):
+        state, _ = solver.step(objective, state, batch)
+    assert torch.equal(state["average"], state["parameters"])  # type: ignore[arg-type]
 
 
 def test_the_rate_of_the_others_grows_unless_the_refit_leaves_more(comm: Communicator) -> None:
@@ -330,7 +342,7 @@ def test_weights_that_are_shared_or_fixed_and_another_loss_are_refused(comm: Com
 def test_the_paper_preset_delivers_the_iterate_itself() -> None:
     solver = make_solver("slimtrain", {"preset": "paper"})
     assert isinstance(solver, SlimTrain)
-    assert (solver.deliver, solver.memory, solver.lambda_min) == ("iterate", 10, 1e-7)
+    assert (solver.deliver, solver.schedule, solver.memory, solver.lambda_min) == ("iterate", "constant", 10, 1e-7)
 
 
 def test_the_methods_of_the_other_variables_get_their_options() -> None:
@@ -339,8 +351,8 @@ def test_the_methods_of_the_other_variables_get_their_options() -> None:
         learning_rate=0.2, betas=(0.5, 0.6), epsilon=1e-3, schedule="step", decay_epochs=2.0
     )
     sgd = SlimTrain(momentum=0.5, nesterov=True)
-    assert theta_solver(sgd, "sgd", 0.5) == SGD(learning_rate=5e-4, momentum=0.5, nesterov=True)
-    lars = SlimTrain(learning_rate=3.0, trust=0.01)
+    assert theta_solver(sgd, "sgd", 0.5) == SGD(learning_rate=5e-4, momentum=0.5, nesterov=True, schedule="auto")
+    lars = SlimTrain(learning_rate=3.0, trust=0.01, schedule="constant")
     assert theta_solver(lars, "lars") == LARS(learning_rate=3.0, trust=0.01, momentum=0.9)
 
 
