@@ -104,9 +104,9 @@ class Communicator:
         Raises:
             UsageError: the buffer or the op cannot be used; nothing was sent.
         """
-        start = self.start_call()
+        start = self.start_call() if self.barriers else perf_counter()
         mpi_op = _OPS.get(op) or _unknown_op(op)
-        if self._by_nccl(buffer, op, label, start):
+        if self.nccl is not None and self._by_nccl(buffer, op, label, start):
             return buffer
         if self.pipelined and is_large(buffer):
             return self._in_chunks(buffer, label, start, partial(self.mpi.Iallreduce, _IN_PLACE, op=mpi_op))
@@ -128,7 +128,7 @@ class Communicator:
         Several may be in flight; all ranks must start them in the same order.
         """
         start = perf_counter()
-        if self._by_nccl(buffer, op, label, start):
+        if self.nccl is not None and self._by_nccl(buffer, op, label, start):
             return Request(buffer, None, [], self.ledger, label)
         call = partial(self.mpi.Iallreduce, _IN_PLACE, op=_OPS.get(op) or _unknown_op(op))
         return started(self, buffer, label, start, call)

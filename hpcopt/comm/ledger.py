@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import sub
 from typing import NamedTuple
 
 
@@ -12,12 +13,11 @@ class LedgerTotals(NamedTuple):
     calls: int
     bytes: int
     seconds_waited: float
+    seconds_for_others: float = 0.0
 
     def since(self, before: LedgerTotals) -> LedgerTotals:
         """What was added to ``before``."""
-        return LedgerTotals(
-            self.calls - before.calls, self.bytes - before.bytes, self.seconds_waited - before.seconds_waited
-        )
+        return LedgerTotals(*map(sub, self, before))
 
 
 class LedgerRow(NamedTuple):
@@ -76,7 +76,7 @@ class Ledger:
 
     def totals(self) -> LedgerTotals:
         """Sums over all labels."""
-        return LedgerTotals(self.calls, self.bytes, self.seconds_waited)
+        return LedgerTotals(self.calls, self.bytes, self.seconds_waited, self.seconds_for_others)
 
     def clear(self) -> None:
         """Forget everything booked so far."""

@@ -172,16 +172,10 @@ def torch_type(tensor: torch.Tensor) -> tuple[MPI.Datatype, int]:
         UsageError: not row-major contiguous, or of a type that is not reduced exactly.
     """
     entry = _TORCH_TYPES.get(tensor.dtype)
-    if entry is None or not _is_contiguous(tensor):
+    # A sparse layout has no strides to ask for.
+    if entry is None or tensor.layout is not torch.strided or not tensor.is_contiguous():
         raise UsageError(_refusal_torch(tensor))
     return entry
-
-
-def _is_contiguous(tensor: torch.Tensor) -> bool:
-    try:
-        return tensor.is_contiguous()
-    except RuntimeError:  # a sparse layout has no strides
-        return False
 
 
 def _stage_device(

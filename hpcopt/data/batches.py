@@ -105,10 +105,7 @@ class BatchPlan:
 
     def local(self, epoch: int, number: int) -> np.ndarray:
         """Positions in this shard of the samples of batch ``number`` of an epoch: int64, ascending, maybe empty."""
-        self._check(number)
-        if self.per_epoch == 1:
-            return np.arange(self.count)
-        self._prepare(epoch)
+        self._prepare(epoch, number)
         own = self._own[self._ends[number] : self._ends[number + 1]]
         if not self._shared:
             return own
@@ -117,46 +114,40 @@ class BatchPlan:
 
     def size(self, number: int, epoch: int) -> int:
         """Samples of batch ``number`` of an epoch over all ranks."""
-        self._check(number)
-        if self.per_epoch == 1:
-            return self.total
-        self._prepare(epoch)
+        self._prepare(epoch, number)
         return self._cells + int(self._last_picks[number] < self.total) + self._shared
 
     def resized(self, batch: int) -> BatchPlan:
         """The plan of the same shard with batches of another size."""
         return BatchPlan(self.total, self.start, self.count, batch, self.seed, self.overlap)
 
-    def _check(self, number: int) -> None:
-        if not 0 <= number < self.per_epoch:
-            raise IndexError(f"batch {number} of an epoch of {self.per_epoch}")
-
-    def _prepare(self, epoch: int) -> None:
-        """Draw the permutations of the cells that overlap this shard, and of the last, shorter cell."""
+    def _prepare(self, epoch: int, number: int) -> None:
+        """Have the permutations of an epoch's cells that overlap this shard, and of the last, shorter cell."""
+        nb = self.per_epoch
+        if not 0 <= number < nb:
+            raise IndexError(f"batch {number} of an epoch of {nb}")
         if epoch == self._epoch:
             return
-        nb = self.per_epoch
         first = self.start // nb
         stop = -(-(self.start + self.count) // nb) if self.count else first
         self._first_cell = first
-        self._picks = self._permuted(epoch, first, stop).T
+        order = self._permuted(epoch, np.append(np.arange(first, stop), self._cells))
+        self._picks, self._last_picks = order[:-1].T, order[-1]
         mine = self._has(self._picks)
         self._own = self._picks[mine] - self.start
         self._ends = np.append(0, mine.sum(axis=1).cumsum())
-        self._last_picks = self._permuted(epoch, self._cells, self._cells + 1)[0]
         self._epoch = epoch
 
     def _has(self, samples: np.ndarray) -> np.ndarray:
         """Which of some samples of the whole set are in this shard."""
         return np.asarray((samples >= self.start) & (samples < self.start + self.count))
 
-    def _permuted(self, epoch: int, first: int, stop: int) -> np.ndarray:
-        """Samples of the cells first..stop-1, shape (cells, nb): column b holds what batch b gets.
+    def _permuted(self, epoch: int, cells: np.ndarray) -> np.ndarray:
+        """Samples of some cells, shape (cells, nb): column b holds what batch b gets.
 
         The last cell is filled up with samples that do not exist (>= N), so that it is drawn like the others.
         """
-        nb = self.per_epoch
-        samples = np.arange(first * nb, stop * nb).reshape(stop - first, nb)
+        samples = cells[:, None] * self.per_epoch + np.arange(self.per_epoch)
         order = np.argsort(uniform_keys(self.seed, "batches", epoch, samples), axis=1)
         order += samples[:, :1]
         return order

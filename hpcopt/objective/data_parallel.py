@@ -159,12 +159,12 @@ class DataParallelObjective:
 
         The loss rides at the end of the gradient's buffer, exact to float64 (see ``exact_sum``).
         """
-        scale = 1.0 / batch.total
+        packed, scale = self._new_buffer(w), 1.0 / batch.total
         if not self._buckets.wanted(batch):
-            return self.reduced_gradient(w, batch, lambda out: self.shard.gradient_sum(w, batch, scale, out))
-        packed = self._new_buffer(w)
+            loss = self.shard.gradient_sum(w, batch, scale, packed.vector)
+            return self._sum(packed, w, batch, loss * scale), packed.vector
         self._buckets.reduce(w, batch, scale, packed.buffer, lambda loss: packed.write(self._scalars(w, loss)))
-        return self._reduced(packed, w, batch), packed.vector
+        return self._reduced(packed, packed.read(), w, batch), packed.vector
 
     def reduced_gradient(self, w: Vector, batch: Batch, evaluate: Callable[[Vector], float]) -> tuple[float, Vector]:
         """As ``value_and_gradient``, of which this rank's part comes from ``evaluate``. *Collective*, one reduction.
@@ -176,9 +176,8 @@ class DataParallelObjective:
                 its loss sum.
         """
         packed = self._new_buffer(w)
-        packed.write(self._scalars(w, evaluate(packed.vector) * (1.0 / batch.total)))
-        self.comm.allreduce(packed.buffer, label="gradient")
-        return self._reduced(packed, w, batch), packed.vector
+        loss = evaluate(packed.vector) * (1.0 / batch.total)
+        return self._sum(packed, w, batch, loss), packed.vector
 
     @cached_property
     def separable(self) -> SeparableModel:
@@ -198,10 +197,9 @@ class DataParallelObjective:
         gradient = packed.vector
         loss = self.shard.gradient_sum(w, batch, scale, gradient)
         own = gradient * (batch.total / max(batch.count, 1))
-        packed.write(self._scalars(w, loss * scale))
-        self.comm.allreduce(packed.buffer, label="gradient")
+        value = self._sum(packed, w, batch, loss * scale)
         loss = loss / max(batch.count, 1) + self.decay.value(w)
-        return self._reduced(packed, w, batch), gradient, loss, self.decay.add_gradient(own, w)
+        return value, gradient, loss, self.decay.add_gradient(own, w)
 
     def share(self, batch: Batch) -> float:
         """w_d: the part of the batch's samples that this rank holds."""
@@ -328,11 +326,15 @@ class DataParallelObjective:
 
     def _own_decay(self, w: Vector) -> float:
         """Weight decay on rank 0, 0 elsewhere: added before the reduction, it is the same number on all ranks."""
-        return self.decay.value(w) if self.comm.rank == 0 else 0.0
+        return self.decay.value(w) if self.weight_decay and self.comm.rank == 0 else 0.0
 
-    def _reduced(self, packed: Packed, w: Vector, batch: Batch) -> float:
-        """The loss at the end of a reduced buffer; flags and work are counted, the gradient gets its weight decay."""
-        value, flags = packed.read()
+    def _sum(self, packed: Packed, w: Vector, batch: Batch, loss: float) -> float:
+        """Sum this rank's part of a gradient over the ranks in place, and of the mean loss. *Collective*."""
+        return self._reduced(packed, packed.sum(self.comm, self._scalars(w, loss), "gradient"), w, batch)
+
+    def _reduced(self, packed: Packed, scalars: Sequence[float], w: Vector, batch: Batch) -> float:
+        """The loss among reduced scalars; flags and work are counted, the gradient gets its weight decay."""
+        value, flags = scalars
         self.flags_seen += flags
         self.work.gradients += batch.total / self.samples
         self.decay.add_gradient(packed.vector, w)

@@ -22,6 +22,8 @@ def split(value: float) -> list[float]:
 
     A value that is not finite or not below 2**112 in magnitude becomes NaN digits, and with them a NaN sum.
     """
+    if not value:
+        return [0.0] * DIGITS
     if not abs(value) < 2.0**_TOP:
         return [math.nan] * DIGITS
     digits = [0.0] * DIGITS
@@ -35,7 +37,10 @@ def split(value: float) -> list[float]:
 
 def split_all(values: Sequence[float]) -> list[float]:
     """The digits of several scalars, one scalar after the other."""
-    return [digit for value in values for digit in split(value)]
+    digits: list[float] = []
+    for value in values:
+        digits += split(value)
+    return digits
 
 
 def join_all(digits: Sequence[float]) -> list[float]:

@@ -24,9 +24,13 @@ class Loss(Protocol):
 
     name: str
 
-    def sum(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Sum of the losses of b samples, a differentiable scalar; 0 for no sample."""
+    def terms(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Numbers that add up to the losses of b samples, differentiable, in the outputs' precision and any shape."""
         ...
+
+    def sum(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Sum of the losses of b samples, a differentiable scalar in float64; 0 for no sample."""
+        return self.terms(outputs, targets).sum(dtype=torch.float64)
 
     def hessian_product(self, outputs: torch.Tensor, targets: torch.Tensor, tangents: torch.Tensor) -> torch.Tensor:
         """H_i t_i for each sample, not averaged; ``tangents`` and the result have the shape of ``outputs``."""
@@ -46,14 +50,14 @@ class Loss(Protocol):
         ...
 
 
-class CrossEntropy:
+class CrossEntropy(Loss):
     """-log softmax(o)[y] for class scores o of shape (b, C) and integer labels y of shape (b,)."""
 
     name = "cross_entropy"
 
-    def sum(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Sum over the samples, float64."""
-        return functional.cross_entropy(outputs, targets, reduction="none").sum(dtype=torch.float64)
+    def terms(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """One a sample."""
+        return functional.cross_entropy(outputs, targets, reduction="none")
 
     def hessian_product(self, outputs: torch.Tensor, targets: torch.Tensor, tangents: torch.Tensor) -> torch.Tensor:
         """(diag(p) - p p^T) t with p = softmax(o) (Schraudolph 2002, doi:10.1162/08997660260028683, table 1)."""
@@ -74,14 +78,14 @@ class CrossEntropy:
         _check_labels(self.name, outputs.shape[1], targets, classes)
 
 
-class Squared:
+class Squared(Loss):
     """|o - y|^2 / 2, summed over the outputs; integer labels y stand for one-hot vectors."""
 
     name = "squared"
 
-    def sum(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Sum over the samples and outputs, float64."""
-        return (outputs - target_values(outputs, targets)).square().sum(dtype=torch.float64) / 2
+    def terms(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """One an output."""
+        return (outputs - target_values(outputs, targets)).square() / 2
 
     def hessian_product(self, outputs: torch.Tensor, targets: torch.Tensor, tangents: torch.Tensor) -> torch.Tensor:
         """H is the identity: ``tangents`` themselves."""
@@ -106,7 +110,7 @@ class Squared:
             raise UsageError(f"target {bad} of this rank is not finite; every target value must be a finite number.")
 
 
-class CallableLoss:
+class CallableLoss(Loss):
     """A torch loss that returns the mean over the samples, for instance ``torch.nn.HuberLoss()``.
 
     Its Hessian products come from differentiating it twice, so it must be a mean of one term a sample.
@@ -116,7 +120,7 @@ class CallableLoss:
         self.function = function
         self.name: str = getattr(function, "__name__", type(function).__name__)
 
-    def sum(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def terms(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """The callable's mean times the number of samples."""
         if not len(outputs):
             return outputs.sum()  # the mean of nothing is NaN, its sum is not

@@ -6,7 +6,7 @@ Shapes: n parameters, b samples of this rank in a batch, C outputs.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeAlias, TypeVar
 
 import torch
 
@@ -16,6 +16,8 @@ from hpcopt.objective.losses import Loss
 from hpcopt.objective.parameters import FlatParameters
 from hpcopt.objective.protocol import Batch, Vector
 from hpcopt.objective.stochastic import StochasticState
+
+Gradients: TypeAlias = Sequence[torch.Tensor | None]
 
 T = TypeVar("T")
 
@@ -50,14 +52,14 @@ class Evaluated(NamedTuple):
     """A piece of a batch, evaluated.
 
     Attributes:
-        loss: its sum.
+        loss: its sum, which does not know how it was made.
         outputs: what is differentiated.
-        cotangent: of these outputs; None where they are one number.
+        cotangent: of these outputs.
     """
 
     loss: torch.Tensor
     outputs: torch.Tensor
-    cotangent: torch.Tensor | None
+    cotangent: torch.Tensor
 
 
 class Shard:
@@ -147,12 +149,12 @@ class Shard:
         wanted = self.parameters.tensors if tensors is None else tensors
         losses: list[torch.Tensor] = []
         for loss, outputs, cotangent in evaluated:
-            gradients = torch.autograd.grad(outputs, wanted, cotangent, allow_unused=True)
+            gradients = pull(outputs, cotangent, wanted)
             if losses:
                 out.add_(_flat(gradients, wanted))
             else:
                 _flat(gradients, wanted, out)
-            losses.append(loss.detach())
+            losses.append(loss)
         if not losses:
             out.zero_()
         return _total(losses)
@@ -178,7 +180,7 @@ class Shard:
         """The forward passes over what is evaluated of ``batch``, of the samples as they are if not ``augmented``."""
         step = self.micro_batch or max(batch.count, 1)
         for part in self.parts:
-            start, count = block(batch.count, part.of, part.number)
+            start, count = (0, batch.count) if part.of == 1 else block(batch.count, part.of, part.number)
             for number, first in enumerate(range(start, start + count, step)):
                 chosen: slice | torch.Tensor = slice(first, min(first + step, start + count))
                 if batch.indices is not None:
@@ -189,11 +191,12 @@ class Shard:
                 yield Piece(part.rank, number, first, inputs, self.targets[chosen])
 
     def _losses(self, w: Vector, batch: Batch, scale: float) -> Iterator[Evaluated]:
-        """Of each piece the loss, with its graph."""
+        """Of each piece the loss, whose terms are differentiated: their sum would be more work for the same numbers."""
         for rank, number, _, inputs, targets in self.pieces(batch):
             with self.stochastic.frozen(batch.key, number, w.device, may_update=True, rank=rank):
-                loss = self.loss.sum(self.module(inputs), targets)
-                yield Evaluated(loss, loss * scale, None)
+                terms = self.loss.terms(self.module(inputs), targets)
+                known = terms.detach()
+                yield Evaluated(known.sum(dtype=torch.float64), terms, torch.full_like(known, scale))
 
     def prepare(self, w: Vector) -> None:
         """The module is at w (n,), in training mode."""
@@ -202,9 +205,19 @@ class Shard:
             self.module.train()
 
 
-def _flat(
-    gradients: Sequence[torch.Tensor | None], tensors: Sequence[torch.Tensor], out: Vector | None = None
-) -> Vector:
+def pull(outputs: torch.Tensor, cotangent: torch.Tensor, tensors: Sequence[torch.Tensor]) -> Gradients:
+    """J^T u with the Jacobian J of ``outputs`` and u = ``cotangent``, by tensor; None for one that took no part.
+
+    As ``torch.autograd.grad``, whose questions to every tensor take as long as what a small network computes.
+    """
+    engine = torch.autograd.Variable._execution_engine
+    found: Gradients = engine.run_backward(
+        (outputs,), (cotangent,), False, False, tuple(tensors), allow_unreachable=True, accumulate_grad=False
+    )
+    return found
+
+
+def _flat(gradients: Gradients, tensors: Sequence[torch.Tensor], out: Vector | None = None) -> Vector:
     """Gradients one after the other; of a tensor that took no part in the loss, 0."""
     given = zip(gradients, tensors, strict=True)
     return torch.cat([t.new_zeros(t.numel()) if g is None else g.reshape(-1) for g, t in given], out=out)
@@ -213,5 +226,5 @@ def _flat(
 def _total(losses: Sequence[torch.Tensor]) -> float:
     """The sum in float64, with one wait for a device however many there are."""
     if len(losses) == 1:
-        return float(losses[0])
+        return losses[0].item()
     return float(sum(torch.stack(list(losses)).tolist())) if losses else 0.0

@@ -125,7 +125,7 @@ class VariableBlockObjective(DataParallelObjective):
             packed.write((loss + decay, flag))
         summed = Packed(self._over_rows(packed.buffer), self.size)
         self.release(packed.vector)
-        return self._reduced(summed, w, batch), summed.vector, *own
+        return self._reduced(summed, summed.read(), w, batch), summed.vector, *own
 
     def free(self) -> None:
         """Give back the communicators of row and column. *Collective*."""

@@ -56,15 +56,15 @@ class SGD(ScheduledRate):
         gradient, report = evaluate(objective, state, batch, rate)
         if not report.finite:
             return state, report
-        if not self.momentum:
+        if self.momentum:
+            parameters.add_(self._direction(state, gradient), alpha=-rate)
+        else:
             report.step_norm = rate * report.gradient_norm
-        parameters.add_(self._direction(state, gradient), alpha=-rate)
+            parameters.add_(gradient, alpha=-rate)
         objective.release(gradient)
         return state, report
 
     def _direction(self, state: State, gradient: torch.Tensor) -> torch.Tensor:
-        if not self.momentum:
-            return gradient
         velocity: torch.Tensor = state["velocity"]  # type: ignore[assignment]
         torch.add(gradient, velocity, alpha=self.momentum, out=velocity)
         return gradient.add_(velocity, alpha=self.momentum) if self.nesterov else velocity

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable
 
@@ -60,13 +61,13 @@ class CheckpointKeeper:
         self._objective, self._solver, self._sampler, self._store = objective, solver, sampler, store
         self._options, self._requests, self._before = options, requests, before
         self.saved, self.failed, self.seconds = 0, 0, 0.0
-        self._last, self._cost, self._warned = time.monotonic(), 0.0, False
-        self._best = -1
+        self._warned, self._best = False, -1
+        self._due = self._next_due(FIRST_SECONDS)
 
     def asks(self) -> float:
         """``LEAVE`` when this rank was asked to stop; ``SAVE`` when rank 0's clock says so."""
         leave = LEAVE if self._requests.pending else 0.0
-        return leave + (SAVE if self._objective.comm.rank == 0 and self._clock_says_so() else 0.0)
+        return leave + (SAVE if time.monotonic() >= self._due else 0.0)
 
     def told_to_end(self, saved: bool) -> bool:
         """Whether ``hpcopt stop`` asks for the end where the run was just ``saved``, or not. *Collective*."""
@@ -93,9 +94,9 @@ class CheckpointKeeper:
             saved = self._publish(snapshot, contents, own_contents(running, self._solver, snapshot))
         finally:
             model.restore_buffers(running)
-        self._last = time.monotonic()
-        self._cost = self._last - started
-        self.seconds += self._cost
+        cost = time.monotonic() - started
+        self._due = self._next_due(cost / self._options.share)
+        self.seconds += cost
         return saved
 
     def _publish(self, snapshot: Snapshot, contents: Contents, own: Contents) -> bool:
@@ -112,10 +113,9 @@ class CheckpointKeeper:
         self.saved, self._warned, self._best = self.saved + 1, False, snapshot.standing.best_iteration
         return True
 
-    def _clock_says_so(self) -> bool:
-        options, since = self._options, time.monotonic() - self._last
-        if options.every_seconds is not None:
-            return since >= options.every_seconds
-        if options.every_epochs is not None:
-            return False
-        return since >= (self._cost / options.share if self._cost else FIRST_SECONDS)
+    def _next_due(self, seconds: float) -> float:
+        """When this rank's clock asks for a save after one now, ``seconds`` later where the user has not said when."""
+        options = self._options
+        if self._objective.comm.rank or (options.every_epochs is not None and options.every_seconds is None):
+            return math.inf
+        return time.monotonic() + (seconds if options.every_seconds is None else options.every_seconds)

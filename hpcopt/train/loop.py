@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from operator import sub
 
 import torch
 
@@ -22,6 +23,9 @@ from hpcopt.train.protocol import LEAVE, OUT_OF_TIME, SAVE, Criteria, Keeper, Li
 from hpcopt.train.sampler import Sampler
 from hpcopt.train.snapshot import Snapshot
 from hpcopt.train.standing import Standing
+
+SECONDS_FOR_ALL = 0.1
+"""Between two iterations that listeners are told of which want to hear of few only."""
 
 
 class TrainingLoop:
@@ -53,8 +57,9 @@ class TrainingLoop:
         self.objective, self.solver, self.criteria = objective, solver, criteria
         self._batches, self._evaluate = sampler.begin(), evaluate
         self._listeners, self._keeper = listeners, keeper
+        self._attentive: Sequence[Listener] = [each for each in listeners if not getattr(each, "seldom", False)]
+        self._next_for_all = self._next_look = 0.0
         self._standing = Standing()
-        self._step_seconds = self._step_waited = self._step_others = 0.0
         self._seconds_evaluating = self._seconds_recording = 0.0
         self._history: list[dict[str, float]] = []
         self._resumed_from: int | None = None
@@ -73,7 +78,7 @@ class TrainingLoop:
         while stop is StopReason.RUNNING:
             state, report = self._step(state)
             stop = self._after_step(report)
-            if stop is not StopReason.RUNNING or self._is_time_to_look():
+            if stop is not StopReason.RUNNING or self._batches.done >= self._next_look:
                 self._look(state, report)
                 reached = self._reached(self._standing.latest)
                 stop = reached if reached is not StopReason.RUNNING else stop
@@ -91,6 +96,7 @@ class TrainingLoop:
         self._standing, self._history = snapshot.standing, snapshot.history
         self._best_parameters, self._best_buffers = snapshot.best_parameters, snapshot.best_buffers
         self._batches.restore(snapshot.batches)
+        self._next_look = self._batches.next_look(self.criteria.evaluate_every)
         self._count_from(self._standing)
         self._resumed_from = self._standing.iterations
         return snapshot.state
@@ -117,21 +123,17 @@ class TrainingLoop:
         objective.work = replace(standing.work, curvature_cost=objective.work.curvature_cost)
         objective.flags_seen = 0.0
         self._started -= standing.wall_seconds
+        self._looked = self._times()
 
     def _step(self, state: State) -> tuple[State, StepReport]:
         """One timed iteration; what ranks ask for travels with the step's own reductions."""
         objective, standing = self.objective, self._standing
         objective.flag, objective.flags_seen = self._asks(), 0.0
         self._tell_watchdog(f"step {standing.iterations + 1}")
-        ledger, started = objective.comm.ledger, time.perf_counter()
-        waited, others = ledger.seconds_waited, ledger.seconds_for_others
+        started = time.perf_counter()
         batch = self._batches.next()
         state, report = self.solver.step(objective, state, batch)
-        elapsed = time.perf_counter() - started
-        standing.seconds += elapsed
-        self._step_seconds += elapsed
-        self._step_waited += ledger.seconds_waited - waited
-        self._step_others += ledger.seconds_for_others - others
+        standing.seconds += time.perf_counter() - started
         standing.iterations, standing.batch = standing.iterations + 1, batch.total
         if self.criteria.check_agreement:
             self._check_agreement(state, report)
@@ -200,7 +202,7 @@ class TrainingLoop:
     def _snapshot(self, state: State, diverged: bool) -> Snapshot:
         """The run as it stands, with what it delivers: the best point when it diverged."""
         standing, spent = self._standing, self._spent()
-        standing.calls, standing.bytes_moved, standing.seconds_waited = spent
+        standing.calls, standing.bytes_moved, standing.seconds_waited = spent[:3]
         standing.work = replace(self.objective.work)
         standing.wall_seconds = time.perf_counter() - self._started
         point = self._best_parameters if diverged else _point(state)
@@ -220,10 +222,6 @@ class TrainingLoop:
             return self._standing.iterations >= criteria.iterations
         return batches.done >= batches.count(criteria.epochs)
 
-    def _is_time_to_look(self) -> bool:
-        batches = self._batches
-        return batches.wants_loss or batches.done % batches.count(self.criteria.evaluate_every) == 0
-
     def _reached(self, metrics: Metrics) -> StopReason:
         criteria = self.criteria
         if criteria.train_loss is not None and metrics.train_loss <= criteria.train_loss:
@@ -236,11 +234,9 @@ class TrainingLoop:
         """Evaluate the whole sets, keep the best point, and tell the listeners. *Collective*."""
         started, told = time.perf_counter(), self._seconds_recording
         self._tell_watchdog(f"evaluation after step {self._standing.iterations}")
+        times_here = tuple(map(sub, self._times(), self._looked))
         metrics = self._standing.latest = self._evaluate(_point(state))
-        comm, done = self.objective.comm, self._standing.iterations
-        others = self._step_others if comm.barriers else math.nan
-        times = comm.gather_objects((self._step_seconds, self._step_waited, others))
-        self._step_seconds = self._step_waited = self._step_others = 0.0
+        done, times = self._standing.iterations, self.objective.comm.gather_objects(times_here)
         row = self._evaluation_row(metrics, report)
         self._history.append(row)
         if times is not None:
@@ -249,6 +245,7 @@ class TrainingLoop:
             self._tell(lambda listener: listener.rank_times(done, *by_rank))
         self._keep_best(metrics, state)
         self._batches.learn(metrics.train_loss)
+        self._next_look, self._looked = self._batches.next_look(self.criteria.evaluate_every), self._times()
         self._seconds_evaluating += time.perf_counter() - started - (self._seconds_recording - told)
 
     def _tell(self, what: Callable[[Listener], object]) -> None:
@@ -258,7 +255,10 @@ class TrainingLoop:
         self._seconds_recording += time.perf_counter() - started
 
     def _tell_iteration(self, report: StepReport) -> None:
-        if not self._listeners:
+        heard, started = self._attentive, time.perf_counter()
+        if started >= self._next_for_all:
+            heard, self._next_for_all = self._listeners, started + SECONDS_FOR_ALL
+        if not heard:
             return
         work, totals, standing = self.objective.work, self._spent(), self._standing
         columns = vars(report) | {
@@ -275,7 +275,9 @@ class TrainingLoop:
             "seconds_waited": totals.seconds_waited,
         }
         del columns["finite"], columns["stop"]
-        self._tell(lambda listener: listener.iteration(**columns))
+        for listener in heard:
+            listener.iteration(**columns)
+        self._seconds_recording += time.perf_counter() - started
 
     def _evaluation_row(self, metrics: Metrics, report: StepReport) -> dict[str, float]:
         standing = self._standing
@@ -292,6 +294,11 @@ class TrainingLoop:
             "accepted": standing.accepted,
             "rejected": standing.rejected,
         }
+
+    def _times(self) -> tuple[float, float, float]:
+        """Seconds of this rank in steps, waiting in communication, and for others as far as barriers tell."""
+        spent, told = self._spent(), self.objective.comm.barriers
+        return self._standing.seconds, spent.seconds_waited, spent.seconds_for_others if told else math.nan
 
     def _spent(self) -> LedgerTotals:
         """Communication of this rank since the first start of the run."""

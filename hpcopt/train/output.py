@@ -46,6 +46,8 @@ ENDS = {
 class Heartbeat:
     """Touches status and lock now and then, by which other hosts know that the run is alive."""
 
+    seldom = True
+
     def __init__(self, directory: RunDirectory) -> None:
         self._directory, self._last = directory, time.monotonic()
 
@@ -160,7 +162,7 @@ class RunOutput:
     def write_record(self) -> None:
         """Write the rows that wait, so that a run killed after a checkpoint has all rows up to there. Local."""
         if self._recorder is not None:
-            self._recorder.flush(force=True)
+            self._recorder.flush()
 
     def finish(self, result: Result) -> None:
         """Close the record and say in status.json how the run ended. *Collective*."""

@@ -28,6 +28,8 @@ SECONDS_BETWEEN_LINES = 3.0
 class TerminalProgress:
     """A bar with the latest figures, for a terminal; ``total`` is in the unit "iteration" or "epoch"."""
 
+    seldom = True
+
     def __init__(self, console: Console, total: float, unit: str = "iteration") -> None:
         self._unit = unit
         self._progress = Progress(
@@ -47,8 +49,8 @@ class TerminalProgress:
         self._progress.update(self._task, completed=columns[self._unit])
 
     def evaluation(self, **columns: Any) -> None:
-        """Show the figures of the evaluation."""
-        self._progress.update(self._task, figures=figures(columns))
+        """Show the figures of the evaluation, and how far the run is."""
+        self._progress.update(self._task, completed=columns[self._unit], figures=figures(columns))
 
     def rank_times(
         self, iteration: int, step: Sequence[float], waited: Sequence[float], others: Sequence[float]
@@ -99,6 +101,8 @@ def _say_off(error: Exception) -> None:
 
 class PlainProgress:
     """A line every few seconds, without control characters, for batch logs and pipes; ``total`` as for a terminal."""
+
+    seldom = True
 
     def __init__(self, console: Console, total: float, unit: str = "iteration") -> None:
         self._console = console

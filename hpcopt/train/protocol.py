@@ -32,7 +32,10 @@ class Criteria:
 
 
 class Listener(Protocol):
-    """Something on rank 0 that is told what happened: the record, the progress display, a user's callback."""
+    """Something on rank 0 that is told what happened: the record, the progress display, a user's callback.
+
+    One that has an attribute ``seldom`` which is true is told of an iteration a few times a second only.
+    """
 
     def iteration(self, **columns: Any) -> None:
         """One step is done; the columns are those of the table ``iterations`` in the record.

@@ -178,7 +178,7 @@ class Recorder:
         self.path = Path(run_dir) / METRICS
         self.ranks = ranks
         self._earlier = earlier or {}
-        self._written = -FLUSH_SECONDS
+        self._due = 0.0
         self._size_limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
         self._file: h5py.File | None = None
         try:
@@ -200,15 +200,13 @@ class Recorder:
         ``local_iterations`` may be missing; it has one value a rank, or none in an iteration without a local phase.
         """
         local = columns[LOCAL_ITERATIONS.name] = tuple(columns.get(LOCAL_ITERATIONS.name, ()))
-        if len(local) not in (0, self.ranks):
+        if local and len(local) != self.ranks:
             raise TypeError(f"Local iterations of {self.ranks} ranks are needed, got {len(local)}.")
-        self._iterations.append(columns)
-        self.flush()
+        self._add(self._iterations, columns)
 
     def evaluation(self, **columns: float) -> None:
         """Add a row to ``/evaluations``; the columns are those of ``EVALUATION_COLUMNS``."""
-        self._evaluations.append(columns)
-        self.flush()
+        self._add(self._evaluations, columns)
 
     def rank_times(
         self, iteration: int, step: Sequence[float], waited: Sequence[float], others: Sequence[float]
@@ -218,16 +216,17 @@ class Recorder:
         if any(len(each) != self.ranks for each in times.values()):
             found = ", ".join(f"{len(each)} {name}" for name, each in times.items())
             raise TypeError(f"Times of {self.ranks} ranks are needed, got {found}.")
-        self._ranks.append({"iteration": iteration} | {name: tuple(each) for name, each in times.items()})
-        self.flush()
+        self._add(self._ranks, {"iteration": iteration} | {name: tuple(each) for name, each in times.items()})
 
-    def flush(self, force: bool = False) -> None:
-        """Write what waits if it is time to, or at once with ``force``."""
-        now = time.monotonic()
-        full = len(self._iterations.waiting) >= BUFFER_ROWS
-        if not (force or full or now - self._written >= FLUSH_SECONDS):
-            return
-        self._written = now
+    def _add(self, table: Table, values: Mapping[str, Any]) -> None:
+        """Keep a row, and write what waits if it is time to."""
+        table.append(values)
+        if len(table.waiting) >= BUFFER_ROWS or time.monotonic() >= self._due:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what waits."""
+        self._due = time.monotonic() + FLUSH_SECONDS
         if self._file is None:
             self._drop_rows()
             return
@@ -240,7 +239,7 @@ class Recorder:
 
     def close(self) -> None:
         """Write what waits and close the file. Safe to call twice."""
-        self.flush(force=True)
+        self.flush()
         if self._file is None:
             return
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 import time
@@ -22,10 +23,9 @@ class Requests:
         self._signalled = False
         self._previous: Any = None
         self._directory: Path | None = None
-        self._deadline: float | None = None
-        self._next_look = 0.0
-        self._halt: Halt | None = None
-        self._obeyed = False
+        self._deadline, self._next_look = math.inf, 0.0
+        # Whether the halt file has been seen and asks for no more than the end of the iteration.
+        self._leaves = self._obeyed = False
 
     def listen(self, last: bool = False) -> Requests:
         """Take SIGUSR1 from now on, which would end the process otherwise. Only the main thread can.
@@ -49,16 +49,16 @@ class Requests:
     def watch(self, directory: Path | None, seconds: float | None) -> None:
         """Also look for the halt file in ``directory``, and stop ``seconds`` after this object was made."""
         self._directory = directory
-        self._deadline = None if seconds is None else self._began + seconds
+        self._deadline = math.inf if seconds is None else self._began + seconds
 
     @property
     def pending(self) -> bool:
         """Whether the run should save and stop."""
         now = time.monotonic()
-        if not self._leaves and now >= self._next_look:
+        if now >= self._next_look and not self._leaves:
             self._next_look = now + SECONDS_BETWEEN_LOOKS
             self._look()
-        return self._signalled or self._leaves or (self._deadline is not None and now >= self._deadline)
+        return self._signalled or self._leaves or now >= self._deadline
 
     def ends(self, saved: bool) -> bool:
         """Whether ``hpcopt stop`` has asked for the end by now, at once or as soon as the run is ``saved``."""
@@ -77,15 +77,10 @@ class Requests:
         if self._directory is not None and (self._obeyed or not (self._look() or Halt()).ends):
             remove_halt(self._directory)
 
-    @property
-    def _leaves(self) -> bool:
-        """Whether the halt file has been seen and asks for no more than the end of the iteration."""
-        return self._halt is not None and not self._halt.after_checkpoint
-
     def _look(self) -> Halt | None:
-        if self._directory is not None:
-            self._halt = read_halt(self._directory)
-        return self._halt
+        halt = None if self._directory is None else read_halt(self._directory)
+        self._leaves = halt is not None and not halt.after_checkpoint
+        return halt
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._signalled = True

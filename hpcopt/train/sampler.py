@@ -49,23 +49,20 @@ class BatchSequence:
 
     The size changes between epochs only, by a training loss that is the same on all ranks, and so does the number of
     batches in an epoch. All that is counted in epochs is rounded to whole batches of the size that is in use.
+
+    Attributes:
+        done: batches of the size in use that the epochs done amount to.
     """
 
     def __init__(self, plan: BatchPlan, device: torch.device, growth: BatchGrowth) -> None:
         """Before the first batch; use ``Sampler.begin``."""
         self._plan, self._device, self._growth = plan, device, growth
-        self._epoch = self._number = 0
-        self._last_loss = math.inf
+        self.done, self._last_loss = 0, math.inf
 
     @property
     def size(self) -> int:
         """Largest number of samples in a batch over all ranks, without overlap."""
         return self._plan.batch
-
-    @property
-    def done(self) -> int:
-        """Batches of the size in use that the epochs done amount to."""
-        return self._epoch * self._plan.per_epoch + self._number
 
     @property
     def epochs(self) -> float:
@@ -78,39 +75,52 @@ class BatchSequence:
 
     def next(self) -> Batch:
         """The next batch."""
-        plan, key, done = self._plan, (self._epoch, self._number), self.done
-        position = done / plan.per_epoch
-        self._epoch, self._number = divmod(done + 1, plan.per_epoch)
+        plan, position = self._plan, self.done / self._plan.per_epoch
+        epoch, number = key = divmod(self.done, plan.per_epoch)
+        self.done += 1
         if plan.per_epoch == 1:
             return Batch(None, plan.count, plan.total, key, position)
-        chosen = plan.local(*key)
-        indices = torch.from_numpy(chosen).to(self._device)
-        return Batch(indices, len(chosen), plan.size(key[1], key[0]), key, position, ends_epoch=self._number == 0)
+        chosen = plan.local(epoch, number)
+        indices, total = torch.from_numpy(chosen).to(self._device), plan.size(number, epoch)
+        return Batch(indices, len(chosen), total, key, position, ends_epoch=number + 1 == plan.per_epoch)
 
     @property
     def wants_loss(self) -> bool:
         """Whether the size of the next batches depends on the training loss at this point."""
+        return self.done % self._between_losses == 0
+
+    def next_look(self, every: float) -> int:
+        """What ``done`` is when ``every`` so many epochs are over again, or the training loss is wanted before."""
+        done = self.done
+        return done + min(between - done % between for between in (self.count(every), self._between_losses))
+
+    @property
+    def _between_losses(self) -> int:
+        """Batches from one training loss that is wanted to the next."""
         can_grow = self._growth.factor > 1.0 and self._plan.per_epoch > 1
-        return can_grow and self._number == 0 and self._epoch % self._growth.every == 0
+        return self._growth.every * self._plan.per_epoch if can_grow else MOST_BATCHES
 
     def learn(self, train_loss: float) -> None:
         """Let batches grow where the training loss, the same on all ranks, asks for it; unused where not wanted."""
         if not self.wants_loss:
             return
-        if self._epoch > 0 and self._growth.wanted(train_loss, self._last_loss):
+        if self.done and self._growth.wanted(train_loss, self._last_loss):
             self._resize(self._growth.enlarged(self.size, self._plan.total))
         self._last_loss = train_loss
 
     def state(self) -> dict[str, int | float]:
         """All that ``restore`` needs."""
-        return {"epoch": self._epoch, "number": self._number, "size": self.size, "last_loss": self._last_loss}
+        epoch, number = divmod(self.done, self._plan.per_epoch)
+        return {"epoch": epoch, "number": number, "size": self.size, "last_loss": self._last_loss}
 
     def restore(self, state: Mapping[str, int | float]) -> None:
         """Go on as the sequence that gave ``state`` would have, on any number of ranks."""
-        self._epoch, self._number = int(state["epoch"]), int(state["number"])
         self._last_loss = float(state["last_loss"])
         self._resize(int(state["size"]))
+        self.done = int(state["epoch"]) * self._plan.per_epoch + int(state["number"])
 
     def _resize(self, size: int) -> None:
         if size != self.size:
+            epochs = self.done // self._plan.per_epoch
             self._plan = self._plan.resized(size)
+            self.done = epochs * self._plan.per_epoch

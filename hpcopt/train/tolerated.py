@@ -17,6 +17,11 @@ class Tolerated:
     def __init__(self, listener: Listener | None = None) -> None:
         self._listener = listener
 
+    @property
+    def seldom(self) -> bool:
+        """As of the listener."""
+        return getattr(self._listener, "seldom", False)
+
     def iteration(self, **columns: Any) -> None:
         """Pass it on."""
         self._tell("iteration", columns)

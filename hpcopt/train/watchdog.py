@@ -22,6 +22,9 @@ logger = logging.getLogger(__name__)
 NOTE_BYTES = 128
 """A note of what the rank is about; the stacks come behind it."""
 
+NOTE = b"%%-%d.%ds\n" % (NOTE_BYTES - 1, NOTE_BYTES - 1)
+"""It fills them."""
+
 GRACE = 0.1
 """The report waits for this part of the time more, so that all ranks have written their stacks."""
 
@@ -47,15 +50,15 @@ class Watchdog:
         self._seconds, self._abort = seconds, abort
         self._path = note_path(directory, rank)
         self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
-        self._begun = self._begun_at = self._armed = 0.0
+        self._begun = self._armed = 0.0
         self._reported = False
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="hpcopt-watchdog", daemon=True)
 
     def begin(self, what: str) -> None:
         """The rank begins ``what``: a step, an evaluation, a save."""
-        self._begun, self._begun_at, self._reported = time.monotonic(), time.time(), False
-        os.pwrite(self._file, what.encode()[: NOTE_BYTES - 1].ljust(NOTE_BYTES - 1) + b"\n", 0)
+        self._begun, self._reported = time.monotonic(), False
+        os.pwrite(self._file, NOTE % what.encode(), 0)
         # A new timer is a new thread, so not for every short step: the time is then up to a quarter shorter.
         if self._begun - self._armed > self._seconds / 4:
             self._armed = self._begun
@@ -99,7 +102,7 @@ class Watchdog:
         """Whether no other rank has reported this silence."""
         path = self._folder / SILENCE
         try:
-            if path.stat().st_mtime >= self._begun_at:
+            if time.time() - path.stat().st_mtime <= time.monotonic() - self._begun:
                 return False
         except OSError:
             pass

@@ -72,7 +72,7 @@ def test_a_run_that_goes_on_is_read_and_refreshed(tmp_path: Path) -> None:
         for iteration in range(1, 1500):
             recorder.iteration(**iteration_row(iteration, 4, 0.3, True))
             recorder.evaluation(**evaluation_row(iteration, 4, 0.3, True, "classification", True))
-        recorder.flush(force=True)
+        recorder.flush()
         assert run.evaluations.size == 0
         run.refresh()
         assert (run.evaluations.size, run.iterations.size) == (1499, 1499)

@@ -16,7 +16,7 @@ def test_calls_bytes_and_seconds_are_added_by_label() -> None:
     ledger.add("gradient", 50, 0.25)
     ledger.add("scalars", 8, 1.0)
     assert ledger.rows() == [("scalars", 1, 8, 1.0), ("gradient", 2, 150, 0.75)]
-    assert ledger.totals() == (3, 158, 1.75)
+    assert ledger.totals() == (3, 158, 1.75, 0.0)
 
 
 def test_a_wait_adds_seconds_to_a_call_booked_before() -> None:
@@ -39,5 +39,5 @@ def test_clear_forgets() -> None:
     ledger.add("a", 1, 1.0)
     ledger.seconds_for_others = 0.5
     ledger.clear()
-    assert ledger.totals() == pytest.approx((0, 0, 0.0))
+    assert ledger.totals() == pytest.approx((0, 0, 0.0, 0.0))
     assert ledger.seconds_for_others == 0

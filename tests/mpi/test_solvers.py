@@ -101,6 +101,9 @@ class FailsAt(DataParallelObjective):
 
         return super().reduced_gradient(w, batch, evaluate_or_fail)
 
+    def value_and_gradient(self, w: Vector, batch: Batch) -> tuple[float, Vector]:
+        return super().value_and_gradient(self._poison(w), batch)
+
     def value_and_gradients(self, w: Vector, batch: Batch) -> tuple[float, Vector, float, Vector]:
         return super().value_and_gradients(self._poison(w), batch)
 

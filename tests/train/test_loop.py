@@ -15,11 +15,13 @@ from hpcopt.data.batches import BatchGrowth
 from hpcopt.objective.protocol import Batch, Objective
 from hpcopt.solvers.sgd import SGD
 from hpcopt.solvers.solver import State, StepReport, StopReason
+from hpcopt.train import loop as module
 from hpcopt.train.evaluation import Evaluator, Metrics
 from hpcopt.train.loop import TrainingLoop
 from hpcopt.train.minimize import plan_batches
-from hpcopt.train.protocol import Criteria, Result
+from hpcopt.train.protocol import Criteria, Listener, Result
 from hpcopt.train.sampler import Sampler
+from hpcopt.train.tolerated import Tolerated
 from tests.support.problems import sharded
 
 
@@ -41,6 +43,12 @@ class Ear:
         self, iteration: int, step: Sequence[float], waited: Sequence[float], others: Sequence[float]
     ) -> None:
         self.times.append((iteration, step, waited, others))
+
+
+class Seldom(Tolerated):
+    """Passes on what it is told, and is told of few iterations."""
+
+    seldom = True
 
 
 @dataclass(frozen=True)
@@ -78,7 +86,7 @@ class Script:
 
 
 def loop(
-    comm: Communicator, solver: Any, criteria: Criteria, ear: Ear | None = None, batch: int | str = "full"
+    comm: Communicator, solver: Any, criteria: Criteria, ear: Listener | None = None, batch: int | str = "full"
 ) -> TrainingLoop:
     objective = sharded(comm)
     sampler = Sampler(plan_batches(objective, batch, 0.0, 0), torch.device("cpu"))
@@ -106,6 +114,18 @@ def test_it_runs_the_iterations_and_says_so(comm: Communicator) -> None:
     assert [t[0] for t in ear.times] == [0, 3, 6, 7]
     assert result.final.train_loss < result.initial.train_loss
     assert math.isnan(result.final.test_loss)
+
+
+@pytest.mark.parametrize(("seconds", "told"), [(math.inf, [1]), (0.0, [1, 2, 3])])
+def test_who_wants_to_hear_of_few_iterations_is_told_of_few(
+    comm: Communicator, monkeypatch: pytest.MonkeyPatch, seconds: float, told: list[int]
+) -> None:
+    monkeypatch.setattr(module, "SECONDS_FOR_ALL", seconds)
+    ear = Ear()
+    training = loop(comm, SGD(learning_rate=0.1), Criteria(iterations=3), Tolerated(Seldom(ear)))
+    training.run()
+    assert [row["iteration"] for row in ear.iterations] == told
+    assert [row["iteration"] for row in ear.evaluations] == [0, 1, 2, 3]
 
 
 def test_work_and_communication_only_grow(comm: Communicator) -> None:

@@ -52,6 +52,15 @@ def test_a_run_whose_iterations_are_not_known_is_shown_in_epochs(console: Consol
     assert "2/2.5" in lines(console)[-1]
 
 
+def test_the_bar_is_where_the_last_evaluation_was(console: Console) -> None:
+    """Of the iterations it is told now and then only."""
+    bar = TerminalProgress(console, 4)
+    bar.iteration(**evaluation(2))
+    bar.evaluation(**evaluation(4))
+    bar.close()
+    assert "4/4" in lines(console)[-1]
+
+
 def test_an_evaluation_that_is_printed_already_is_not_printed_at_the_end(console: Console) -> None:
     progress = PlainProgress(console, 4)
     progress.evaluation(**evaluation(0))

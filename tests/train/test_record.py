@@ -86,7 +86,7 @@ def test_a_reader_that_has_the_file_open_sees_new_rows(tmp_path: Path, recorder:
     with open_reader(tmp_path) as file:
         for number in range(2000):
             recorder.iteration(**iteration_row(number))
-        recorder.flush(force=True)
+        recorder.flush()
         for name in ("iteration", "loss"):
             file["iterations"][name].refresh()
             assert file["iterations"][name].shape == (2000,)
@@ -111,7 +111,7 @@ def test_rows_wait_for_1024_of_them_or_2_seconds(
     assert rows() == 1025
     recorder.iteration(**iteration_row(1025))
     now += 1.9
-    recorder.flush()
+    recorder.evaluation(**evaluation_row(1024))
     assert rows() == 1025
     now += 0.1
     recorder.evaluation(**evaluation_row(1025))
@@ -157,7 +157,8 @@ def test_an_iteration_without_a_local_phase_has_minus_one(
 ) -> None:
     for number in range(1, 7):
         recorder.iteration(local_iterations=() if number in without else (number,) * 3, **iteration_row(number))
-        recorder.flush(force=number % 2 == 0)
+        if number % 2 == 0:
+            recorder.flush()
     recorder.close()
     expected = [[-1 if number in without else number] * 3 for number in range(1, 7)]
     with open_reader(tmp_path) as file:
@@ -264,6 +265,6 @@ def test_the_number_of_a_row_is_written_after_all_its_other_columns(
         recorder.iteration(local_iterations=(5, 5, 5), **iteration_row(number))
     recorder.evaluation(**evaluation_row(3))
     recorder.rank_times(3, [1.0] * 3, [1.0] * 3, [1.0] * 3)
-    recorder.flush(force=True)
+    recorder.flush()
     assert len(lengths) > len(ITERATION_COLUMNS) + len(EVALUATION_COLUMNS) + len(RANK_COLUMNS)
     assert all(numbers <= others for numbers, others in lengths)

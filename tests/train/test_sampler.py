@@ -114,6 +114,16 @@ def test_every_sample_comes_once_an_epoch_however_the_batch_grows(batch: int, fa
     assert len(keys) >= 6
 
 
+@pytest.mark.parametrize(("factor", "looks"), [(1.0, [8, 16, 24]), (2.0, [8, 12, 16, 24])])
+def test_the_sets_are_looked_at_every_two_epochs_and_where_batches_may_grow(factor: float, looks: list[int]) -> None:
+    batches, found = sampler(10, factor=factor, every=3).begin(), []
+    while batches.done < 24:
+        if batches.done == (found or [0])[-1]:
+            found.append(batches.next_look(2.0))
+        batches.next()
+    assert found == looks
+
+
 def test_what_is_counted_in_epochs_is_rounded_to_batches_of_the_size_in_use() -> None:
     batches = sampler(10, factor=2.0, every=1).begin()
     assert (batches.count(2.5), batches.count(0.01), batches.count(1e308) > 10**15) == (10, 1, True)
