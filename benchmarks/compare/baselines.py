@@ -33,6 +33,7 @@ class Baseline:
         values: whether it compares values of the loss.
         full: whether it wants full batches.
         alone: whether it knows one process only and forms the Jacobian of a batch, so that the network must be modest.
+        falls: whether the rate falls in a line to nothing over the budget.
     """
 
     title: str
@@ -42,6 +43,15 @@ class Baseline:
     values: bool = False
     full: bool = False
     alone: bool = False
+    falls: bool = False
+
+
+def _sgd(parameters: Iterable[torch.nn.Parameter], rate: float) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=rate, momentum=0.9)
+
+
+def _adam(parameters: Iterable[torch.nn.Parameter], rate: float) -> torch.optim.Optimizer:
+    return torch.optim.Adam(parameters, lr=rate)
 
 
 def _ncg(parameters: Iterable[torch.nn.Parameter], rate: float) -> Any:
@@ -55,16 +65,14 @@ def _lbfgs(search: str | None) -> Optimizer:
     )
 
 
+SGD_RATES = (1e-3, 1e-2, 3e-2, 0.1, 0.3)
+ADAM_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+
 BASELINES = {
-    "sgd": Baseline(
-        "SGD, momentum 0.9",
-        (1e-3, 1e-2, 3e-2, 0.1, 0.3),
-        1e-3,
-        lambda parameters, rate: torch.optim.SGD(parameters, lr=rate, momentum=0.9),
-    ),
-    "adam": Baseline(
-        "Adam", (1e-4, 3e-4, 1e-3, 3e-3, 1e-2), 1e-3, lambda parameters, rate: torch.optim.Adam(parameters, lr=rate)
-    ),
+    "sgd": Baseline("SGD, momentum 0.9", SGD_RATES, 1e-3, _sgd),
+    "adam": Baseline("Adam", ADAM_RATES, 1e-3, _adam),
+    "sgd-falling": Baseline("SGD, falling rate", SGD_RATES, 1e-3, _sgd, falls=True),
+    "adam-falling": Baseline("Adam, falling rate", ADAM_RATES, 1e-3, _adam, falls=True),
     "lbfgs": Baseline("L-BFGS", (0.03, 0.1, 0.3, 1.0, 3.0), 1.0, _lbfgs(None), values=True, full=True),
     "lbfgs-wolfe": Baseline(
         "L-BFGS, strong Wolfe", (0.1, 0.3, 1.0, 3.0, 10.0), 1.0, _lbfgs("strong_wolfe"), values=True, full=True
@@ -101,6 +109,11 @@ class Differentiated:
         self._seen: tuple[tuple[int, int] | None, torch.Tensor] | None = None
         self._last = torch.zeros(())
         self.work = 0.0
+
+    def set_rate(self, rate: float) -> None:
+        """Of the steps that follow."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
 
     def step(self, batch: Batch) -> None:
         """One step on a batch. *Collective*."""

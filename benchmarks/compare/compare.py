@@ -127,7 +127,8 @@ def _outcome(method: str, entries: Sequence[Entry], args: argparse.Namespace) ->
     problem = entries[0].problem
     reached = {rate: run.at(problem.budget, problem.figure) for rate, (run,) in runs.items()}
     best = max(reached, key=lambda rate: -math.inf if math.isnan(reached[rate]) else reached[rate])
-    return Outcome(method, BASELINES[method].title, BASELINES[method].default, best, runs)
+    baseline = BASELINES[method]
+    return Outcome(method, baseline.title, baseline.default, best, runs, baseline.falls)
 
 
 def _run(entry: Entry, args: argparse.Namespace) -> Run:

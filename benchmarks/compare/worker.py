@@ -56,7 +56,7 @@ class Trial:
             self._steps = Differentiated(baseline, entry["rate"], module, data, decay, comm.size)
         self._evaluate, self._samples = Evaluator(objective, prepared.test), objective.samples
         self._batches, self._comm, self._entry = prepared.sampler.begin(), comm, entry
-        self._seconds = 0.0
+        self._falls, self._seconds = baseline.falls, 0.0
         self.history: list[dict[str, Any]] = []
 
     def run(self) -> dict[str, Any]:
@@ -65,6 +65,8 @@ class Trial:
         finite, looked = self._look(), 0.0
         while finite and self._work < budget * (1 - 1e-9):
             start = time.perf_counter()
+            if self._falls and isinstance(self._steps, Differentiated):
+                self._steps.set_rate(self._entry["rate"] * (1 - self._work / budget))
             self._steps.step(self._batches.next())
             self._seconds += time.perf_counter() - start
             if self._work >= min(budget, looked + budget / LOOKS) * (1 - 1e-9):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +21,14 @@ from hpcopt.train.protocol import Result
 JOBS = Path(__file__).resolve().parents[2] / "jobs"
 METHODS: dict[str, dict[str, Any]] = {
     "Adam": {"name": "adam"},
+    "Adam, falling rate": {"name": "adam", "schedule": "linear"},
     "Adam, refitted": {"name": "slimtrain", "rate_growth": 1.0},
     "slimTrain, preset paper": {"name": "slimtrain", "preset": "paper"},
-    "slimTrain, constant rate": {"name": "slimtrain", "rate_growth": 1.0},
+    "slimTrain, constant rate": {"name": "slimtrain", "rate_growth": 1.0, "schedule": "constant"},
     "slimTrain": {"name": "slimtrain"},
 }
-"""Name in the tables -> solver of the job file. "Adam, refitted" is Adam on all variables, delivered with the last
-layer that slimTrain solves for at the end of an epoch."""
+"""Name in the tables -> solver of the job file. "Adam, refitted" is Adam on all variables with a falling rate, delivered
+with the mean and the last layer that slimTrain has at the end of an epoch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,10 +55,10 @@ def arguments(description: str | None, epochs: int) -> argparse.ArgumentParser:
 
 def trained(job: Path, method: str, rate: float, seed: int, settings: Sequence[str]) -> tuple[PreparedJob, Result]:
     """One run of the job file."""
-    given = [f"solver.{key}={value}" for key, value in (METHODS[method] | {"learning_rate": rate}).items()]
+    given = [f"solver.{key}={json.dumps(value)}" for key, value in (METHODS[method] | {"learning_rate": rate}).items()]
     prepared = PreparedJob(parse_job(read_job(job), [f"run.seed={seed}", *settings, *given]), Communicator())
     if method == "Adam, refitted":
-        prepared.solver = RefittedAdam(learning_rate=rate, rate_growth=1.0)
+        prepared.solver = RefittedAdam(**vars(prepared.solver))
     return prepared, prepared.run(None)
 
 

@@ -89,6 +89,33 @@ def test_where_every_method_loses_the_report_says_so() -> None:
     assert any(line.split("|")[1:3] == [" Adam   ", " 0.003, best     "] or "0.003, best" in line for line in lines)
 
 
+def test_rates_that_fall_count_as_rivals_only_where_it_says_so() -> None:
+    falling = replace(baseline(0.5, 0.9), method="adam-falling", title="Adam, falling rate", falls=True)
+    found = [outcome("nlcg", 0.8), baseline(0.5, 0.7), falling]
+    standing = Standing("letter", PROBLEM, found)
+    assert standing.gap("nlcg") == pytest.approx(0.1)
+    assert replace(standing, falling=True).gap("nlcg") == pytest.approx(-0.1)
+    text = "\n".join(report({"letter": PROBLEM}, {"letter": found}, [0], 2))
+    assert "may fall in a line over the budget" in text
+    assert "at most 10.00 points behind" in text
+    assert "may fall" not in "\n".join(report({"letter": PROBLEM}, {"letter": found[:2]}, [0], 2))
+
+
+def test_a_falling_rate_is_nothing_where_the_work_is_done(comm: Communicator, tmp_path: Path) -> None:
+    """Less work in a step than the budget: the last rate is that of the step that begins before it."""
+    rates: list[float] = []
+
+    class Watched(worker.Differentiated):
+        def set_rate(self, rate: float) -> None:
+            rates.append(rate)
+            super().set_rate(rate)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(worker, "Differentiated", Watched)
+        make(comm, tmp_path / "run", "sgd-falling", 0.1, batch='"full"')
+    assert rates == pytest.approx([0.1, 0.05])
+
+
 def test_methods_of_hpcopt_are_given_no_option_of_their_own() -> None:
     own = {word for method in METHODS.values() for word in method.own if word.startswith("solver.")}
     assert own == {f"solver.name={name}" for name in METHODS}
@@ -111,7 +138,7 @@ def test_a_run_of_other_settings_is_never_taken_for_another(tmp_path: Path) -> N
     assert len({each.directory(args) for each in (entry, *others)}) == 5
 
 
-@pytest.mark.parametrize("method", ["sgd", "adam", "lbfgs", "lbfgs-wolfe"])
+@pytest.mark.parametrize("method", ["sgd", "adam", "adam-falling", "lbfgs", "lbfgs-wolfe"])
 def test_a_baseline_has_the_first_weights_and_losses_of_hpcopt(comm: Communicator, tmp_path: Path, method: str) -> None:
     told = make(comm, tmp_path / "run", method, BASELINES[method].default, "run.seed=3")
     prepared = PreparedJob(parse_job("", [*SMALL.common, "run.seed=3"]), comm)
