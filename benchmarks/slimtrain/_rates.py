@@ -27,8 +27,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "slimTrain, constant rate": {"name": "slimtrain", "rate_growth": 1.0, "schedule": "constant"},
     "slimTrain": {"name": "slimtrain"},
 }
-"""Name in the tables -> solver of the job file. "Adam, refitted" is Adam on all variables with a falling rate, delivered
-with the mean and the last layer that slimTrain has at the end of an epoch."""
+"""Name in the tables -> solver of the job file. "Adam, refitted" is Adam on all variables with a falling rate,
+delivered with the mean and the last layer that slimTrain has at the end of an epoch."""
 
 
 @dataclass(frozen=True, kw_only=True)
