@@ -12,7 +12,7 @@ Shapes: b samples, c channels of the inputs, t outputs at a position, m columns,
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import pairwise, product
+from itertools import product
 from typing import NamedTuple, Protocol
 
 import torch
@@ -21,7 +21,11 @@ from torch.nn import functional
 from torch.nn.grad import conv2d_input
 
 from hpcopt.errors import UsageError
+from hpcopt.kernels.lags import compiled_lags
 from hpcopt.objective.factored_layers import PATCH_NUMBERS, FactoredLayer, is_plain, padding_of
+from hpcopt.objective.lag_products import LagProducts
+from hpcopt.objective.separable import Normal
+from hpcopt.objective.taps import Axis, Segment
 
 
 class Seen(NamedTuple):
@@ -36,6 +40,10 @@ class Seen(NamedTuple):
     design: torch.Tensor
     blocks: tuple[int, ...]
     targets: torch.Tensor
+
+
+Given = tuple[torch.Tensor, torch.Tensor | None]
+"""W (t, m) without a column of the bias, and the bias (t,), if there is one; float64."""
 
 
 class Design(Protocol):
@@ -65,6 +73,23 @@ class Design(Protocol):
 
     def pulled_back(self, cotangent: torch.Tensor, weight: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
         """What a cotangent of these outputs is as one of ``features``."""
+        ...
+
+    def residuals(
+        self, features: torch.Tensor, targets: torch.Tensor, given: Given
+    ) -> tuple[torch.Tensor, float] | None:
+        """W Z - C, float64, in the shape of the outputs, and its square, where that takes less than ``outputs_of``."""
+        ...
+
+    def normal(self, features: torch.Tensor, targets: torch.Tensor, given: Given, scale: float) -> list[Normal] | None:
+        """The normal equations of all blocks where they are known without rows, Z and R times ``scale``.
+
+        Args:
+            features: the layer's inputs (b, ...).
+            targets: (b, numbers that the layer puts out).
+            given: W and the bias.
+            scale: see above.
+        """
         ...
 
     def rows(self, features: torch.Tensor, targets: torch.Tensor, bias: Sequence[float]) -> Iterator[Seen]:
@@ -110,6 +135,16 @@ class OneBlock:
         pulled: torch.Tensor = conv2d_input(features.shape, weight, cotangent, layer.stride, padding, layer.dilation)
         return pulled
 
+    def residuals(
+        self, features: torch.Tensor, targets: torch.Tensor, given: Given
+    ) -> tuple[torch.Tensor, float] | None:
+        """Never."""
+        return None
+
+    def normal(self, features: torch.Tensor, targets: torch.Tensor, given: Given, scale: float) -> list[Normal] | None:
+        """Never."""
+        return None
+
     def rows(self, features: torch.Tensor, targets: torch.Tensor, bias: Sequence[float]) -> Iterator[Seen]:
         """See ``Design``."""
         if self._channels_first:
@@ -122,57 +157,6 @@ class OneBlock:
             count = design.shape[0]
             yield Seen(design, (0,), wanted[first : first + count])
             first += count
-
-
-class Segment(NamedTuple):
-    """Neighbouring positions of an axis whose outputs see the same inputs, by different taps.
-
-    Attributes:
-        positions: how many.
-        starts: for each tap the input that the first position sees; there is none below 0 or behind the last one.
-        members: for each remainder that has these positions, the outputs as a slice.
-    """
-
-    positions: int
-    starts: list[int]
-    members: list[tuple[int, slice]]
-
-
-class Axis(NamedTuple):
-    """One axis of a transposed convolution."""
-
-    kernel: int
-    stride: int
-    padding: int
-    dilation: int
-    output_padding: int
-
-    def outputs(self, length: int) -> int:
-        """Outputs for so many inputs."""
-        reach = self.dilation * (self.kernel - 1) + 1
-        return (length - 1) * self.stride - 2 * self.padding + reach + self.output_padding
-
-    def taps(self, remainder: int) -> torch.Tensor:
-        """Those that outputs of this remainder see."""
-        taps = torch.arange(self.kernel)
-        return taps[(self.dilation * taps - remainder) % self.stride == 0]
-
-    def segments(self, length: int) -> Iterator[Segment]:
-        """All outputs for so many inputs."""
-        alike: dict[tuple[int, ...], list[tuple[int, torch.Tensor, torch.Tensor]]] = {}
-        for remainder in range(self.stride):
-            shifts = (self.dilation * self.taps(remainder) - remainder) // self.stride
-            outputs = torch.arange(self.outputs(length))
-            outputs = outputs[(outputs + self.padding - remainder) % self.stride == 0]
-            places = (outputs + self.padding - remainder) // self.stride
-            if len(outputs):
-                alike.setdefault(tuple(shifts.tolist()), []).append((remainder, outputs, places))
-        for shared, members in alike.items():
-            edges = {int(edge) for _, _, places in members for edge in (places[0], places[-1] + 1)}
-            for start, stop in pairwise(sorted(edges)):
-                there = [(r, outputs[(p >= start) & (p < stop)].tolist()) for r, outputs, p in members]
-                slices = [(r, slice(at[0], at[-1] + 1, self.stride)) for r, at in there if at]
-                yield Segment(stop - start, [start - shift for shift in shared], slices)
 
 
 class Known(NamedTuple):
@@ -197,6 +181,8 @@ class ParityBlocks:
         taps = [[axis.taps(remainder) for remainder in range(axis.stride)] for axis in self._axes]
         self.blocks = [number[down[:, None], across].flatten() for down, across in product(*taps)]
         self._known: dict[tuple[int, int], Known] = {}
+        self._sums: dict[tuple[int, int], LagProducts] = {}
+        self._latest: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def ordered(self, weight: torch.Tensor) -> torch.Tensor:
         """The weight (inputs, t, kernel) as (t, kernel, inputs): in a row, runs of numbers are then copied."""
@@ -219,11 +205,26 @@ class ParityBlocks:
         pulled = functional.conv2d(cotangent, weight, None, layer.stride, padding, layer.dilation)
         return pulled[..., :height, :width]
 
+    def residuals(
+        self, features: torch.Tensor, targets: torch.Tensor, given: Given
+    ) -> tuple[torch.Tensor, float] | None:
+        """See ``Design``."""
+        if (lags := self._lags(features, targets)) is None:
+            return None
+        residual, square = lags.residuals(self._inputs(lags, features), self._image(targets), *self._flat(given))
+        return residual.view(len(features), self.outputs, *self._made(features)), square
+
+    def normal(self, features: torch.Tensor, targets: torch.Tensor, given: Given, scale: float) -> list[Normal] | None:
+        """See ``Design``."""
+        if (lags := self._lags(features, targets)) is None:
+            return None
+        inputs, last = self._inputs(lags, features), int(given[1] is not None)
+        return lags.normal(inputs, self._image(targets), *self._flat(given), last, scale)
+
     def rows(self, features: torch.Tensor, targets: torch.Tensor, bias: Sequence[float]) -> Iterator[Seen]:
         """See ``Design``."""
         height, width = features.shape[-2:]
-        made = [axis.outputs(length) for axis, length in zip(self._axes, (height, width), strict=True)]
-        targets = targets.view(len(targets), self.outputs, *made)
+        targets = targets.view(len(targets), self.outputs, *self._made(features))
         step = max(1, PATCH_NUMBERS // max(1, self.width * height * width))
         below, right, pairs = self._segments(height, width)
         for some, wanted in zip(features.split(step), targets.split(step), strict=True):
@@ -248,6 +249,39 @@ class ParityBlocks:
         blocks = tuple(first * self._axes[1].stride + second for (first, _), (second, _) in members)
         targets = [wanted[:, :, i, j].permute(0, 2, 3, 1) for (_, i), (_, j) in members]
         return Seen(design.flatten(0, 2), blocks, torch.cat(targets, dim=-1).flatten(0, 2))
+
+    def _made(self, features: torch.Tensor) -> list[int]:
+        """Height and width of the outputs."""
+        return [axis.outputs(n) for axis, n in zip(self._axes, features.shape[-2:], strict=True)]
+
+    def _lags(self, features: torch.Tensor, targets: torch.Tensor) -> LagProducts | None:
+        """The sums over inputs of this size, where there are such and they take less than rows."""
+        compiled, (samples, channels, height, width) = compiled_lags(), features.shape
+        if compiled is None or features.is_cuda or not targets.is_floating_point():
+            return None
+        if self.width * samples * height * width > PATCH_NUMBERS:
+            return None
+        if (height, width) not in self._sums:
+            self._sums[height, width] = LagProducts(compiled, self._axes, (height, width), channels)
+        lags = self._sums[height, width]
+        return lags if lags.pays(samples) else None
+
+    def _inputs(self, lags: LagProducts, features: torch.Tensor) -> torch.Tensor:
+        """Those of ``LagProducts``, which are needed twice of one batch, and kept in between."""
+        latest, self._latest = self._latest, None
+        if latest is not None and latest[0] is features:
+            return latest[1]
+        inputs = lags.inputs(features.detach())
+        self._latest = features, inputs
+        return inputs
+
+    def _image(self, targets: torch.Tensor) -> torch.Tensor:
+        return targets.reshape(len(targets), self.outputs, -1).to(torch.float64)
+
+    def _flat(self, given: Given) -> tuple[torch.Tensor, torch.Tensor]:
+        """W and a bias, of zeros where there is none."""
+        weights, bias = given
+        return weights.contiguous(), weights.new_zeros(self.outputs) if bias is None else bias.contiguous()
 
     def _segments(self, height: int, width: int) -> Known:
         """Those of inputs of this size."""

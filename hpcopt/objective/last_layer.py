@@ -14,7 +14,7 @@ from hpcopt.objective.design import Design, design_of
 from hpcopt.objective.losses import target_values
 from hpcopt.objective.parameters import FlatParameters
 from hpcopt.objective.protocol import Vector
-from hpcopt.objective.separable import Rows
+from hpcopt.objective.separable import Normal, Rows
 from hpcopt.objective.vectors import matmul
 
 ADVICE = (
@@ -122,11 +122,42 @@ class LastLayer:
         self, features: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, scale: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Half the squared distance from the targets with W (t, m), and ``scale`` times its gradient in features."""
-        features, parts = features.detach(), self._parts(weights.to(features))
-        residual = self._design.outputs_of(features, parts["weight"], parts.get("bias"))
-        residual.sub_(target_values(residual, targets))
-        loss = residual.square().sum(dtype=torch.float64) / 2
+        parts, known = (
+            self._parts(weights.to(features)),
+            self._design.residuals(features, targets, self._given(weights)),
+        )
+        if known is None:
+            residual = self._design.outputs_of(features.detach(), parts["weight"], parts.get("bias"))
+            residual.sub_(target_values(residual, targets))
+            loss = residual.square().sum(dtype=torch.float64) / 2
+        else:
+            residual, square = known
+            residual, loss = residual.to(features.dtype), torch.tensor(square / 2, dtype=torch.float64)
         return loss, self._design.pulled_back(residual.mul_(scale), parts["weight"], features)
+
+    def no_rows(self) -> list[Normal]:
+        """What ``normal`` says of no sample."""
+        zeros, sizes = torch.zeros((), dtype=torch.float64), [columns.shape[0] for columns in self.blocks]
+        return [Normal(zeros.new_zeros(m, m), zeros.new_zeros(m, self.outputs), 0.0) for m in sizes]
+
+    def normal(
+        self, features: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, scale: float
+    ) -> list[Normal]:
+        """What Gram matrices say of the rows of a batch, scaled, and their residuals with W (t, m), block by block."""
+        if (known := self._design.normal(features, targets, self._given(weights), scale)) is not None:
+            return known
+        states = self.no_rows()
+        for blocks, design, residual in self.rows(features, targets, weights, scale):
+            gram, cross = matmul(design.T, design).cpu(), matmul(design.T, residual).cpu().split(self.outputs, dim=1)
+            squares = residual.square().sum(0).view(len(blocks), -1).sum(1).tolist()
+            for block, right, square in zip(blocks, cross, squares, strict=True):
+                before = states[block]
+                states[block] = Normal(before.gram + gram, before.cross + right, before.square + square)
+        return states
+
+    def _given(self, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """W (t, m) without the column of the bias, and that, if there is one."""
+        return weights[:, : self._design.width], weights[:, -1] if self.bias else None
 
     def rows(
         self, features: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, scale: float

@@ -31,6 +31,20 @@ class Rows(NamedTuple):
     residual: torch.Tensor
 
 
+class Normal(NamedTuple):
+    """The normal equations of some rows of a block, in float64 on the CPU.
+
+    Attributes:
+        gram: Z Z^T (columns, columns).
+        cross: Z R^T (columns, t).
+        square: |R|^2, or with those of other blocks in that of the first.
+    """
+
+    gram: torch.Tensor
+    cross: torch.Tensor
+    square: float
+
+
 class Features(Protocol):
     """The features of a batch at one point, with what is needed to differentiate them.
 
@@ -42,6 +56,10 @@ class Features(Protocol):
 
     def rows(self) -> Iterable[Rows]:
         """This rank's rows, in parts, each made when it is asked for; there may be none."""
+        ...
+
+    def normal(self) -> Sequence[Normal]:
+        """What Gram matrices say of this rank's rows, for each block."""
         ...
 
     def value_and_gradient(self, weights: torch.Tensor) -> tuple[float, Vector]:

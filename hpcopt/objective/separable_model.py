@@ -6,7 +6,7 @@ Shapes: n parameters, m columns of the design with that of the bias, t outputs, 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,7 @@ from hpcopt.objective.figures import CHUNK
 from hpcopt.objective.last_layer import LastLayer
 from hpcopt.objective.losses import Squared
 from hpcopt.objective.protocol import Batch, Vector
-from hpcopt.objective.separable import Rows
+from hpcopt.objective.separable import Normal, Rows
 from hpcopt.objective.shard import Evaluated, Shard
 
 if TYPE_CHECKING:
@@ -153,6 +153,22 @@ class BatchFeatures:
         while (part := self._shard.guarded(lambda: next(rows, None), lambda: None)) is not None:
             yield part
 
+    def normal(self) -> list[Normal]:
+        """What Gram matrices say of this rank's rows, for each block."""
+
+        def summed() -> list[Normal]:
+            total = nothing
+            for features, targets in self._given():
+                new = self._layer.normal(features, targets, self._weights, scale)
+                total = [
+                    Normal(a.gram + b.gram, a.cross + b.cross, a.square + b.square)
+                    for a, b in zip(total, new, strict=True)
+                ]
+            return total
+
+        nothing, scale = self._layer.no_rows(), 1 / math.sqrt(self._batch.total)
+        return self._shard.guarded(summed, lambda: nothing)
+
     def value_and_gradient(self, weights: torch.Tensor) -> tuple[float, Vector]:
         """The objective with ``weights`` in the last layer, and its gradient in the others. *Collective*."""
         scale = 1.0 / self._batch.total
@@ -190,8 +206,12 @@ class BatchFeatures:
 
     def _rows(self) -> Iterator[Rows]:
         scale = 1 / math.sqrt(self._batch.total)
-        for features, targets in torch.no_grad()(self._pieces)() if self._kept is None else self._kept:
+        for features, targets in self._given():
             yield from self._layer.rows(features, targets, self._weights, scale)
+
+    def _given(self) -> Iterable[Piece]:
+        """The pieces where nothing is to be differentiated."""
+        return torch.no_grad()(self._pieces)() if self._kept is None else self._kept
 
     def _pieces(self) -> Iterator[Piece]:
         shard = self._shard

@@ -27,8 +27,7 @@ from hpcopt.kernels.tikhonov import MOST_ROWS, compiled_step
 from hpcopt.linalg import tsqr
 from hpcopt.linalg.sampled_blocks import SampledBlocks
 from hpcopt.linalg.sampled_tikhonov import FLAT, LEAST_FREEDOM, Array, Bounds, Sampled, SampledGram, SampledTriangle
-from hpcopt.objective.separable import Rows, Separable
-from hpcopt.objective.vectors import matmul
+from hpcopt.objective.separable import Features, Rows, Separable
 
 FORMS = ("auto", "gram", "tsqr", "gather")
 ROUNDINGS = 100.0
@@ -209,16 +208,15 @@ def _converted(kept: torch.Tensor, triangle: bool) -> torch.Tensor:
     return factors
 
 
-def make_known(plan: Plan, separable: Separable, parts: Iterable[Rows]) -> KnownBatch:
+def make_known(plan: Plan, separable: Separable, features: Features) -> KnownBatch:
     """The batch of which every rank has some rows, on all of them. *Collective*."""
-    if plan.gather and not separable.alone:
-        parts = _gathered(separable, parts)
-    reduce_here = not (plan.gather or separable.alone)
     if not plan.triangle:
-        states = _grams(separable, parts)
-        if reduce_here:
+        states = [tsqr.Triangle(*state) for state in features.normal()]
+        if not separable.alone:
             states = [_symmetric(state) for state in _unpack(separable.sum(_pack(states)), separable)]
         return GramBatch(separable.blocks, separable.bias, states)
+    reduce_here = not (plan.gather or separable.alone)
+    parts = _gathered(separable, features.rows()) if plan.gather and not separable.alone else features.rows()
     states = _triangles(separable, parts, triangular=reduce_here)
     if reduce_here:
         both = partial(_combined, separable)
@@ -235,18 +233,6 @@ def _gathered(separable: Separable, parts: Iterable[Rows]) -> list[Rows]:
             own[block].append(torch.cat([design, right], dim=1).cpu())
     everyone = separable.gather([torch.cat(rows) for rows in own])
     return [Rows((block,), rows[:, :-outputs], rows[:, -outputs:]) for block, rows in enumerate(everyone)]
-
-
-def _grams(separable: Separable, parts: Iterable[Rows]) -> list[tsqr.Triangle]:
-    """For each block the sums of Z Z^T, of Z R^T and of |R|^2, over this rank's rows."""
-    states = [_nothing(len(columns), separable.outputs) for columns in separable.blocks]
-    for blocks, design, residual in parts:
-        gram, cross = matmul(design.T, design).cpu(), matmul(design.T, residual).cpu().split(separable.outputs, dim=1)
-        squares = residual.square().sum(0).view(len(blocks), -1).sum(1).tolist()
-        for block, right, square in zip(blocks, cross, squares, strict=True):
-            before = states[block]
-            states[block] = tsqr.Triangle(before.factor + gram, before.right + right, before.tail + square)
-    return states
 
 
 def _triangles(separable: Separable, parts: Iterable[Rows], *, triangular: bool) -> list[tsqr.Triangle]:

@@ -228,7 +228,7 @@ class SlimTrain(ScheduledRate):
             state["window"] = converted(cast(torch.Tensor, state["window"]), separable.blocks, chosen.triangle)
             state["triangles"] = chosen.triangle
         state[f"by_{chosen.form}"] = int(state[f"by_{chosen.form}"]) + 1
-        return make_known(chosen, separable, features.rows())
+        return make_known(chosen, separable, features)
 
     def _plan(self, separable: Separable, state: State, rows: int) -> Plan:
         """How ``rows`` N are made known, by what is known of the batch before."""
@@ -300,7 +300,7 @@ class SlimTrain(ScheduledRate):
         """W (t, m) of the ridge regression on all samples and its loss, NaN where not finite. *Collective*."""
         everything = separable.everything(point)
         chosen = self._plan(separable, state, everything.count)._replace(gather=False)
-        known = make_known(chosen, separable, everything.rows())
+        known = make_known(chosen, separable, everything)
         nothing = np.zeros((separable.outputs, separable.width))
         settled = np.full(nothing.size + 1, math.nan)
         if known.finite:
