@@ -50,7 +50,7 @@ def test_newton_waits_once_an_iteration_of_conjugate_gradients(comm: Communicato
 
 def test_slimtrain_waits_for_sums_of_features_and_the_last_layer(comm: Communicator) -> None:
     found, _ = step("slimtrain", comm, 1000)
-    assert found == Counter({"last_layer.weights": 1, "feature_window._grams": 3, "vectors.dot": 1} | EVALUATION)
+    assert found == Counter({"last_layer.weights": 1, "last_layer.normal": 3, "vectors.dot": 1} | EVALUATION)
 
 
 @pytest.mark.parametrize("method", ["lars", "trust_region", "lbfgs", "apts", "newton", "nlcg"])
