@@ -134,8 +134,9 @@ class Gathering:
 
         None where the loss is not finite anyway, which tells nothing.
 
-        The random numbers of the model and its running statistics are as if this had not been.
+        The model's buffers and its random numbers are as if this had not been.
         """
+        buffers = [(buffer, buffer.clone()) for buffer in self._shard.module.buffers()]
         few = min(REHEARSED, len(self._shard.inputs))
         batch = Batch(torch.arange(few, device=whole.device), few, few)
         late = torch.full_like(whole, torch.nan)
@@ -145,10 +146,12 @@ class Gathering:
             with self._layers_wait():
                 found = self._shard.loss_sum(late, batch)
         except Exception:
-            # Whatever a model makes of missing numbers; where it fails with all of them, it will outside of here too.
+            # Whatever a model makes of missing numbers, or of so few samples.
             return False
         finally:
             self._coming = {}
+            for buffer, kept in buffers:
+                buffer.copy_(kept)
         return math.isclose(found, expected, rel_tol=SAME) if math.isfinite(expected) else None
 
 

@@ -85,6 +85,8 @@ def test_a_tensor_goes_to_mpi_and_back_whole_and_in_chunks(
         comm.iallreduce(tensor).wait()
         assert torch.equal(comm.reduce_scatter(tensor, [size]).cpu(), 4 * expected)
         assert torch.equal(comm.allgatherv(tensor.add(1), [size]).cpu(), 4 * expected + 1)
+        gathered = comm.iallgatherv(tensor.add(2), torch.empty_like(tensor), [size])
+        assert torch.equal(gathered.wait().cpu(), 4 * expected + 2)
 
 
 @pytest.mark.usefixtures("launcher")
