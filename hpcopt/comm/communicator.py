@@ -213,7 +213,7 @@ class Communicator:
         """
         start = perf_counter()
         source, call = blocks.gathering(self, part, buffer, counts)
-        return started(self, buffer, label, start, call, load=False, source=source)
+        return started(self, buffer, label, start, call, load=False, sent=(part, source))
 
     def _by_nccl(self, buffer: Any, op: str, label: str, start: float) -> bool:
         """Whether NCCL reduces a buffer, which it then does."""

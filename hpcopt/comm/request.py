@@ -23,11 +23,11 @@ else:
 class Request:
     """A collective in flight. The buffer must not be touched before ``wait`` returned or ``test`` said True."""
 
-    __slots__ = ("_buffer", "_chunks", "_label", "_ledger", "_requests", "_source")
+    __slots__ = ("_buffer", "_chunks", "_label", "_ledger", "_requests", "_sent")
 
     def __init__(
         self, buffer: Any, chunks: Chunks | None, requests: list[MPI.Request], ledger: Ledger, label: str,
-        source: Staged | None = None,
+        sent: tuple[Any, Staged] | None = None,
     ) -> None:  # fmt: skip
         """Hold the buffer and its memory alive until the calls, one for each chunk, are complete; None: they are.
 
@@ -38,7 +38,7 @@ class Request:
         self._requests = requests
         self._ledger = ledger
         self._label = label
-        self._source = source
+        self._sent = sent
 
     def wait(self) -> Any:
         """Wait until it is complete and return the buffer it was given, which now holds the result."""
@@ -63,9 +63,9 @@ class Request:
 
     def _complete(self, chunks: Chunks, start: float) -> None:
         chunks.end(store=True)
-        if self._source is not None:
-            self._source.finish(store=False)
-        self._chunks = self._source = None
+        if self._sent is not None:
+            self._sent[1].finish(store=False)
+        self._chunks = self._sent = None
         self._ledger.add(self._label, 0, perf_counter() - start, calls=0)
 
 
@@ -76,7 +76,7 @@ def started(
     start: float,
     call: Callable[[Message], MPI.Request],
     load: bool = True,
-    source: Staged | None = None,
+    sent: tuple[Any, Staged] | None = None,
 ) -> Request:
     """Make the calls that do not block, all of them now, so that ranks start those of several buffers in one order.
 
@@ -87,7 +87,7 @@ def started(
         start: when this began.
         call: makes one call, for one part of the buffer after the other.
         load: whether the buffer's numbers are sent.
-        source: what is sent instead.
+        sent: the buffer that is sent instead, and as MPI sees it.
     """
     chunks: Chunks
     if comm.pipelined and is_large(buffer):
@@ -101,4 +101,4 @@ def started(
         requests = [call(part) for part in pieces_of(staged, 0, staged.count, comm.chunk)]
         chunks = HostChunks(staged)
     comm.ledger.add(label, buffer.nbytes, perf_counter() - start)
-    return Request(buffer, chunks, requests, comm.ledger, label, source)
+    return Request(buffer, chunks, requests, comm.ledger, label, sent)

@@ -5,6 +5,7 @@ All numbers are small integers, which every type holds exactly, so that the orde
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from time import sleep
@@ -207,6 +208,16 @@ def test_several_gathers_may_be_in_flight(dtype: str, kind: str, chunk: int) -> 
         assert_same(request.wait(), np.concatenate([numbers(rank, n, dtype) for rank, n in enumerate(counts)]))
     ((_, calls, nbytes, _),) = comm.ledger.rows()
     assert (calls, nbytes) == (3, (sum(cases[0]) + 7) * np.dtype(dtype).itemsize)
+
+
+def test_what_is_sent_lives_until_it_has_come(comm: Communicator) -> None:
+    part, counts = torch.full((1000,), float(comm.rank)), [1000] * comm.size
+    gone = weakref.ref(part)
+    request = comm.iallgatherv(part, torch.empty(1000 * comm.size), counts)
+    del part
+    assert gone() is not None
+    assert_same(request.wait(), np.repeat(np.arange(comm.size, dtype=np.float32), 1000))
+    assert gone() is None
 
 
 @pytest.mark.parametrize("chunk", [1, 2**30])
