@@ -94,11 +94,11 @@ class CompiledSweeps:
         """Call a function on each thread's share of the vectors; the sums of all blocks, added in their order."""
         first, *others = [each for each in vectors if each is not None]
         check_arguments(first.dtype, torch.device("cpu"), first, *others)
-        n = len(first)
-        if any(len(each) != n for each in others):
+        n = first.numel()
+        if any(each.numel() != n for each in others):
             raise ValueError(f"{name} takes vectors of one length, not of {n} and {[len(each) for each in others]}")
         parts = torch.zeros(-(-n // BLOCK), sums, dtype=torch.float64)
-        function = self._library[f"{name}_{str(first.dtype).removeprefix('torch.')}"]
+        function = getattr(self._library, f"{name}_{str(first.dtype).removeprefix('torch.')}")  # it keeps them
         numbers = (ctypes.c_double * len(constants))(*constants)
 
         def run(start: int, stop: int) -> None:
@@ -112,7 +112,7 @@ class CompiledSweeps:
             )  # fmt: skip
 
         together(run, shares(n, torch.get_num_threads()))
-        return [list(parts.sum(0))]
+        return [list(parts.sum(0))] if sums else []
 
 
 def shares(n: int, threads: int) -> list[tuple[int, int]]:

@@ -29,8 +29,8 @@ def split(value: float) -> list[float]:
     digits = [0.0] * DIGITS
     i = (_TOP - math.frexp(value)[1]) // _BITS  # what is before it is 0
     while value and i < DIGITS:
-        digits[i] = math.trunc(value / _SCALES[i]) * _SCALES[i]
-        value -= digits[i]
+        rest = math.fmod(value, _SCALES[i])
+        digits[i], value = value - rest, rest
         i += 1
     return digits
 

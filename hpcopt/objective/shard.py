@@ -6,6 +6,7 @@ Shapes: n parameters, b samples of this rank in a batch, C outputs.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache
 from typing import NamedTuple, TypeAlias, TypeVar
 
 import torch
@@ -93,7 +94,7 @@ class Shard:
         self.inputs, self.targets = inputs, targets
         self.parameters, self.stochastic = parameters, stochastic
         self.micro_batch, self.augment = micro_batch, augment
-        self.parts = [Part(0, 1, stochastic.rank)] if parts is None else list(parts)
+        self.parts = (Part(0, 1, stochastic.rank),) if parts is None else tuple(parts)
 
     def with_parts(self, parts: Sequence[Part]) -> Shard:
         """The same module and samples, of which other parts are evaluated."""
@@ -178,17 +179,14 @@ class Shard:
 
     def pieces(self, batch: Batch, *, augmented: bool = True) -> Iterator[Piece]:
         """The forward passes over what is evaluated of ``batch``, of the samples as they are if not ``augmented``."""
-        step = self.micro_batch or max(batch.count, 1)
-        for part in self.parts:
-            start, count = (0, batch.count) if part.of == 1 else block(batch.count, part.of, part.number)
-            for number, first in enumerate(range(start, start + count, step)):
-                chosen: slice | torch.Tensor = slice(first, min(first + step, start + count))
-                if batch.indices is not None:
-                    chosen = batch.indices if step >= count == batch.count else batch.indices[chosen]
-                inputs = self.inputs[chosen]
-                if augmented and self.augment is not None:
-                    inputs = self.augment(inputs, batch.key[0], chosen)
-                yield Piece(part.rank, number, first, inputs, self.targets[chosen])
+        for rank, number, first, count in _cuts(self.parts, batch.count, self.micro_batch):
+            chosen: slice | torch.Tensor = slice(first, first + count)
+            if batch.indices is not None:
+                chosen = batch.indices if count == batch.count else batch.indices[chosen]
+            inputs = self.inputs[chosen]
+            if augmented and self.augment is not None:
+                inputs = self.augment(inputs, batch.key[0], chosen)
+            yield Piece(rank, number, first, inputs, self.targets[chosen])
 
     def _losses(self, w: Vector, batch: Batch, scale: float) -> Iterator[Evaluated]:
         """Of each piece the loss, whose terms are differentiated: their sum would be more work for the same numbers."""
@@ -203,6 +201,18 @@ class Shard:
         self.parameters.bind(w)
         if not self.module.training:
             self.module.train()
+
+
+@lru_cache
+def _cuts(parts: Sequence[Part], count: int, most: int | None) -> Sequence[tuple[int, int, int, int]]:
+    """Of each piece of a batch of which this rank holds ``count`` samples: rank, number, first sample and how many."""
+    found = []
+    for part in parts:
+        own = block(count, part.of, part.number)
+        step = most or max(count, 1)
+        starts = range(own.start, own.stop, step)
+        found += [(part.rank, number, first, min(step, own.stop - first)) for number, first in enumerate(starts)]
+    return found
 
 
 def pull(outputs: torch.Tensor, cotangent: torch.Tensor, tensors: Sequence[torch.Tensor]) -> Gradients:

@@ -40,8 +40,8 @@ def dot(x: torch.Tensor, y: torch.Tensor) -> float:
     """x^T y of two vectors (n,), as ``inner``."""
     if x.is_cuda:
         return float(inner(x[None], y[None]))
-    if x.dtype == torch.float64 or x.numel() <= _DOT_BLOCK:
-        return float(torch.dot(x, y))
+    if x.numel() <= _DOT_BLOCK or x.dtype == torch.float64:
+        return torch.dot(x, y).item()
     parts = [torch.dot(a, b) for a, b in zip(x.split(_DOT_BLOCK), y.split(_DOT_BLOCK), strict=True)]
     return float(torch.stack(parts).sum(dtype=torch.float64))
 
