@@ -46,6 +46,7 @@ NOT_SAVED = {
     "loop.objective._lent": "memory without contents",
     "loop.objective._spare": "memory without contents",
     "loop.objective.shard.stochastic._last_updated": "a batch's key, which no later batch has",
+    "loop.objective.separable.layer._seen": "views of the variables, made at the first sight of them",
     "loop.objective.separable.layer._made": "shapes that follow from those of the inputs",
     "loop._batches._plan._epoch": "says which epoch's order is kept; it is drawn again from the seed",
     "loop._batches._plan._picks": "the order that is kept",
