@@ -256,57 +256,57 @@ def parse_job(text: str, settings: list[str] | None = None, name: str = "job") -
 
 
 def _build(kind: type[Table], values: dict[str, Any], where: str) -> Table:
-    """An options table from plain values; unknown keys and wrong types are refused by name."""
-    from pydantic import ConfigDict, TypeAdapter, ValidationError
+    """An options table from plain values; unknown keys and wrong types are refused by name.
 
-    known = [f.name for f in fields(kind) if f.name != "options"]  # type: ignore[arg-type]
-    unknown = [key for key in values if key not in known]
-    if "options" in [f.name for f in fields(kind)]:  # type: ignore[arg-type]
-        values = {**{k: v for k, v in values.items() if k in known}, "options": {k: values[k] for k in unknown}}
-    elif unknown:
-        raise UsageError(
-            f"{where}.{unknown[0]} is not a key of [{where}]{nearest(unknown[0], known)} Known: {', '.join(known)}."
-        )
-    needed = [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING]  # type: ignore[arg-type]
-    for key in needed:
-        if key not in values:
-            raise UsageError(
-                f"{where}.{key} is missing; [{where}] cannot do without it. See docs/jobs.md for its values."
-            )
+    Raises:
+        UsageError: see above.
+    """
+    values = _known(kind, values, where)
     hints = get_type_hints(kind)
     for key, value in values.items():
         if is_dataclass(hints.get(key)):
             if not isinstance(value, dict):
                 raise UsageError(f"{where}.{key} = {value!r} must be a table such as {{ key = value }}.")
             values = {**values, key: _build(hints[key], value, f"{where}.{key}")}
+    return kind(**{key: _checked(value, hints[key], f"{where}.{key}") for key, value in values.items()})
+
+
+def _known(kind: type[Table], values: dict[str, Any], where: str) -> dict[str, Any]:
+    """The values of a table that has all it needs, keys of a model's or a method's own under ``options``."""
+    keys = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
+    known = [key for key in keys if key != "options"]
+    unknown = [key for key in values if key not in known]
+    if "options" in keys:
+        values = {**{k: v for k, v in values.items() if k in known}, "options": {k: values[k] for k in unknown}}
+    elif unknown:
+        raise UsageError(
+            f"{where}.{unknown[0]} is not a key of [{where}]{nearest(unknown[0], known)} Known: {', '.join(known)}."
+        )
+    for key, entry in keys.items():
+        if entry.default is MISSING and entry.default_factory is MISSING and key not in values:
+            raise UsageError(
+                f"{where}.{key} is missing; [{where}] cannot do without it. See docs/jobs.md for its values."
+            )
+    return values
+
+
+def _checked(value: Any, hint: Any, name: str) -> Any:
+    """``value`` as the type that the key ``name`` is declared with."""
+    from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+    if _says_its_own_rule(hint):
+        return value
+    config = None if is_dataclass(hint) else ConfigDict(strict=True, arbitrary_types_allowed=True)
     try:
-        config = ConfigDict(strict=True, arbitrary_types_allowed=True)
-        checked = {
-            k: TypeAdapter(hints[k], config=None if is_dataclass(hints[k]) else config)
-            for k in values
-            if not _says_its_own_rule(hints[k])
-        }
-        return kind(**{k: checked[k].validate_python(v) if k in checked else v for k, v in values.items()})
+        return TypeAdapter(hint, config=config).validate_python(value)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = next(k for k in checked if _fails(checked[k], values[k]))
-        message = first["msg"].replace("Input", "it")
-        raise UsageError(f"{where}.{key} = {values[key]!r} is not allowed: {message}.") from error
+        message = error.errors()[0]["msg"].replace("Input", "it")
+        raise UsageError(f"{name} = {value!r} is not allowed: {message}.") from error
 
 
 def _says_its_own_rule(hint: Any) -> bool:
     """Whether a key takes values of several types: pydantic would name one of them, the table's own check names all."""
     return get_origin(hint) in (Union, UnionType) and len(set(get_args(hint)) - {NoneType}) > 1
-
-
-def _fails(adapter: Any, value: Any) -> bool:
-    from pydantic import ValidationError
-
-    try:
-        adapter.validate_python(value)
-    except ValidationError:
-        return True
-    return False
 
 
 def _override(tables: dict[str, Any], setting: str) -> None:

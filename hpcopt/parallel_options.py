@@ -59,6 +59,19 @@ class ParallelOptions:
             given = getattr(self, key)
             if not isinstance(given, bool) and given != "auto":
                 raise UsageError(f'parallel.{key} = {given!r} is not allowed: it is true, false or "auto".')
+        check_number("parallel.data", self.data, "at least 1", lambda x: x >= 1)
+        if self.grid is not None and (len(self.grid) != 2 or min(self.grid) < 1):
+            raise UsageError(f"parallel.grid = {self.grid} must be [rows, columns], two whole numbers of at least 1.")
+        self._check_quorum()
+        self._check_mapping()
+        self._check_layout()
+
+    def _check_quorum(self) -> None:
+        """Refuse keys of a phase that ends early that break their rule, or do not go together.
+
+        Raises:
+            UsageError: see above.
+        """
         check_number("parallel.quorum", self.quorum, "a part of the ranks above 0 and at most 1", lambda x: 0 < x <= 1)
         if self.quorum is not None and self.replay is not None:
             raise UsageError(
@@ -70,10 +83,13 @@ class ParallelOptions:
                 f'parallel.termination = "{self.termination}" has no effect without parallel.quorum, the part of the '
                 "ranks that must have finished. Give parallel.quorum, or remove parallel.termination."
             )
-        check_number("parallel.data", self.data, "at least 1", lambda x: x >= 1)
-        if self.grid is not None and (len(self.grid) != 2 or min(self.grid) < 1):
-            raise UsageError(f"parallel.grid = {self.grid} must be [rows, columns], two whole numbers of at least 1.")
-        self._check_mapping()
+
+    def _check_layout(self) -> None:
+        """Refuse keys that are for the other layout.
+
+        Raises:
+            UsageError: see above.
+        """
         if self.layout == "data" and self.grid is not None:
             raise UsageError(
                 f'parallel.grid = {self.grid} needs parallel.layout = "variables", which cuts the network over a '

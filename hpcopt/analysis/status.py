@@ -40,10 +40,9 @@ def standing(run: Run) -> dict[str, Any]:
     """
     facts, iterations, evaluations = run.facts, run.iterations, run.evaluations
     done, epochs, seconds = (np.append(0.0, iterations[name]) for name in ("iteration", "epoch", "seconds"))
-    running, recent = run.status == "running", _recent(seconds)
+    recent, overhead = _recent(seconds), _overhead(evaluations)
     spent = seconds[-1] - seconds[recent]
     speeds = [(counts[-1] - counts[recent]) / spent if spent > 0 else 0.0 for counts in (done, epochs)]
-    overhead = _overhead(evaluations)
     found: dict[str, Any] = {
         "run": run.name,
         "path": str(run.path),
@@ -64,13 +63,20 @@ def standing(run: Run) -> dict[str, Any]:
         "stopping": None,
         **_signs(run, float(np.diff(seconds[recent:]).max(initial=0.0)) * overhead),
     }
-    if running:
-        remaining = _remaining(facts.get("planned") or {}, (done[-1], epochs[-1], seconds[-1]), speeds, overhead)
-        halt = read_halt(run.path)
-        found["stopping"] = None if halt is None else {k: v for k, v in asdict(halt).items() if k != "owner"}
-        found["remaining_seconds"] = remaining
-        found["estimated_end"] = None if remaining is None else _utc(time.time() + remaining)
+    if run.status == "running":
+        planned = facts.get("planned") or {}
+        found |= _end(run, _remaining(planned, (done[-1], epochs[-1], seconds[-1]), speeds, overhead))
     return {key: plain(value) for key, value in found.items()}
+
+
+def _end(run: Run, remaining: float | None) -> dict[str, Any]:
+    """When a run that goes on will end, and who asked it to end before."""
+    halt = read_halt(run.path)
+    return {
+        "stopping": None if halt is None else {k: v for k, v in asdict(halt).items() if k != "owner"},
+        "remaining_seconds": remaining,
+        "estimated_end": None if remaining is None else _utc(time.time() + remaining),
+    }
 
 
 def slowest_rank(table: np.recarray) -> dict[str, Any] | None:

@@ -22,19 +22,13 @@ def summary(run: Run) -> dict[str, Any]:
 
     Losses are means over all samples of the set, accuracies fractions; work is in passes over the training set.
     """
-    facts, evaluations, iterations = run.facts, run.evaluations, run.iterations
-    done = _last(iterations, "iteration", 0)
+    evaluations, iterations = run.evaluations, run.iterations
+    stated = ("stop_reason", "solver", "model", "data", "ranks", "layout", "parameters")
     summarised: dict[str, Any] = {
         "run": run.name,
         "status": run.status,
-        "stop_reason": facts.get("stop_reason"),
-        "solver": facts.get("solver"),
-        "model": facts.get("model"),
-        "data": facts.get("data"),
-        "ranks": facts.get("ranks"),
-        "layout": facts.get("layout"),
-        "parameters": facts.get("parameters"),
-        "iterations": int(max(done, _last(evaluations, "iteration", 0))),
+        **{name: run.facts.get(name) for name in stated},
+        "iterations": int(max(_last(iterations, "iteration", 0), _last(evaluations, "iteration", 0))),
         "epochs": max(_last(iterations, "epoch", 0.0), _last(evaluations, "epoch", 0.0)),
         "seconds": max(_last(iterations, "seconds", 0.0), _last(evaluations, "seconds", 0.0)),
         "checkpoints": [checkpoint._asdict() for checkpoint in run.checkpoints],

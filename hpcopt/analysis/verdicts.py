@@ -122,25 +122,23 @@ def judge_threads(ranks: Sequence[Mapping[str, Any]]) -> list[Finding]:
     masks = {host: [frozenset(rank["cores"]) for rank in group] for host, group in by_host.items()}
     shares = {host: min(threads_per_rank(mask, me) for me in range(len(mask))) for host, mask in masks.items()}
     host = min(shares, key=lambda name: shares[name])
-    cores, share, here = frozenset().union(*masks[host]), shares[host], len(masks[host])
-    set_by_user = sorted(
-        {rank["variables"]["OMP_NUM_THREADS"] for rank in ranks if "OMP_NUM_THREADS" in rank["variables"]}
-    )
-    text = f"{_count(share, 'thread')} a rank ({here} on {_count(len(cores), 'core')} of {host})"
-    if here > len(cores):
+    cores, share, here = len(frozenset().union(*masks[host])), shares[host], len(masks[host])
+    place = f"{here} on {_count(cores, 'core')} of {host}"
+    text = f"{_count(share, 'thread')} a rank ({place})"
+    if here > cores:
         advice = "More ranks than cores: they take turns, and every collective waits for it. Start fewer ranks."
         return [Finding("threads", "yellow", text, advice)]
-    if set_by_user:
-        asked = set_by_user[-1]
-        text = f"OMP_NUM_THREADS={asked} a rank, {here} on {_count(len(cores), 'core')} of {host}"
-        if asked.isdigit() and int(asked) * here > len(cores):
+    if asked := [rank["variables"]["OMP_NUM_THREADS"] for rank in ranks if "OMP_NUM_THREADS" in rank["variables"]]:
+        most = max(asked)
+        text = f"OMP_NUM_THREADS={most} a rank, {place}"
+        if most.isdigit() and int(most) * here > cores:
             advice = f"More threads than cores: unset OMP_NUM_THREADS or set it to {share}."
             return [Finding("threads", "yellow", text, advice)]
         return [Finding("threads", "green", text)]
     total = by_host[host][0]["cores_of_host"]
-    if 2 * len(cores) <= total and here > 1:
+    if 2 * cores <= total and here > 1:
         advice = (
-            f"{total - len(cores)} cores of the host are not used. If they are yours, give each rank more of them: "
+            f"{total - cores} cores of the host are not used. If they are yours, give each rank more of them: "
             "mpirun --bind-to none, or srun --cpus-per-task."
         )
         return [Finding("threads", "yellow", text, advice)]

@@ -13,6 +13,7 @@ from hpcopt.errors import UsageError
 
 if TYPE_CHECKING:
     from hpcopt.analysis.predict import Prediction
+    from hpcopt.config import Job
     from hpcopt.costs.machine import Machine
 
 TITLES = (
@@ -45,25 +46,13 @@ def predict(
         UsageError: there is no measurement, or the job does not fit.
     """
     counts = numbers(ranks)
-    from hpcopt.comm.launch import expected_ranks
-
-    started = max(expected_ranks().values(), default=1)
-    if started > 1:
-        # The others have ended by now, and MPI, which the next import loads, would wait for them.
-        raise UsageError(f"predict works on one process, but {started} were started: leave out mpirun or srun.")
+    _refuse_a_launcher()
     from hpcopt.costs.machine import find, read
 
     machine = read(find(measured))
     if (on_host is not None and on_host < 1) or (inner is not None and inner <= 0):
         raise UsageError("--ranks-per-host and --inner must be above 0.")
-    from hpcopt.config import parse_job, read_job
-
-    job = parse_job(read_job(job_file), settings, name=job_file.stem)
-    if job.run.device not in ("auto", machine.device):
-        raise UsageError(
-            f'run.device = "{job.run.device}", but {machine.path} was measured on "{machine.device}". Measure where '
-            "ranks have such devices."
-        )
+    job = _job_for(machine, job_file, settings)
     from hpcopt.analysis.predict import ASSUMPTIONS, subject_of
     from hpcopt.analysis.predict import predict as predict_one
 
@@ -75,6 +64,28 @@ def predict(
         print(json.dumps({"machine": about, "predictions": [asdict(each) for each in found], "notes": notes}, indent=2))
         return
     _show(machine, found, notes)
+
+
+def _refuse_a_launcher() -> None:
+    from hpcopt.comm.launch import expected_ranks
+
+    started = max(expected_ranks().values(), default=1)
+    if started > 1:
+        # The others have ended by now, and MPI, which later imports load, would wait for them.
+        raise UsageError(f"predict works on one process, but {started} were started: leave out mpirun or srun.")
+
+
+def _job_for(machine: Machine, job_file: Path, settings: list[str]) -> Job:
+    """The job, if its device is the one that was measured."""
+    from hpcopt.config import parse_job, read_job
+
+    job = parse_job(read_job(job_file), settings, name=job_file.stem)
+    if job.run.device not in ("auto", machine.device):
+        raise UsageError(
+            f'run.device = "{job.run.device}", but {machine.path} was measured on "{machine.device}". Measure where '
+            "ranks have such devices."
+        )
+    return job
 
 
 def numbers(text: str) -> list[int]:

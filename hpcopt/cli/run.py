@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     from hpcopt.comm.communicator import Communicator
     from hpcopt.comm.launch import Threads
+    from hpcopt.config import Job
     from hpcopt.train.job import PreparedJob
     from hpcopt.train.progress import Display, Harmless
     from hpcopt.train.protocol import Result
@@ -39,20 +40,16 @@ def _run(
     from hpcopt.comm.communicator import Communicator
     from hpcopt.comm.launch import check_launch, choose_threads
     from hpcopt.comm.mpi_library import library_name
-    from hpcopt.config import parse_job, read_job
 
     comm = Communicator()
     check_launch(comm.size, library=library_name())
-    with comm.together("reading the job file"):
-        text = read_job(job_file) if comm.rank == 0 else ""
-    text = comm.broadcast_object(text)
-    with comm.together("reading the job file"):
-        job = parse_job(text, settings, name=job_file.stem)
+    job = _read(job_file, settings, comm)
     if not job.checkpoint.save:
         requests.decline()
     threads = choose_threads(comm)
 
     from hpcopt.train.job import PreparedJob
+    from hpcopt.train.output import ENDS
 
     prepared = PreparedJob(job, comm)
     directory = run_dir or Path("runs") / job.run.name
@@ -69,9 +66,18 @@ def _run(
     finally:
         display.close()
     display.summarise(result)
-    from hpcopt.train.output import ENDS
-
     return ENDS.get(result.stop, ("finished", 0))[1]
+
+
+def _read(job_file: Path, settings: list[str], comm: Communicator) -> Job:
+    """The job that rank 0 has read, checked by every rank. *Collective*."""
+    from hpcopt.config import parse_job, read_job
+
+    with comm.together("reading the job file"):
+        text = read_job(job_file) if comm.rank == 0 else ""
+    text = comm.broadcast_object(text)
+    with comm.together("reading the job file"):
+        return parse_job(text, settings, name=job_file.stem)
 
 
 class _Display:

@@ -91,21 +91,9 @@ def minimize(
         growth = BatchGrowth(batch_growth, batch_growth_every, batch_growth_tolerance)
     sampler = Sampler(plan_batches(objective, batch, overlap, seed), objective.model.device, growth)
     criteria = make_criteria(run)
-    if test_accuracy is not None and (test is None or not objective.classification):
-        raise UsageError(
-            f"test_accuracy = {test_accuracy} can never be reached without a test set of classes; give one or drop it",
-            collective=True,
-        )
-    given = (_on(test[0], objective), _on(test[1], objective)) if test else None
-    horizon = horizon_epochs(criteria, sampler)
+    given = _test_set(test, objective, test_accuracy)
     if getattr(solver, "horizon_epochs", 0.0) is None:
-        solver = replace(solver, horizon_epochs=horizon)  # type: ignore[type-var]
-    facts: dict[str, Any] = {
-        "solver": method_name(solver),
-        "model": objective.model.name,
-        "data": None,
-        "task": "classification" if objective.classification else "regression",
-    }
+        solver = replace(solver, horizon_epochs=horizon_epochs(criteria, sampler))  # type: ignore[type-var]
     path = Path(run_dir) if run_dir is not None else None
     options = checkpoint or CheckpointOptions()
     saves = path is not None and options.save
@@ -115,7 +103,7 @@ def minimize(
             path,
             fresh=fresh,
             checkpoint=options,
-            facts=facts | run_facts(objective, solver, criteria),
+            facts=_problem_facts(objective, solver) | run_facts(objective, solver, criteria),
             understand=partial(snapshot_from, objective, solver, sampler),
         )
         return train(objective, solver, sampler, given, criteria, output, options, requests, listeners)
@@ -208,6 +196,16 @@ def plan_batches(objective: Problem, batch: int | str, overlap: float, seed: int
         return BatchPlan(objective.samples, start, count, size, seed, overlap)
 
 
+def _problem_facts(objective: Problem, solver: Solver) -> dict[str, Any]:
+    """What status.json says of a run without a job file, whose data have no name."""
+    return {
+        "solver": method_name(solver),
+        "model": objective.model.name,
+        "data": None,
+        "task": "classification" if objective.classification else "regression",
+    }
+
+
 def run_facts(objective: Problem, solver: Solver, criteria: Criteria) -> dict[str, Any]:
     """What status.json says of any run."""
     return {
@@ -224,7 +222,21 @@ def run_facts(objective: Problem, solver: Solver, criteria: Criteria) -> dict[st
     }
 
 
-def _on(part: torch.Tensor, objective: Problem) -> torch.Tensor:
-    """Test inputs or targets in the precision and on the device of the training samples."""
-    dtype = objective.model.dtype if part.is_floating_point() else torch.int64
-    return part.to(device=objective.model.device, dtype=dtype)
+def _test_set(
+    test: tuple[torch.Tensor, torch.Tensor] | None, objective: Problem, accuracy: float | None
+) -> Samples | None:
+    """Test inputs and targets in the precision and on the device of the training samples.
+
+    Raises:
+        UsageError: on all ranks, when there are none in which an ``accuracy`` could be reached.
+    """
+    if accuracy is not None and (test is None or not objective.classification):
+        raise UsageError(
+            f"test_accuracy = {accuracy} can never be reached without a test set of classes; give one or drop it",
+            collective=True,
+        )
+    if test is None:
+        return None
+    device, precision = objective.model.device, objective.model.dtype
+    kinds = [precision if part.is_floating_point() else torch.int64 for part in test]
+    return test[0].to(device=device, dtype=kinds[0]), test[1].to(device=device, dtype=kinds[1])

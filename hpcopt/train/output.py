@@ -167,37 +167,18 @@ class RunOutput:
     def finish(self, result: Result) -> None:
         """Close the record and say in status.json how the run ended. *Collective*."""
         name, exit_status = ENDS.get(result.stop, ("finished", 0))
+        summary = _summary(result) | self._communication()
+        self._close(status=name, exit_status=exit_status, stop_reason=result.stop.sentence, summary=summary)
+
+    def _communication(self) -> dict[str, Any]:
+        """Calls, bytes and seconds waited since the start, of all ranks and by label of this one. *Collective*."""
         rows = self._comm.ledger.rows(self._ledger_before)
         mine = [sum(r.calls for r in rows), sum(r.bytes for r in rows), sum(r.seconds_waited for r in rows)]
         calls, moved, waited = self._comm.reduce_scalars(mine)
-        self._close(
-            status=name,
-            exit_status=exit_status,
-            stop_reason=result.stop.sentence,
-            summary={
-                "initial": asdict(result.initial),
-                "final": asdict(result.final),
-                "best": asdict(result.best) | {"epoch": result.best_epoch},
-                "iterations": result.iterations,
-                "epochs": result.epochs,
-                "seconds": result.seconds,
-                "checkpoints": {
-                    "saved": result.saved,
-                    "not_saved": result.not_saved,
-                    "seconds": result.seconds_saving,
-                    "share": result.share_saving,
-                },
-                "steps": {"accepted": result.accepted, "rejected": result.rejected},
-                "time": {
-                    "all": result.seconds_here,
-                    "evaluation": result.seconds_evaluating,
-                    "record": result.seconds_recording,
-                    "checkpoints": result.seconds_saving,
-                },
-                "communication": {"calls": calls, "bytes": moved, "seconds_waited": waited},
-                "by_label": [row._asdict() for row in rows],
-            },
-        )
+        return {
+            "communication": {"calls": calls, "bytes": moved, "seconds_waited": waited},
+            "by_label": [row._asdict() for row in rows],
+        }
 
     def fail(self, error: BaseException) -> None:
         """Say in status.json that the run failed. Local: the other ranks may be gone."""
@@ -254,3 +235,28 @@ class RunOutput:
             logger.info("%s: %s", status["status"], status["stop_reason"])
             self._log.close()
         self._directory = self._recorder = self._log = None
+
+
+def _summary(result: Result) -> dict[str, Any]:
+    """What status.json says of the whole run, and of the time of this start."""
+    return {
+        "initial": asdict(result.initial),
+        "final": asdict(result.final),
+        "best": asdict(result.best) | {"epoch": result.best_epoch},
+        "iterations": result.iterations,
+        "epochs": result.epochs,
+        "seconds": result.seconds,
+        "checkpoints": {
+            "saved": result.saved,
+            "not_saved": result.not_saved,
+            "seconds": result.seconds_saving,
+            "share": result.share_saving,
+        },
+        "steps": {"accepted": result.accepted, "rejected": result.rejected},
+        "time": {
+            "all": result.seconds_here,
+            "evaluation": result.seconds_evaluating,
+            "record": result.seconds_recording,
+            "checkpoints": result.seconds_saving,
+        },
+    }

@@ -131,25 +131,21 @@ class NetworkObjective(CutVariables):
         same: dict[str, object] = {"sizes": list(self.partition.sizes), **self.partition.described, "loss": loss}
         same |= {"activation": activation, "weight_decay": float(weight_decay), "seed": seed, "init": init}
         same |= {"micro_batch": micro_batch, "jacobian": jacobian, "memory_limit": memory_limit, "pipeline": pipeline}
-        same |= {"instances": instances, "factors": factors}
-        self.classification, self.options = is_labels(targets), same
-        check_same(comm, same | {"targets": kind_of(targets)})
+        self.options = same | {"instances": instances, "factors": factors}
+        self.classification = is_labels(targets)
+        check_same(comm, self.options | {"targets": kind_of(targets)})
         self.size, self.samples = self.partition.size(comm.rank), len(self.inputs)
         self.outputs = self.partition.sizes[-1]
         kernels = kernels_on(self.inputs.device, self.inputs.dtype).factors
         self.network = make_network(self.partition, activation, comm, pipeline, kernels)
-        groups = self.network.output_groups
-        check_alike(comm, groups, loss, self.inputs, self.targets)
-        self.split_loss = SPLIT_LOSSES[loss](groups)
-        widest = max(self.partition.most(layer) for layer in range(len(self.partition.sizes)))
-        self.micro_batch = micro_batch or max(1, PIECE_BYTES // (widest * self.inputs.element_size()))
+        check_alike(comm, self.network.output_groups, loss, self.inputs, self.targets)
+        self.split_loss = SPLIT_LOSSES[loss](self.network.output_groups)
+        self.micro_batch = micro_batch or self._instances_of_a_piece()
         self._seed, self._init, self._limit = seed, init, memory_limit
         self.subsets, self.work = Subsets(seed, self.inputs.device), Work()
         self.stored = torch.bfloat16 if factors == "bfloat16" else self.inputs.dtype
         self._chosen_here = jacobian == "auto"
-        if self._chosen_here:
-            jacobian = faster(measure(self, memory_limit)) if self._factors_fit(instances or 1) else "implicit"
-        self.use_jacobian(jacobian)
+        self.use_jacobian(self._faster(instances or 1) if self._chosen_here else jacobian)
         self.flag, self.flags_seen = 0.0, 0.0
         self.pace: Pace | None = None
         self.model = PartitionedModel(self.partition, comm.rank, self.initial_vector())
@@ -273,6 +269,15 @@ class NetworkObjective(CutVariables):
     def free(self) -> None:
         """Give back the communicators of the sweeps. *Collective*."""
         self.network.free()
+
+    def _instances_of_a_piece(self) -> int:
+        """As many as keep every array of a sweep below ``PIECE_BYTES``."""
+        widest = max(self.partition.most(layer) for layer in range(len(self.partition.sizes)))
+        return max(1, PIECE_BYTES // (widest * self.inputs.element_size()))
+
+    def _faster(self, instances: int) -> str:
+        """What makes products sooner here, for linearisations on so many. *Collective*."""
+        return faster(measure(self, self._limit)) if self._factors_fit(instances) else "implicit"
 
     def _factors_fit(self, instances: int) -> bool:
         """Whether those of so many can be kept; made anew in every product they cost more than sweeps."""
