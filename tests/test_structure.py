@@ -1,4 +1,4 @@
-"""The order of the house: who may import whom, and what a short command must not load."""
+"""The order of the house: who may import whom, how long files are, and what a short command must not load."""
 
 from __future__ import annotations
 
@@ -56,6 +56,27 @@ def importers(package: str) -> list[str]:
 
 def layer(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+LINES_OF_A_FILE, LINES_OF_A_FUNCTION = 350, 30
+"""What fits in a head, of the package and of its benchmarks; a function without its docstring."""
+
+
+def lines_of(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Lines of a function's body, comments included, the docstring not."""
+    body = function.body[1:] if ast.get_docstring(function) is not None else function.body
+    return body[-1].end_lineno - body[0].lineno + 1 if body else 0
+
+
+@pytest.mark.parametrize("folder", ["hpcopt", "benchmarks"])
+def test_files_and_functions_are_short(folder):
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        text, name = path.read_text(), path.relative_to(ROOT)
+        long = len(text.splitlines())
+        assert long <= LINES_OF_A_FILE, f"{name}: give a part of it a file of its own"
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                assert lines_of(node) <= LINES_OF_A_FUNCTION, f"{name}: {node.name} does several things"
 
 
 def test_only_comm_imports_mpi4py():

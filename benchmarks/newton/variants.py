@@ -65,14 +65,19 @@ def wait(comm: Communicator) -> None:
     arrived.wait()
 
 
-def main() -> None:
-    """Run all variants from all starts. *Collective*."""
+def arguments() -> argparse.Namespace:
+    """What the command line says."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--starts", type=int, default=1)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--split", type=int, nargs="+", help="groups of the features and of each layer")
     parser.add_argument("--output", type=Path)
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run all variants from all starts. *Collective*."""
+    options = arguments()
     mapping = ["parallel.mapping=paper", f"parallel.split={options.split}"] if options.split else []
     comm, rows = Communicator(), []
     alone = comm.split(comm.rank, 0)
@@ -90,18 +95,19 @@ def main() -> None:
             rows[-1] += [f"{slowest:.0f}", f"{alpha:g}"]
             print(*rows[-1], sep="  ", flush=True)
     if options.output and comm.rank == 0:
-        arguments = f"--starts {options.starts} --steps {options.steps} --output {options.output}"
-        cut = ""
-        if options.split:
-            arguments += f" --split {' '.join(map(str, options.split))}"
-            cut = f", the paper's mapping with split {'-'.join(map(str, options.split))}"
-        command = f"OMP_NUM_THREADS=1 mpirun -n {comm.size} python benchmarks/newton/variants.py {arguments}"
-        lines = [
-            f"Starts: {options.starts}, {options.steps} steps, {comm.size} ranks{cut}.",
-            "",
-            *table(HEAD, rows),
-        ]
-        write_report(options.output, "Newton: block-diagonal directions and early termination", command, lines)
+        report(options, comm.size, rows)
+
+
+def report(options: argparse.Namespace, ranks: int, rows: list[list[str]]) -> None:
+    """Write the table and how it was made."""
+    given = f"--starts {options.starts} --steps {options.steps} --output {options.output}"
+    cut = ""
+    if options.split:
+        given += f" --split {' '.join(map(str, options.split))}"
+        cut = f", the paper's mapping with split {'-'.join(map(str, options.split))}"
+    command = f"OMP_NUM_THREADS=1 mpirun -n {ranks} python benchmarks/newton/variants.py {given}"
+    lines = [f"Starts: {options.starts}, {options.steps} steps, {ranks} ranks{cut}.", "", *table(HEAD, rows)]
+    write_report(options.output, "Newton: block-diagonal directions and early termination", command, lines)
 
 
 if __name__ == "__main__":

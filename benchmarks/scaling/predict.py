@@ -123,17 +123,9 @@ def far(methods: Sequence[str], machine: Machine) -> dict[str, list[Prediction |
 
 def lines(rows: Sequence[Row], curves: Mapping[str, Sequence[Prediction | None]], machine: Machine) -> list[str]:
     """Both tables and what they rest on."""
+    from hpcopt.analysis.predict import ASSUMPTIONS
+
     errors = [row.error for row in rows]
-    cells = [
-        [
-            row.method,
-            f"{row.ranks}" + (f" on {machine.cores} cores" if row.ranks > machine.cores else ""),
-            *(f"{1e3 * seconds:.2f}" for seconds in (row.predicted, row.measured)),
-            f"{row.predicted / row.measured:.2f}",
-            *(f"{calls:.1f}" for calls in row.calls),
-        ]
-        for row in rows
-    ]
     head = ["method", "ranks", "predicted, ms", "measured, ms", "predicted / measured", "calls predicted", "of the run"]
     several = _median_error([r for r in rows if r.ranks > 1])
     fitting = _median_error([r for r in rows if r.ranks <= machine.cores])
@@ -143,7 +135,7 @@ def lines(rows: Sequence[Row], curves: Mapping[str, Sequence[Prediction | None]]
         f"than one rank: {several}, with as many ranks as cores at most: {fitting}, with more: {shared}. Load average "
         f"at the end: {os.getloadavg()[0]:.1f}.",
         "",
-        *table(head, cells),
+        *table(head, [_cells(row, machine.cores) for row in rows]),
         "",
         f"## Up to {FAR[-1]:,} ranks, one for each core of hosts with {machine.cores}",
         "",
@@ -153,9 +145,17 @@ def lines(rows: Sequence[Row], curves: Mapping[str, Sequence[Prediction | None]]
         *table(["method", *(f"{ranks:,}" for ranks in FAR)], [_curve(name, curves[name]) for name in curves]),
         "",
     ]
-    from hpcopt.analysis.predict import ASSUMPTIONS
-
     return [*text, *(f"- {note}" for note in (*ASSUMPTIONS, *sorted(machine.unsure))), ""]
+
+
+def _cells(row: Row, cores: int) -> list[str]:
+    return [
+        row.method,
+        f"{row.ranks}" + (f" on {cores} cores" if row.ranks > cores else ""),
+        *(f"{1e3 * seconds:.2f}" for seconds in (row.predicted, row.measured)),
+        f"{row.predicted / row.measured:.2f}",
+        *(f"{calls:.1f}" for calls in row.calls),
+    ]
 
 
 def _median_error(rows: Sequence[Row]) -> str:

@@ -35,6 +35,8 @@ METHODS = {
     "sgd, 1.0": ["solver.name=sgd", "solver.momentum=0.9", "data.batch=512", "solver.learning_rate=1.0"],
 }
 
+HEAD = ("method", "gradients", "seconds", "train loss", "test %", "best test %", "rejected", "rises of the loss")
+
 
 class Watch:
     """Looks at the loss before and after every step, on rank 0."""
@@ -69,8 +71,8 @@ def train(comm: Communicator, name: str, args: argparse.Namespace) -> tuple[Resu
     return prepared.run(directory, fresh=True, listeners=[watch]), watch
 
 
-def main() -> None:
-    """Train with every method and report on rank 0."""
+def arguments() -> argparse.Namespace:
+    """What the command line says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", required=True)
     parser.add_argument("--runs", type=Path, default=Path("runs/benchmark-mnist"))
@@ -78,8 +80,12 @@ def main() -> None:
     parser.add_argument("--small-batch-epochs", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path)
-    args = parser.parse_args()
-    comm = Communicator()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Train with every method and report on rank 0."""
+    args, comm = arguments(), Communicator()
     choose_threads(comm)
     rows = []
     for name in args.methods:
@@ -91,17 +97,7 @@ def main() -> None:
             rises = str(watch.rises) if name in FULL else "-"
             rows.append([name, *figures, *accuracies, str(watch.rejected), rises])
     if comm.rank == 0:
-        head = [
-            "method",
-            "gradients",
-            "seconds",
-            "train loss",
-            "test %",
-            "best test %",
-            "rejected",
-            "rises of the loss",
-        ]
-        lines = [f"784-512-256-10, {comm.size} ranks, float32, seed {args.seed}.", "", *table(head, rows)]
+        lines = [f"784-512-256-10, {comm.size} ranks, float32, seed {args.seed}.", "", *table(HEAD, rows)]
         print("\n".join(lines))
         if args.output:
             command = f"mpirun -n {comm.size} python benchmarks/trust_region/mnist.py --root DIR"

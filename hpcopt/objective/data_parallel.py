@@ -88,8 +88,7 @@ class DataParallelObjective:
         shard = Shard(model, make_loss(loss), *data, parameters, stochastic, micro_batch, [self._own_part], augment)
         with comm.together("checking the data against the model"):
             outputs, draws = check_fit(shard)
-        own, _ = shard.evaluated()
-        self.samples = int(comm.reduce_scalars([float(len(own))], label="samples")[0])
+        self.samples = int(comm.reduce_scalars([float(len(shard.evaluated()[0]))], label="samples")[0])
         most = comm.reduce_scalars([outputs, draws], op="max", label="samples")
         self.outputs, stochastic.draws = int(most[0]), bool(most[1])
         if self.samples == 0:

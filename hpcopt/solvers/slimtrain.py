@@ -155,16 +155,14 @@ class SlimTrain(ScheduledRate):
         super().__post_init__()
         check_count(self, "memory", 0)
         check_choice(self, "selection", ("gcv", "discrepancy", "fixed"))
-        check_number(self, "lambda_start", 0.0, open_low=True)
-        check_number(self, "lambda_min", 0.0, open_low=True)
-        check_number(self, "lambda_max", 0.0, open_low=True)
+        for name in ("lambda_start", "lambda_min", "lambda_max", "noise_factor"):
+            check_number(self, name, 0.0, open_low=True)
         if self.lambda_max <= self.lambda_min:
             fail(self, "lambda_max", f"must be above lambda_min = {self.lambda_min:g}")
         check_count(self, "candidates", 2)
         check_flag(self, "negative")
         check_flag(self, "regularize_bias")
         check_number(self, "noise", 0.0)
-        check_number(self, "noise_factor", 0.0, open_low=True)
         check_choice(self, "form", FORMS)
         check_choice(self, "theta_solver", THETA_SOLVERS)
         check_choice(self, "deliver", ("refit", "iterate"))
