@@ -29,7 +29,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hpcopt.errors import UsageError
 from hpcopt.objective.protocol import Batch, Vector
-from hpcopt.objective.shard import Shard
+from hpcopt.objective.shard import Shard, pull
 
 if TYPE_CHECKING:
     from hpcopt.objective.data_parallel import DataParallelObjective
@@ -77,12 +77,15 @@ class KeptPiece:
     def push(self, tangents: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """As ``Piece.push``."""
         wanted = [tangents[i] for i in self._used]
-        (product,) = torch.autograd.grad(self._pulled, self._u, wanted, retain_graph=True, materialize_grads=True)
-        return self._outputs.detach(), product
+        (product,) = pull(self._pulled, wanted, [self._u], keep_graph=True)
+        return self._outputs.detach(), torch.zeros_like(self._outputs) if product is None else product
 
     def pull(self, u: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """As ``Piece.pull``."""
-        return torch.autograd.grad(self._outputs, self._leaves, u, retain_graph=True, materialize_grads=True)
+        found = pull([self._outputs], [u], self._leaves, keep_graph=True)
+        return tuple(
+            torch.zeros_like(leaf) if part is None else part for part, leaf in zip(found, self._leaves, strict=True)
+        )
 
 
 class RepeatedPiece:

@@ -52,7 +52,7 @@ class FlatParameters:
 
     def views(self, vector: Vector) -> list[torch.Tensor]:
         """``vector`` cut and shaped like the module's tensors; differentiable, its adjoint is one concatenation."""
-        return [part.view(shape) for part, shape in zip(vector.split(self.counts), self.shapes, strict=True)]
+        return [part.view(shape) for part, shape in zip(vector.split_with_sizes(self.counts), self.shapes, strict=True)]
 
     def bind(self, vector: Vector) -> None:
         """Make the module's tensors views of ``vector``, without a copy; later writes to it are seen by the module."""

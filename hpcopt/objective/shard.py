@@ -150,7 +150,7 @@ class Shard:
         wanted = self.parameters.tensors if tensors is None else tensors
         losses: list[torch.Tensor] = []
         for loss, outputs, cotangent in evaluated:
-            gradients = pull(outputs, cotangent, wanted)
+            gradients = pull([outputs], [cotangent], wanted)
             if losses:
                 out.add_(_flat(gradients, wanted))
             else:
@@ -215,15 +215,22 @@ def _cuts(parts: Sequence[Part], count: int, most: int | None) -> Sequence[tuple
     return found
 
 
-def pull(outputs: torch.Tensor, cotangent: torch.Tensor, tensors: Sequence[torch.Tensor]) -> Gradients:
-    """J^T u with the Jacobian J of ``outputs`` and u = ``cotangent``, by tensor; None for one that took no part.
+def pull(
+    outputs: Sequence[torch.Tensor],
+    cotangents: Sequence[torch.Tensor],
+    tensors: Sequence[torch.Tensor],
+    *,
+    keep_graph: bool = False,
+) -> Gradients:
+    """J^T u with the Jacobian J of outputs and u one cotangent for each, by tensor; None for one that took no part.
 
     As ``torch.autograd.grad``, whose questions to every tensor take as long as what a small network computes.
     """
     engine = torch.autograd.Variable._execution_engine
     found: Gradients = engine.run_backward(
-        (outputs,), (cotangent,), False, False, tuple(tensors), allow_unreachable=True, accumulate_grad=False
-    )
+        tuple(outputs), tuple(cotangents), keep_graph, False, tuple(tensors), allow_unreachable=True,
+        accumulate_grad=False,
+    )  # fmt: skip
     return found
 
 
