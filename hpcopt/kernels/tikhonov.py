@@ -35,28 +35,29 @@ class CompiledStep:
         weights: torch.Tensor,
         trials: torch.Tensor,
         numbers: Sequence[float],
+        scale: float = 0.0,
     ) -> torch.Tensor:
         """W after the step, row by row, and Lambda, the least and the largest sigma^2, and |R|^2: (t m + 4,).
 
         What is not finite makes some of these so.
 
         Args:
-            rows: F (n, m), n at most m.
-            right: R^T (n, t).
+            rows: F (n, m), n at most m; with ``scale`` features (n, m), or without the column of the bias.
+            right: R^T (n, t); with ``scale`` targets.
             weights: W (t, m).
             trials: lambda, (k,).
             numbers: |R|^2 beside R^T; Lambda before; N t; the least part of it that counts as free; the part by which
                 criteria must differ; and lambda where they do not.
+            scale: what features and targets are multiplied by.
         """
-        (n, m), t, k = rows.shape, weights.shape[0], trials.shape[0]
+        (n, width), (t, m), k = rows.shape, weights.shape, trials.shape[0]
         found = torch.empty(t * m + 4 + n * (m + 2 * t + 4), dtype=torch.float64)
         given = rows.contiguous(), right.contiguous(), weights, trials
         check_arguments(torch.float64, found.device, *given)
         out = found.data_ptr()
         addresses = *(each.data_ptr() for each in given), out, out + 8 * (t * m + 4)
-        self._function(
-            (ctypes.c_void_p * 6)(*addresses), (ctypes.c_int64 * 4)(n, m, t, k), (ctypes.c_double * 6)(*numbers)
-        )
+        sizes = (ctypes.c_int64 * 5)(n, m, t, k, width if scale else 0)
+        self._function((ctypes.c_void_p * 6)(*addresses), sizes, (ctypes.c_double * 7)(*numbers, scale))
         return found[: t * m + 4]
 
 

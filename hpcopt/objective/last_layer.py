@@ -14,7 +14,7 @@ from hpcopt.objective.design import Design, design_of
 from hpcopt.objective.losses import target_values
 from hpcopt.objective.parameters import FlatParameters
 from hpcopt.objective.protocol import Vector
-from hpcopt.objective.separable import Normal, Rows
+from hpcopt.objective.separable import Few, Normal, Rows
 from hpcopt.objective.vectors import matmul
 
 ADVICE = (
@@ -134,6 +134,13 @@ class LastLayer:
             residual, square = known
             residual, loss = residual.to(features.dtype), torch.tensor(square / 2, dtype=torch.float64)
         return loss, self._design.pulled_back(residual.mul_(scale), parts["weight"], features)
+
+    def few(self, features: torch.Tensor, targets: torch.Tensor, scale: float) -> Few | None:
+        """Features and targets as rows of a linear layer on the processor."""
+        if not isinstance(self._layer, torch.nn.Linear) or features.is_cuda or not targets.is_floating_point():
+            return None
+        features = features.detach().to(torch.float64)
+        return Few(features.reshape(-1, self._design.width), targets.to(torch.float64).reshape(-1, self.outputs), scale)
 
     def no_rows(self) -> list[Normal]:
         """What ``normal`` says of no sample."""

@@ -31,6 +31,20 @@ class Rows(NamedTuple):
     residual: torch.Tensor
 
 
+class Few(NamedTuple):
+    """Features and targets of which each is a row, in float64 on the CPU.
+
+    Attributes:
+        features: (rows, m), or without the column of the bias.
+        targets: (rows, t).
+        scale: what makes rows and residuals of them.
+    """
+
+    features: torch.Tensor
+    targets: torch.Tensor
+    scale: float
+
+
 class Normal(NamedTuple):
     """The normal equations of some rows of a block, in float64 on the CPU.
 
@@ -56,6 +70,10 @@ class Features(Protocol):
 
     def rows(self) -> Iterable[Rows]:
         """This rank's rows, in parts, each made when it is asked for; there may be none."""
+        ...
+
+    def few(self, most: int) -> Few | None:
+        """All of a batch that this rank alone has, if they are in one piece, of one block, and at most so many."""
         ...
 
     def normal(self) -> Sequence[Normal]:

@@ -19,7 +19,7 @@ from hpcopt.objective.figures import CHUNK
 from hpcopt.objective.last_layer import LastLayer
 from hpcopt.objective.losses import Squared
 from hpcopt.objective.protocol import Batch, Vector
-from hpcopt.objective.separable import Normal, Rows
+from hpcopt.objective.separable import Few, Normal, Rows
 from hpcopt.objective.shard import Evaluated, Shard
 
 if TYPE_CHECKING:
@@ -152,6 +152,12 @@ class BatchFeatures:
         rows = self._rows()
         while (part := self._shard.guarded(lambda: next(rows, None), lambda: None)) is not None:
             yield part
+
+    def few(self, most: int) -> Few | None:
+        """All of a batch that this rank alone has, if they are in one piece, of one block, and at most so many."""
+        if self._kept is None or len(self._kept) != 1 or self.count > most:
+            return None
+        return self._layer.few(*self._kept[0], 1 / math.sqrt(self._batch.total))
 
     def normal(self) -> list[Normal]:
         """What Gram matrices say of this rank's rows, for each block."""

@@ -15,8 +15,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property, partial
 from typing import NamedTuple
 
@@ -27,7 +26,7 @@ from hpcopt.kernels.tikhonov import MOST_ROWS, compiled_step
 from hpcopt.linalg import tsqr
 from hpcopt.linalg.sampled_blocks import SampledBlocks
 from hpcopt.linalg.sampled_tikhonov import FLAT, LEAST_FREEDOM, Array, Bounds, Sampled, SampledGram, SampledTriangle
-from hpcopt.objective.separable import Features, Rows, Separable
+from hpcopt.objective.separable import Features, Few, Rows, Separable
 
 FORMS = ("auto", "gram", "tsqr", "gather")
 ROUNDINGS = 100.0
@@ -46,19 +45,26 @@ class Plan(NamedTuple):
         return "gather" if self.gather else "tsqr" if self.triangle else "gram"
 
 
-@dataclass(frozen=True)
 class KnownBatch(ABC):
     """The features of the new batch and their residual, as all ranks know them, block by block.
 
-    Attributes:
-        columns: those of each block.
-        bias: whether the last of them is that of a bias.
-        states: for each block its Gram matrix and Z R^T, or its rows, or a triangle, and what belongs to them of R^T.
+    Args:
+        separable: the model.
+        states: makes for each block its Gram matrix and Z R^T, or its rows, or a triangle, and what belongs to them of
+            R^T; called when they are first asked for.
+        few: the same before rows are made of them, where they are few and those of one rank.
     """
 
-    columns: Sequence[torch.Tensor]
-    bias: bool
-    states: Sequence[tsqr.Triangle]
+    def __init__(
+        self, separable: Separable, states: Callable[[], Sequence[tsqr.Triangle]], few: Few | None = None
+    ) -> None:
+        self.columns, self.bias, self.few = separable.blocks, separable.bias, few
+        self._make = states
+
+    @cached_property
+    def states(self) -> Sequence[tsqr.Triangle]:
+        """What is known of each block."""
+        return self._make()
 
     @property
     def kept(self) -> torch.Tensor:
@@ -145,11 +151,16 @@ class TriangleBatch(KnownBatch):
 
     def compiled_step(self, weights: torch.Tensor, bounds: Bounds, before: float, rows: int) -> torch.Tensor | None:
         """See ``KnownBatch``: of a few rows in one block."""
-        (factor, right, tail), compiled = self.states[0], compiled_step()
-        if compiled is None or len(self.states) > 1 or factor.shape[0] > min(MOST_ROWS, factor.shape[1]):
+        if (compiled := compiled_step()) is None or len(self.columns) > 1:
             return None
-        numbers = tail, before, rows * weights.shape[0], LEAST_FREEDOM, FLAT, bounds.unmoved(before)
-        return compiled(factor, right, weights, torch.from_numpy(bounds.candidates(before)), numbers)
+        trials = torch.from_numpy(bounds.candidates(before))
+        numbers = before, rows * weights.shape[0], LEAST_FREEDOM, FLAT, bounds.unmoved(before)
+        if self.few is not None:
+            return compiled(self.few.features, self.few.targets, weights, trials, (0.0, *numbers), self.few.scale)
+        factor, right, tail = self.states[0]
+        if factor.shape[0] > min(MOST_ROWS, factor.shape[1]):
+            return None
+        return compiled(factor, right, weights, trials, (tail, *numbers))
 
     def _whole(self, width: int) -> tsqr.Triangle:
         """One triangle of all blocks."""
@@ -214,14 +225,16 @@ def make_known(plan: Plan, separable: Separable, features: Features) -> KnownBat
         states = [tsqr.Triangle(*state) for state in features.normal()]
         if not separable.alone:
             states = [_symmetric(state) for state in _unpack(separable.sum(_pack(states)), separable)]
-        return GramBatch(separable.blocks, separable.bias, states)
-    reduce_here = not (plan.gather or separable.alone)
-    parts = _gathered(separable, features.rows()) if plan.gather and not separable.alone else features.rows()
-    states = _triangles(separable, parts, triangular=reduce_here)
-    if reduce_here:
+        return GramBatch(separable, lambda: states)
+    if plan.gather and separable.alone:
+        few = features.few(min(MOST_ROWS, separable.width))
+        return TriangleBatch(separable, lambda: _triangles(separable, features.rows(), triangular=False), few)
+    parts = _gathered(separable, features.rows()) if plan.gather else features.rows()
+    states = _triangles(separable, parts, triangular=not plan.gather and not separable.alone)
+    if not (plan.gather or separable.alone):
         both = partial(_combined, separable)
         states = _unpack(separable.combine(_pack(states), both), separable)
-    return TriangleBatch(separable.blocks, separable.bias, states)
+    return TriangleBatch(separable, lambda: states)
 
 
 def _gathered(separable: Separable, parts: Iterable[Rows]) -> list[Rows]:

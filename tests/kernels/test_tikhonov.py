@@ -75,6 +75,17 @@ def test_what_is_not_finite_shows(step: CompiledStep, bad: float, place: int) ->
     assert not bool(taken(step, *given, 0.5).isfinite().all())
 
 
+@pytest.mark.parametrize("bias", [0, 1])
+def test_it_makes_rows_and_residuals_of_features_and_targets(step: CompiledStep, bias: int) -> None:
+    features, targets, w = draw(5, 7, 3)
+    w = torch.nn.functional.pad(w, (0, bias), value=2.0)
+    rows = 0.5 * torch.nn.functional.pad(features, (0, bias), value=1.0)
+    trials = torch.from_numpy(BOUNDS.candidates(0.3))
+    numbers = 0.0, 0.3, 15.0, LEAST_FREEDOM, FLAT, 0.0
+    expected = step(rows, rows @ w.T - 0.5 * targets, w, trials, numbers)
+    torch.testing.assert_close(step(features, targets, w, trials, numbers, 0.5), expected, rtol=1e-12, atol=1e-12)
+
+
 def test_rows_may_lie_anywhere_but_weights_of_single_precision_are_refused(step: CompiledStep) -> None:
     f, right, w = draw(5, 17, 3)
     whole = torch.cat([f, right], dim=1)

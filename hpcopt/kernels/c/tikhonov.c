@@ -70,16 +70,32 @@ INLINE count least_trial(
     return most - least > numbers[4] * most ? found : -1;
 }
 
+// Rows (n, m) and residuals (n, t) of features (n, width), with a column of the bias if that is less than m, and targets.
+INLINE void make_rows(
+    double *rows, double *right, const double *features, const double *targets, const double *weights, count n, count m,
+    count t, count width, double scale
+) {
+    for (count i = 0; i < n; ++i, rows += m, features += width) {
+        for (count c = 0; c < m; ++c) rows[c] = c < width ? scale * features[c] : scale;
+        for (count o = 0; o < t; ++o) *right++ = product(rows, weights + o * m, m) - scale * *targets++;
+    }
+}
+
 // arrays: rows F (n, m), R^T (n, t), W (t, m), trials (k,), W and four numbers (t m + 4,), and room for n m + n (2 t + 4).
-// sizes: n, m, t and k. numbers: tail, Lambda, N t, least part of it that is free, part by which criteria must differ,
-// and lambda where they do not. The four numbers: Lambda, least and largest sigma^2, |R|^2.
+// sizes: n, m, t, k, and 0, or the width of features (n, width) in the place of rows, of targets in that of R^T.
+// numbers: tail, Lambda, N t, least part of it that is free, part by which criteria must differ, lambda where they do
+// not, and what features and targets are multiplied by. The four numbers: Lambda, least and largest sigma^2, |R|^2.
 ON_EVERY_PROCESSOR void tikhonov_few_rows(double *const *arrays, const count *sizes, const double *numbers) {
     count n = sizes[0], m = sizes[1], t = sizes[2], k = sizes[3];
     const double *weights = arrays[2];
     double *out = arrays[4], *rows = arrays[5], *right = rows + n * m, *seen = right + n * t, *squares = seen + n * t;
     double *kinds = squares + n, largest = 0, smallest = INFINITY, square = numbers[0];
-    for (count i = 0; i < n * m; ++i) rows[i] = arrays[0][i];
-    for (count i = 0; i < n * t; ++i) right[i] = arrays[1][i];
+    if (sizes[4]) {
+        make_rows(rows, right, arrays[0], arrays[1], weights, n, m, t, sizes[4], numbers[6]);
+    } else {
+        for (count i = 0; i < n * m; ++i) rows[i] = arrays[0][i];
+        for (count i = 0; i < n * t; ++i) right[i] = arrays[1][i];
+    }
     orthogonalise(rows, right, n, m, t);
     for (count j = 0; j < n; ++j) {
         double *own = right + j * t, *sees = seen + j * t;
