@@ -1,4 +1,4 @@
-"""A whole step of sampled Tikhonov in C, for a batch of few rows: as many small calls as in numpy take longer.
+"""A whole step of sampled Tikhonov without a window in C: as many small calls as in numpy take longer.
 
 Shapes: n rows, m columns of the design, t outputs, k trials (``hpcopt.linalg.sampled_tikhonov``).
 """
@@ -16,6 +16,9 @@ from hpcopt.kernels.launch import check_arguments
 
 MOST_ROWS = 16
 """Above it LAPACK's singular values take less time than rotations of pairs of rows."""
+
+MOST_COLUMNS = 512
+"""Above it a matrix does not fit in a nearby cache, and LAPACK's eigenvectors by blocks take less time."""
 
 
 class CompiledStep:
@@ -59,6 +62,58 @@ class CompiledStep:
         sizes = (ctypes.c_int64 * 5)(n, m, t, k, width if scale else 0)
         self._function((ctypes.c_void_p * 6)(*addresses), sizes, (ctypes.c_double * 7)(*numbers, scale))
         return found[: t * m + 4]
+
+
+class CompiledBlocks:
+    """A step in one call from the Gram matrices of blocks that meet in the bias.
+
+    Args:
+        library: the compiled functions.
+    """
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._function = library.tikhonov_blocks
+
+    def __call__(
+        self,
+        states: Sequence[tuple[torch.Tensor, torch.Tensor]],
+        weights: torch.Tensor,
+        columns: Sequence[torch.Tensor],
+        trials: torch.Tensor,
+        numbers: Sequence[float],
+    ) -> torch.Tensor:
+        """W after the step and four numbers, as ``CompiledStep``, of sigma^2 bounds.
+
+        Args:
+            states: of each block Z Z^T and Z R^T, the bias last.
+            weights: W (t, m), the bias last.
+            columns: of each block.
+            trials: lambda, and behind them that where criteria do not differ, (k + 1,).
+            numbers: |R|^2; Lambda before; N t; the least part of it that counts as free; and the part by which criteria
+                must differ.
+        """
+        (t, m), every, widths = weights.shape, trials.shape[0], [own.shape[0] - 1 for own in columns]
+        most = max(widths)
+        held = 5 * len(widths) + 2 * t + every * (4 + 6 * t) + sum(n * (n + 3 + 2 * t) for n in widths)
+        found = torch.empty(t * m + 4 + held + max(every, 56) * (1 + 3 * most), dtype=torch.float64)
+        given = [weights, trials, *(each.contiguous() for state in states for each in state)]
+        check_arguments(torch.float64, found.device, *given)
+        out = found.data_ptr()
+        first, second, *others = (each.data_ptr() for each in given)
+        addresses = first, second, out, out + 8 * (t * m + 4), *others
+        sizes = len(widths), t, m, every - 1, *widths, *(n for own in columns for n in own[:-1].tolist())
+        self._function(
+            (ctypes.c_void_p * len(addresses))(*addresses), (ctypes.c_int64 * len(sizes))(*sizes),
+            (ctypes.c_double * 5)(*numbers),
+        )  # fmt: skip
+        return found[: t * m + 4]
+
+
+@cache
+def compiled_blocks() -> CompiledBlocks | None:
+    """The compiled step from Gram matrices, if there is one."""
+    library = compiled_library()
+    return None if isinstance(library, str) else CompiledBlocks(library)
 
 
 @cache

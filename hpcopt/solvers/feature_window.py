@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from hpcopt.kernels.tikhonov import MOST_ROWS, compiled_step
+from hpcopt.kernels.tikhonov import MOST_COLUMNS, MOST_ROWS, compiled_blocks, compiled_step
 from hpcopt.linalg import tsqr
 from hpcopt.linalg.sampled_blocks import SampledBlocks
 from hpcopt.linalg.sampled_tikhonov import FLAT, LEAST_FREEDOM, Array, Bounds, Sampled, SampledGram, SampledTriangle
@@ -128,6 +128,15 @@ class GramBatch(KnownBatch):
             return SampledGram(windows[0], grams[0], cross[0], self.square, weights, free)
         columns = [own.numpy() for own in self.columns]
         return SampledBlocks(windows, grams, cross, self.square, weights, columns, self.bias, free)
+
+    def compiled_step(self, weights: torch.Tensor, bounds: Bounds, before: float, rows: int) -> torch.Tensor | None:
+        """See ``KnownBatch``: with a bias."""
+        widest = max(columns.shape[0] for columns in self.columns)
+        if (compiled := compiled_blocks()) is None or not self.bias or widest > MOST_COLUMNS:
+            return None
+        trials = torch.from_numpy(np.append(bounds.candidates(before), bounds.unmoved(before)))
+        numbers = self.square, before, rows * weights.shape[0], LEAST_FREEDOM, FLAT
+        return compiled([state[:2] for state in self.states], weights, self.columns, trials, numbers)
 
 
 class TriangleBatch(KnownBatch):

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from hpcopt.kernels.tikhonov import MOST_ROWS, CompiledStep
+from hpcopt.kernels.tikhonov import MOST_ROWS, CompiledBlocks, CompiledStep
+from hpcopt.linalg.sampled_blocks import SampledBlocks
 from hpcopt.linalg.sampled_tikhonov import FLAT, LEAST_FREEDOM, Bounds, SampledTriangle, best, cross_validation
 
 BOUNDS = Bounds(least=1e-7, most=1e3, count=60, negative=True)
@@ -92,3 +93,83 @@ def test_rows_may_lie_anywhere_but_weights_of_single_precision_are_refused(step:
     torch.testing.assert_close(taken(step, whole[:, :17], whole[:, 17:], w, 0.5), taken(step, f, right, w, 0.5))
     with pytest.raises(ValueError, match="takes contiguous ones"):
         taken(step, f, right, w.float(), 0.5)
+
+
+class Blocks:
+    """Blocks of some widths that meet in the bias, their columns of W in any order; N rows each, t outputs."""
+
+    def __init__(self, widths: list[int], rows: int, t: int) -> None:
+        random = np.random.default_rng(rows)
+        self.count, self.rows = rows * len(widths) * t, rows * len(widths)
+        places, self.square = random.permutation(sum(widths)), 0.0
+        self.weights = torch.from_numpy(random.standard_normal((t, len(places) + 1)))
+        self.columns, self.grams, self.cross = [], [], []
+        for own in np.split(places, np.cumsum(widths)[:-1]):
+            z = np.concatenate([random.standard_normal((rows, len(own))), np.ones((rows, 1))], axis=1)
+            right = random.standard_normal((rows, t))
+            self.columns.append(torch.from_numpy(np.append(own, len(places))))
+            self.grams.append(torch.from_numpy(z.T @ z / rows))
+            self.cross.append(torch.from_numpy(z.T @ right / rows))
+            self.square += float(np.square(right).sum() / rows)
+
+    def taken(self, step: CompiledBlocks, before: float) -> torch.Tensor:
+        trials = torch.from_numpy(np.append(BOUNDS.candidates(before), BOUNDS.unmoved(before)))
+        numbers = self.square, before, self.count, LEAST_FREEDOM, FLAT
+        states = list(zip(self.grams, self.cross, strict=True))
+        return step(states, self.weights, self.columns, trials, numbers)
+
+    def sampled(self) -> SampledBlocks:
+        grams, cross = [gram.numpy() for gram in self.grams], [right.numpy().T for right in self.cross]
+        columns = [own.numpy() for own in self.columns]
+        return SampledBlocks(grams, grams, cross, self.square, self.weights.numpy(), columns, bias=True)
+
+
+@pytest.fixture(scope="module")
+def by_blocks(library: Path) -> CompiledBlocks:
+    return CompiledBlocks(ctypes.CDLL(str(library)))
+
+
+@pytest.mark.parametrize("widths", [[1], [2, 1], [9], [64, 64], [4, 3, 2, 5]])
+@pytest.mark.parametrize("before", [1e-10, 1e-3, 10.0])
+def test_a_step_of_blocks_is_that_of_their_eigenvectors(
+    by_blocks: CompiledBlocks, widths: list[int], before: float
+) -> None:
+    blocks = Blocks(widths, 200, 2)
+    sampled, trials = blocks.sampled(), BOUNDS.candidates(before)
+    trial = best(trials, cross_validation(sampled, trials, before, blocks.rows), BOUNDS, before)
+    found = blocks.taken(by_blocks, before)
+    expected = torch.from_numpy(sampled.moved(blocks.weights.numpy(), trial, before + trial))
+    torch.testing.assert_close(found[:-4].view(expected.shape), expected, rtol=1e-12, atol=1e-12)
+    assert found[[-4, -1]].tolist() == pytest.approx([before + trial, blocks.square], rel=1e-12)
+
+
+@pytest.mark.parametrize(("widths", "rows"), [([9], 200), ([9], 4), ([5, 3], 40)])
+def test_singular_values_of_blocks_lie_in_their_bounds_which_are_not_far(
+    by_blocks: CompiledBlocks, widths: list[int], rows: int
+) -> None:
+    blocks = Blocks(widths, rows, 1)
+    whole = torch.zeros(sum(widths) + 1, sum(widths) + 1, dtype=torch.float64)
+    for gram, own in zip(blocks.grams, blocks.columns, strict=True):
+        whole[own[:, None], own] += gram
+    values = torch.linalg.eigvalsh(whole)
+    least, most = blocks.taken(by_blocks, 0.1)[[-3, -2]].tolist()
+    assert least <= max(0.0, float(values[0])) + 1e-12
+    assert float(values[-1]) <= most < 3 * float(values[-1])
+    if rows > sum(widths):
+        assert least > float(values[0]) / 4
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_gram_matrix_that_is_not_finite_shows(by_blocks: CompiledBlocks, bad: float) -> None:
+    blocks = Blocks([5, 3], 20, 2)
+    blocks.grams[1][0, 1] = blocks.grams[1][1, 0] = bad
+    assert not bool(blocks.taken(by_blocks, 0.5).isfinite().all())
+
+
+def test_blocks_of_nothing_leave_lambda_and_weights_as_they_are(by_blocks: CompiledBlocks) -> None:
+    blocks = Blocks([5, 3], 20, 2)
+    for each in (*blocks.grams, *blocks.cross):
+        each.zero_()
+    found = blocks.taken(by_blocks, 0.5)
+    assert float(found[-4]) == 0.5
+    torch.testing.assert_close(found[:-4].view(blocks.weights.shape), blocks.weights)
