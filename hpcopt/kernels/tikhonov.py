@@ -78,7 +78,7 @@ class CompiledBlocks:
         self,
         states: Sequence[tuple[torch.Tensor, torch.Tensor]],
         weights: torch.Tensor,
-        columns: Sequence[torch.Tensor],
+        columns: Sequence[Sequence[int]],
         trials: torch.Tensor,
         numbers: Sequence[float],
     ) -> torch.Tensor:
@@ -87,12 +87,12 @@ class CompiledBlocks:
         Args:
             states: of each block Z Z^T and Z R^T, the bias last.
             weights: W (t, m), the bias last.
-            columns: of each block.
+            columns: of each block, without that of the bias.
             trials: lambda, and behind them that where criteria do not differ, (k + 1,).
             numbers: |R|^2; Lambda before; N t; the least part of it that counts as free; and the part by which criteria
                 must differ.
         """
-        (t, m), every, widths = weights.shape, trials.shape[0], [own.shape[0] - 1 for own in columns]
+        (t, m), every, widths = weights.shape, trials.shape[0], [len(own) for own in columns]
         most = max(widths)
         held = 5 * len(widths) + 2 * t + every * (4 + 6 * t) + sum(n * (n + 3 + 2 * t) for n in widths)
         found = torch.empty(t * m + 4 + held + max(every, 56) * (1 + 3 * most), dtype=torch.float64)
@@ -101,7 +101,7 @@ class CompiledBlocks:
         out = found.data_ptr()
         first, second, *others = (each.data_ptr() for each in given)
         addresses = first, second, out, out + 8 * (t * m + 4), *others
-        sizes = len(widths), t, m, every - 1, *widths, *(n for own in columns for n in own[:-1].tolist())
+        sizes = len(widths), t, m, every - 1, *widths, *(number for own in columns for number in own)
         self._function(
             (ctypes.c_void_p * len(addresses))(*addresses), (ctypes.c_int64 * len(sizes))(*sizes),
             (ctypes.c_double * 5)(*numbers),

@@ -59,7 +59,7 @@ class KnownBatch(ABC):
         self, separable: Separable, states: Callable[[], Sequence[tsqr.Triangle]], few: Few | None = None
     ) -> None:
         self.columns, self.bias, self.few = separable.blocks, separable.bias, few
-        self._make = states
+        self._separable, self._make = separable, states
 
     @cached_property
     def states(self) -> Sequence[tsqr.Triangle]:
@@ -131,12 +131,12 @@ class GramBatch(KnownBatch):
 
     def compiled_step(self, weights: torch.Tensor, bounds: Bounds, before: float, rows: int) -> torch.Tensor | None:
         """See ``KnownBatch``: with a bias."""
-        widest = max(columns.shape[0] for columns in self.columns)
-        if (compiled := compiled_blocks()) is None or not self.bias or widest > MOST_COLUMNS:
+        columns = self._separable.columns
+        if (compiled := compiled_blocks()) is None or not self.bias or max(map(len, columns)) > MOST_COLUMNS:
             return None
         trials = torch.from_numpy(np.append(bounds.candidates(before), bounds.unmoved(before)))
         numbers = self.square, before, rows * weights.shape[0], LEAST_FREEDOM, FLAT
-        return compiled([state[:2] for state in self.states], weights, self.columns, trials, numbers)
+        return compiled([state[:2] for state in self.states], weights, columns, trials, numbers)
 
 
 class TriangleBatch(KnownBatch):
