@@ -14,7 +14,7 @@ import torch
 
 from hpcopt.comm.communicator import Communicator
 from hpcopt.errors import UsageError
-from hpcopt.objective import reductions, vectors
+from hpcopt.objective import reductions
 from hpcopt.objective.augmentation import Augment
 from hpcopt.objective.buckets import BucketedGradient
 from hpcopt.objective.figures import squares_from_mean, sums
@@ -33,13 +33,14 @@ from hpcopt.objective.shard import Part, Shard
 from hpcopt.objective.signs import signs
 from hpcopt.objective.stochastic import StochasticState
 from hpcopt.objective.subsets import Subsets
+from hpcopt.objective.vectors import WholeVectors
 from hpcopt.objective.weight_decay import WeightDecay, without_normalisations
 
 BUCKET_BYTES = 32 * 2**20
 """Gradients longer than two of these are reduced in pieces that overlap with the backward pass."""
 
 
-class DataParallelObjective:
+class DataParallelObjective(WholeVectors):
     """The mean loss over a batch whose samples are spread over the ranks, plus weight decay. *Collective*.
 
     Args:
@@ -243,20 +244,6 @@ class DataParallelObjective:
     def kronecker(self) -> KroneckerCurvature:
         """The curvature in Kronecker factors. The first call is *collective*."""
         return KroneckerCurvature(self, self._seed)
-
-    def dot(self, x: Vector, y: Vector) -> float:
-        """x^T y, accumulated in float64; local, since w is replicated."""
-        return vectors.dot(x, y)
-
-    def inner(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """X Y^T for stacked vectors (k, n) and (l, n), float64 on the CPU; local."""
-        return vectors.inner(x, y)
-
-    def agree(self, *values: float) -> tuple[float, ...]:
-        """Rank 0's numbers on all ranks. *Collective*."""
-        if self.comm.size == 1:
-            return values
-        return tuple(self.comm.broadcast_scalars(values))
 
     def signs(self, number: int) -> Vector:
         """The ``number``-th vector (n,) of random signs, the same on all ranks."""

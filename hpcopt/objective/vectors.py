@@ -1,13 +1,18 @@
-"""Inner products of long float32 vectors, accumulated in float64.
+"""Inner products of long vectors, of float32 ones accumulated in float64.
 
 Shapes: X (k, n), Y (l, n).
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 
 from hpcopt.kernels.choice import kernels_on
+
+if TYPE_CHECKING:
+    from hpcopt.comm.communicator import Communicator
 
 _BLOCK = 1 << 16  # columns of a product summed in the vectors' own precision before float64 takes over
 _DOT_BLOCK = 1 << 18  # likewise for one pair of vectors, where BLAS keeps many partial sums itself
@@ -54,3 +59,27 @@ def matmul(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     if left.is_cuda:
         return left.detach() @ right.detach()
     return torch.from_numpy(left.detach().numpy() @ right.detach().numpy())
+
+
+class WholeVectors:
+    """What an objective does with vectors of n numbers that every rank holds whole.
+
+    Attributes:
+        comm: the ranks.
+    """
+
+    comm: Communicator
+
+    def dot(self, x: torch.Tensor, y: torch.Tensor) -> float:
+        """x^T y, accumulated in float64; local, since w is replicated."""
+        return dot(x, y)
+
+    def inner(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """X Y^T for stacked vectors (k, n) and (l, n), float64 on the CPU; local."""
+        return inner(x, y)
+
+    def agree(self, *values: float) -> tuple[float, ...]:
+        """Rank 0's numbers on all ranks. *Collective*."""
+        if self.comm.size == 1:
+            return values
+        return tuple(self.comm.broadcast_scalars(values))

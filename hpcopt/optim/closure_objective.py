@@ -12,10 +12,11 @@ import torch
 
 from hpcopt.comm.communicator import Communicator
 from hpcopt.errors import UsageError
-from hpcopt.objective import reductions, vectors
+from hpcopt.objective import reductions
 from hpcopt.objective.protocol import Batch, Linearization, Vector, Work
 from hpcopt.objective.reductions import Packed
 from hpcopt.objective.signs import signs
+from hpcopt.objective.vectors import WholeVectors
 from hpcopt.objective.weight_decay import WeightDecay
 from hpcopt.optim.closure import ClosureEvaluation
 
@@ -73,7 +74,7 @@ class LocalClosure:
         return loss + self.decay.value(x), self.decay.add_gradient(gradient, x)
 
 
-class ClosureObjective:
+class ClosureObjective(WholeVectors):
     """The objective of a step with a closure: replicated w, one closure a rank. *Collective* in its evaluations.
 
     Args:
@@ -170,20 +171,6 @@ class ClosureObjective:
     def kronecker(self) -> NoReturn:
         """Not possible, as ``linearize``."""
         raise _no_model()
-
-    def dot(self, x: Vector, y: Vector) -> float:
-        """x^T y, accumulated in float64; local, since w is replicated."""
-        return vectors.dot(x, y)
-
-    def inner(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """X Y^T for stacked vectors (k, n) and (l, n), float64 on the CPU; local."""
-        return vectors.inner(x, y)
-
-    def agree(self, *values: float) -> tuple[float, ...]:
-        """Rank 0's numbers on all ranks. *Collective*."""
-        if self.comm.size == 1:
-            return values
-        return tuple(self.comm.broadcast_scalars(values))
 
     def _sum(self, packed: Packed, loss: float, w: Vector, batch: Batch) -> tuple[float, Vector]:
         """Weight this rank's loss and gradient, and sum them over the ranks."""
