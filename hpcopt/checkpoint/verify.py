@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from hpcopt.checkpoint.folder import published, run_identity, step_of
+from hpcopt.checkpoint.folder import run_identity, step_of
 from hpcopt.checkpoint.manifest import (
     FILE_NAME,
     FileEntry,
@@ -113,11 +113,6 @@ def file_findings(path: Path, file: FileEntry, manifest: Manifest) -> list[Findi
     if size != file.bytes:
         return [Finding(place, f"has {size} bytes instead of {file.bytes}")]
     return [Finding(place, "is damaged: its content is not what was written")]
-
-
-def list_valid(directory: Path) -> list[Path]:
-    """The checkpoints in ``directory`` that are whole, oldest first. Reads every byte of all of them."""
-    return [path for path in published(directory) if not damaged(verify(path))]
 
 
 def damaged(findings: list[Finding]) -> bool:

@@ -45,15 +45,6 @@ def scaled(messages: Iterable[Message], factor: float) -> Messages:
     return [m._replace(bytes=factor * m.bytes, calls=factor * m.calls) for m in messages]
 
 
-def by_label(messages: Iterable[Message]) -> dict[str, tuple[float, float]]:
-    """Calls and bytes under each label of the ledger."""
-    found: dict[str, tuple[float, float]] = {}
-    for message in messages:
-        calls, moved = found.get(message.label, (0.0, 0.0))
-        found[message.label] = (calls + message.calls, moved + message.bytes)
-    return {label: entry for label, entry in found.items() if entry[0]}
-
-
 class Spread(ABC):
     """How samples and variables are spread: the messages of each function that an objective has.
 

@@ -37,12 +37,10 @@ class StopReason(Enum):
     GRADIENT_SMALL = (5, "The gradient is zero to rounding: the point is stationary.")
     SAVED = (7, "The run was asked to stop; it is saved and goes on when it is started again.")
     STOPPED = (8, "hpcopt stop ended the run; it is saved and goes on when it is started again.")
-    STEP_ACCEPTED = (6, "The step was accepted.")
-    STEP_REJECTED = (-1, "The step was rejected.")
     RADIUS_SMALL = (-2, "The trust region shrank to its smallest radius without finding a decrease.")
     LINE_SEARCH_FAILED = (-3, "The line search found no acceptable step within its evaluations.")
-    NOT_SAVED = (-5, "The run was asked to stop and could not be saved; the last checkpoint is as it was.")
     NOT_FINITE = (-4, "Loss, gradient or step was not finite in too many iterations in a row.")
+    NOT_SAVED = (-5, "The run was asked to stop and could not be saved; the last checkpoint is as it was.")
 
     def __init__(self, code: int, sentence: str) -> None:
         self.code = code

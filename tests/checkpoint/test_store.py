@@ -17,11 +17,11 @@ from hpcopt.checkpoint.folder import BEST, LATEST, pointed, published_steps
 from hpcopt.checkpoint.retention import Retention
 from hpcopt.checkpoint.store import CheckpointStore
 from hpcopt.checkpoint.stored import StoredCheckpoint
-from hpcopt.checkpoint.verify import list_valid, verify
+from hpcopt.checkpoint.verify import verify
 from hpcopt.checkpoint.writer import Point
 from hpcopt.comm.communicator import Communicator
 from hpcopt.errors import CheckpointError, UsageError
-from tests.support.checkpoints import SMALL, on_ranks, own, replicated, same, write
+from tests.support.checkpoints import SMALL, list_valid, on_ranks, own, replicated, same, write
 
 EVERYWHERE = (Point.OPENED, Point.HALFWAY, Point.CLOSED)
 

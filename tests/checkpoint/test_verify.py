@@ -13,8 +13,8 @@ import pytest
 from hpcopt.checkpoint import verify as module
 from hpcopt.checkpoint.folder import RUN
 from hpcopt.checkpoint.manifest import FILE_NAME, read_manifest
-from hpcopt.checkpoint.verify import damaged, list_valid, verify
-from tests.support.checkpoints import write_small
+from hpcopt.checkpoint.verify import damaged, verify
+from tests.support.checkpoints import list_valid, write_small
 
 TRIALS = 40
 

@@ -12,10 +12,9 @@ import pytest
 from hpcopt.checkpoint.folder import published_steps
 from hpcopt.checkpoint.restore import newest_valid, restore
 from hpcopt.checkpoint.store import CheckpointStore
-from hpcopt.checkpoint.verify import list_valid
 from hpcopt.checkpoint.writer import Point
 from tests.fault.conftest import Launch
-from tests.support.checkpoints import on_ranks
+from tests.support.checkpoints import list_valid, on_ranks
 
 JOB = """
 import os, resource, signal, sys

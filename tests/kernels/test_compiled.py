@@ -19,9 +19,8 @@ from hpcopt.solvers import adam, controlled_directions, products
 from hpcopt.solvers.products import totals
 from hpcopt.solvers.registry import make_solver
 from tests.kernels.conftest import Build
-from tests.solvers.test_trust_region import digits, mini_batches
 from tests.support.checks import run
-from tests.support.objectives import QuadraticObjective
+from tests.support.objectives import QuadraticObjective, digits, mini_batches
 from tests.support.sweeps import assert_sweep_of_adam, assert_sweeps_of_nlcg, draw
 
 LENGTHS = (0, 1, 7, 64, 701)

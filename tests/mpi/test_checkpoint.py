@@ -14,11 +14,11 @@ import torch
 from hpcopt.checkpoint.folder import published_steps
 from hpcopt.checkpoint.restore import newest_valid, restore
 from hpcopt.checkpoint.store import CheckpointStore
-from hpcopt.checkpoint.verify import list_valid, verify
+from hpcopt.checkpoint.verify import verify
 from hpcopt.checkpoint.writer import Point
 from hpcopt.comm.communicator import Communicator
 from hpcopt.errors import CheckpointError, NoValidCheckpointError, UsageError
-from tests.support.checkpoints import SMALL, own, replicated, same
+from tests.support.checkpoints import SMALL, list_valid, own, replicated, same
 
 pytestmark = pytest.mark.mpi
 

@@ -10,7 +10,7 @@ import torch
 
 from hpcopt.comm.communicator import Communicator
 from hpcopt.costs.facts import case_of
-from hpcopt.costs.messages import Messages, Replicated, Sharded, Spread, VariableBlocks, by_label
+from hpcopt.costs.messages import Messages, Replicated, Sharded, Spread, VariableBlocks
 from hpcopt.costs.methods import Case, messages_of
 from hpcopt.costs.network import Grid
 from hpcopt.objective.data_parallel import DataParallelObjective
@@ -82,6 +82,15 @@ def measured(objective: Problem, solver: Any, whole: bool) -> tuple[dict[str, tu
         tried += report.inner_iterations
     rows = objective.comm.ledger.rows(before)
     return {row.label: (row.calls / COUNTED, row.bytes / COUNTED) for row in rows}, tried / COUNTED
+
+
+def by_label(messages: Messages) -> dict[str, tuple[float, float]]:
+    """Calls and bytes under each label of the ledger."""
+    found: dict[str, tuple[float, float]] = {}
+    for message in messages:
+        calls, moved = found.get(message.label, (0.0, 0.0))
+        found[message.label] = (calls + message.calls, moved + message.bytes)
+    return {label: entry for label, entry in found.items() if entry[0]}
 
 
 def said(messages: Messages) -> dict[str, Any]:

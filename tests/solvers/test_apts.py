@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from sklearn.datasets import load_digits
 
 from hpcopt.errors import UsageError
 from hpcopt.objective.protocol import Batch
@@ -15,25 +14,13 @@ from tests.support.checks import assert_state_is_complete, assert_survives_fault
 from tests.support.objectives import (
     FULL,
     FunctionObjective,
-    MlpObjective,
     QuadraticObjective,
     RosenbrockObjective,
+    digits,
+    mini_batches,
 )
 
 QUASI_NEWTON = ["lbfgs", "lsr1"]
-
-
-def digits(dtype=torch.float32):
-    inputs, labels = load_digits(return_X_y=True)
-    return MlpObjective(torch.tensor(inputs / 8 - 1, dtype=dtype), torch.tensor(labels).long(), hidden=32)
-
-
-def mini_batches(objective, count=4):
-    samples = len(objective.inputs)
-    return [
-        Batch(torch.arange(k, samples, count), len(range(k, samples, count)), len(range(k, samples, count)), (0, k))
-        for k in range(count)
-    ]
 
 
 @pytest.mark.parametrize("local", QUASI_NEWTON)

@@ -14,9 +14,16 @@ from hpcopt.solvers.conjugate_directions import ConjugateDirections
 from hpcopt.solvers.nlcg import NLCG
 from hpcopt.solvers.solver import StopReason
 from tests.solvers.test_nlcg import Diagonal, conjugate_gradients
-from tests.solvers.test_trust_region import digits, mini_batches
 from tests.support.checks import assert_state_is_complete, assert_survives_fault, run
-from tests.support.objectives import FULL, FaultyObjective, FunctionObjective, QuadraticObjective, RosenbrockObjective
+from tests.support.objectives import (
+    FULL,
+    FaultyObjective,
+    FunctionObjective,
+    QuadraticObjective,
+    RosenbrockObjective,
+    digits,
+    mini_batches,
+)
 
 SEARCHES = ["strong_wolfe", "hager_zhang"]
 

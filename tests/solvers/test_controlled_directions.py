@@ -19,9 +19,8 @@ from hpcopt.solvers.preconditioner import Identity, Preconditioner
 from hpcopt.solvers.registry import make_solver
 from hpcopt.solvers.sgd import SGD
 from hpcopt.solvers.solver import State
-from tests.solvers.test_trust_region import digits, mini_batches
 from tests.support.checks import assert_state_is_complete, run
-from tests.support.objectives import FULL, FaultyObjective, FunctionObjective, QuadraticObjective
+from tests.support.objectives import FULL, FaultyObjective, FunctionObjective, QuadraticObjective, digits, mini_batches
 from tests.support.released import ReleasedReference
 
 

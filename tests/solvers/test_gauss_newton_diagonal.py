@@ -6,8 +6,7 @@ import torch
 
 from hpcopt.solvers.gauss_newton_diagonal import FIRST, KEPT, PERIOD, SPREAD, GaussNewtonDiagonal
 from hpcopt.solvers.solver import State
-from tests.solvers.test_trust_region import digits
-from tests.support.objectives import FULL, QuadraticObjective, SerialObjective
+from tests.support.objectives import FULL, QuadraticObjective, SerialObjective, digits
 
 
 def probed(objective: SerialObjective, steps: int) -> State:

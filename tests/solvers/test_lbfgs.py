@@ -8,9 +8,16 @@ import torch
 from hpcopt.errors import UsageError
 from hpcopt.solvers.lbfgs import LBFGS
 from hpcopt.solvers.solver import StopReason
-from tests.solvers.test_trust_region import digits, mini_batches
 from tests.support.checks import assert_state_is_complete, assert_survives_fault, run
-from tests.support.objectives import FULL, FaultyObjective, FunctionObjective, QuadraticObjective, RosenbrockObjective
+from tests.support.objectives import (
+    FULL,
+    FaultyObjective,
+    FunctionObjective,
+    QuadraticObjective,
+    RosenbrockObjective,
+    digits,
+    mini_batches,
+)
 
 
 @pytest.mark.parametrize("size", [2, 10])

@@ -20,9 +20,16 @@ from hpcopt.solvers.kronecker import KroneckerFactors
 from hpcopt.solvers.newton import FAILURES, Newton
 from hpcopt.solvers.registry import make_solver
 from hpcopt.solvers.solver import StopReason
-from tests.solvers.test_trust_region import digits, mini_batches
 from tests.support.checks import assert_state_is_complete, assert_survives_fault, run
-from tests.support.objectives import FULL, FaultyObjective, FunctionObjective, QuadraticObjective, RosenbrockObjective
+from tests.support.objectives import (
+    FULL,
+    FaultyObjective,
+    FunctionObjective,
+    QuadraticObjective,
+    RosenbrockObjective,
+    digits,
+    mini_batches,
+)
 from tests.support.problems import sharded
 
 EXACT = Newton(subset=1.0, damping=1e-8, cg_tolerance=1e-13, preconditioner="none")

@@ -16,9 +16,16 @@ from hpcopt.solvers.nlcg import NLCG
 from hpcopt.solvers.plane_search import FAILURES, PlaneSearch
 from hpcopt.solvers.preconditioner import Identity
 from hpcopt.solvers.solver import State, StopReason
-from tests.solvers.test_trust_region import digits, mini_batches
 from tests.support.checks import assert_state_is_complete, assert_survives_fault, run
-from tests.support.objectives import FULL, FaultyObjective, FunctionObjective, QuadraticObjective, RosenbrockObjective
+from tests.support.objectives import (
+    FULL,
+    FaultyObjective,
+    FunctionObjective,
+    QuadraticObjective,
+    RosenbrockObjective,
+    digits,
+    mini_batches,
+)
 
 PLAIN = NLCG(preconditioner="identity")
 UNDAMPED = NLCG(preconditioner="identity", damping=1e-8)

@@ -6,10 +6,8 @@ from itertools import pairwise
 
 import pytest
 import torch
-from sklearn.datasets import load_digits
 
 from hpcopt.errors import UsageError
-from hpcopt.objective.protocol import Batch
 from hpcopt.solvers.solver import StopReason
 from hpcopt.solvers.trust_region import TrustRegion
 from tests.support.checks import assert_state_is_complete, assert_survives_fault, run
@@ -17,26 +15,14 @@ from tests.support.objectives import (
     FULL,
     FaultyObjective,
     FunctionObjective,
-    MlpObjective,
     QuadraticObjective,
     RosenbrockObjective,
+    digits,
+    mini_batches,
 )
 
 QUASI_NEWTON = ["lsr1", "lbfgs"]
 MODELS = [*QUASI_NEWTON, "first_order"]
-
-
-def digits(dtype=torch.float32):
-    inputs, labels = load_digits(return_X_y=True)
-    return MlpObjective(torch.tensor(inputs / 8 - 1, dtype=dtype), torch.tensor(labels).long(), hidden=32)
-
-
-def mini_batches(objective, count=4):
-    samples = len(objective.inputs)
-    return [
-        Batch(torch.arange(k, samples, count), len(range(k, samples, count)), len(range(k, samples, count)), (0, k))
-        for k in range(count)
-    ]
 
 
 @pytest.mark.parametrize("model", QUASI_NEWTON)

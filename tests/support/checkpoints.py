@@ -10,8 +10,10 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from hpcopt.checkpoint.folder import published
 from hpcopt.checkpoint.retention import Retention
 from hpcopt.checkpoint.store import CheckpointStore, Saved
+from hpcopt.checkpoint.verify import damaged, verify
 from hpcopt.comm.together import Together
 
 Result = TypeVar("Result")
@@ -137,6 +139,11 @@ def write_small(directory: Path, steps: Sequence[int] = (1,), ranks: int = 2, sh
         return [store.save(step, content, {"state": np.arange(comm.rank + 1)}).path for step in steps]
 
     return on_ranks(ranks, save)[0]
+
+
+def list_valid(directory: Path) -> list[Path]:
+    """The checkpoints in ``directory`` that are whole, oldest first."""
+    return [path for path in published(directory) if not damaged(verify(path))]
 
 
 def same(left: Any, right: Any) -> bool:

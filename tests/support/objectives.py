@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+from sklearn.datasets import load_digits
 
 from hpcopt.objective.protocol import Batch, Linearization, Work
 from hpcopt.objective.signs import signs
@@ -272,3 +273,15 @@ class FaultyObjective:
         strikes = self.evaluations == self.at + 1
         self.injected += strikes
         return strikes
+
+
+def digits(dtype: torch.dtype = torch.float32) -> MlpObjective:
+    """A small network on the 1,797 images of 8 x 8 pixels that come with scikit-learn."""
+    inputs, labels = load_digits(return_X_y=True)
+    return MlpObjective(torch.tensor(inputs / 8 - 1, dtype=dtype), torch.tensor(labels).long(), hidden=32)
+
+
+def mini_batches(objective: MlpObjective, count: int = 4) -> list[Batch]:
+    """The samples dealt out to so many batches."""
+    rows = [torch.arange(k, len(objective.inputs), count) for k in range(count)]
+    return [Batch(each, len(each), len(each), (0, k)) for k, each in enumerate(rows)]
