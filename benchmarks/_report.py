@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 
-PACKAGES = ("hpcopt", "torch", "numpy", "mpi4py", "h5py", "scipy")
+from hpcopt import __version__
+
+PACKAGES = ("torch", "numpy", "mpi4py", "h5py", "scipy")
 
 
 def environment_lines(ranks: int | None = None) -> list[str]:
@@ -21,7 +24,7 @@ def environment_lines(ranks: int | None = None) -> list[str]:
         f"- date: {datetime.now(timezone.utc):%Y-%m-%d}",
         f"- processor: {_processor()}, {_cores()} cores for this process, {_memory()} of memory",
         f"- system: {platform.system()} {platform.release()}, Python {platform.python_version()}",
-        "- packages: " + ", ".join(f"{name} {version}" for name in PACKAGES if (version := _version(name))),
+        "- packages: " + ", ".join(_versions()),
     ]
     return lines + _mpi_lines(ranks)
 
@@ -42,11 +45,26 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return ["| " + " | ".join(row) + " |" for row in cells]
 
 
+def _versions() -> list[str]:
+    """Names and versions of what computed, of hpcopt with the commit where there is a checkout."""
+    known = [f"{name} {version}" for name in PACKAGES if (version := _version(name))]
+    return [f"hpcopt {__version__}{_commit()}", *known]
+
+
 def _version(package: str) -> str | None:
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
+
+
+def _commit() -> str:
+    describe = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        done = subprocess.run(describe, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return f" ({done.stdout.strip()})"
 
 
 def _processor() -> str:
