@@ -1,4 +1,4 @@
-r"""All that is claimed of hpcopt on a GPU, measured on one GPU; no training is begun after seven minutes.
+"""All that is claimed of hpcopt on a GPU, measured on one GPU; no training is begun after seven minutes.
 
     python benchmarks/gpu/run.py [--root DIR] [--output benchmarks/results/gpu-NAME.md]
 

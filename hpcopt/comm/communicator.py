@@ -296,7 +296,7 @@ class Communicator:
     def split(self, color: int, key: int = 0) -> Communicator:
         """The communicator of all ranks with the same ``color`` (>= 0), ordered by ``key``, then rank. *Collective*.
 
-        It shares this one's ledger. ``free`` it when done.
+        It shares this one's ledger. ``free`` it when done. Raises UsageError when ``color`` is negative.
         """
         if color < 0:
             raise UsageError(f"color = {color} is negative: every rank must belong to a group, numbered from 0.")

@@ -129,7 +129,11 @@ def as_images(inputs: np.ndarray) -> np.ndarray:
 
 
 def split_columns(table: np.ndarray, target: Target, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """A table (n, columns) as inputs and the target columns, (n,) if there is one."""
+    """A table (n, columns) as inputs and the target columns, (n,) if there is one.
+
+    Raises:
+        UsageError: a target is no column, or nothing is left as input.
+    """
     columns = target_columns(target, None, table.shape[1], name)
     features = [column for column in range(table.shape[1]) if column not in columns]
     if not features:

@@ -47,7 +47,11 @@ def open_source(options: DataOptions, seed: int, rank: int, size: int) -> Source
 
 
 def open_file(path: Path, options: DataOptions) -> tuple[Reader, Reader | None]:
-    """The training set of a file, and its test set if the file has both."""
+    """The training set of a file, and its test set if the file has both.
+
+    Raises:
+        UsageError: the file cannot be read as what its suffix says, or an option is not for such files.
+    """
     suffix = suffix_of(path) or ""
     if suffix.startswith((".csv", ".libsvm")) and options.inputs is not None:
         raise UsageError(

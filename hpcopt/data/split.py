@@ -52,6 +52,9 @@ def set_aside(rows: np.ndarray, test: float | int, seed: int, name: str) -> tupl
     """Training and test rows: the last ``test`` rows, or the fraction ``test`` of them drawn by keys.
 
     The draw depends on the seed and the number of rows only; both parts keep the order of the rows.
+
+    Raises:
+        UsageError: one of them would be empty.
     """
     total = len(rows)
     count = test if isinstance(test, int) else round(test * total)

@@ -78,7 +78,11 @@ class CsvReader:
         return f"column {self.header[column]!r}" if self.header else f"column {column}"
 
     def read(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Parse the given lines."""
+        """Parse the given lines.
+
+        Raises:
+            UsageError: one of them has other columns than the first, or something that is no number.
+        """
         if not len(rows):
             table = np.empty((0, len(self.features) + len(self.targets)))
         else:
@@ -160,7 +164,11 @@ class LibsvmReader:
         return f"index {feature + 1}"
 
     def read(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The given rows as a dense table."""
+        """The given rows as a dense table.
+
+        Raises:
+            UsageError: it would take more memory than a rank should give it.
+        """
         if len(rows) * self.shape[0] * 4 > MAX_DENSE_BYTES:
             raise UsageError(
                 f"{len(rows)} rows of {self.name!r} with {self.shape[0]} features each take more than"

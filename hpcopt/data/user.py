@@ -78,7 +78,11 @@ class _Slices:
         return f"feature {feature}"
 
     def read(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The rows from the first to the last one asked for, of which the ones asked for are kept."""
+        """The rows from the first to the last one asked for, of which the ones asked for are kept.
+
+        Raises:
+            UsageError: the function could not read its data, or returned something else than these rows.
+        """
         start, stop = (int(rows[0]), int(rows[-1]) + 1) if len(rows) else (0, 0)
         answer = self._ask(start, stop - start, False)
         assert answer is not None

@@ -187,7 +187,11 @@ def method_name(solver: Solver) -> str:
 
 
 def plan_batches(objective: Problem, batch: int | str, overlap: float, seed: int) -> BatchPlan:
-    """The batches of samples that lie on the ranks in contiguous blocks, in the order of the ranks. *Collective*."""
+    """The batches of samples that lie on the ranks in contiguous blocks, in the order of the ranks. *Collective*.
+
+    Raises:
+        UsageError: on all ranks, when there can be no such batches.
+    """
     if isinstance(batch, str) and batch != "full":
         raise UsageError(f'batch = {batch!r} is not allowed; it must be a number of samples or "full"', collective=True)
     start, count = objective.shards()

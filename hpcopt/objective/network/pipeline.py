@@ -143,7 +143,7 @@ class PipelinedNetwork(Network):
         return found
 
     def gather_outputs(self, own: torch.Tensor, label: str = "outputs") -> torch.Tensor:
-        """As ``Network.gather_outputs``, one reduction over all ranks."""
+        """As ``Network.gather_outputs``, one reduction over all ranks. *Collective*."""
         whole = self._widened(own)
         if not self.is_first:
             whole.zero_()
