@@ -42,10 +42,6 @@ class Seen(NamedTuple):
     targets: torch.Tensor
 
 
-Given = tuple[torch.Tensor, torch.Tensor | None]
-"""W (t, m) without a column of the bias, and the bias (t,), if there is one; float64."""
-
-
 class Design(Protocol):
     """How a layer sees its inputs.
 
@@ -76,18 +72,20 @@ class Design(Protocol):
         ...
 
     def residuals(
-        self, features: torch.Tensor, targets: torch.Tensor, given: Given
+        self, features: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor
     ) -> tuple[torch.Tensor, float] | None:
         """W Z - C, float64, in the shape of the outputs, and its square, where that takes less than ``outputs_of``."""
         ...
 
-    def normal(self, features: torch.Tensor, targets: torch.Tensor, given: Given, scale: float) -> list[Normal] | None:
+    def normal(
+        self, features: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, scale: float
+    ) -> list[Normal] | None:
         """The normal equations of all blocks where they are known without rows, Z and R times ``scale``.
 
         Args:
             features: the layer's inputs (b, ...).
             targets: (b, numbers that the layer puts out).
-            given: W and the bias.
+            weights: W (t, m), behind it the column of the bias, if there is one; float64.
             scale: see above.
         """
         ...
@@ -136,12 +134,14 @@ class OneBlock:
         return pulled
 
     def residuals(
-        self, features: torch.Tensor, targets: torch.Tensor, given: Given
+        self, features: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor
     ) -> tuple[torch.Tensor, float] | None:
         """Never."""
         return None
 
-    def normal(self, features: torch.Tensor, targets: torch.Tensor, given: Given, scale: float) -> list[Normal] | None:
+    def normal(
+        self, features: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, scale: float
+    ) -> list[Normal] | None:
         """Never."""
         return None
 
@@ -206,20 +206,22 @@ class ParityBlocks:
         return pulled[..., :height, :width]
 
     def residuals(
-        self, features: torch.Tensor, targets: torch.Tensor, given: Given
+        self, features: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor
     ) -> tuple[torch.Tensor, float] | None:
         """See ``Design``."""
         if (lags := self._lags(features, targets)) is None:
             return None
-        residual, square = lags.residuals(self._inputs(lags, features), self._image(targets), *self._flat(given))
+        residual, square = lags.residuals(self._inputs(lags, features), self._image(targets), *self._flat(weights))
         return residual.view(len(features), self.outputs, *self._made(features)), square
 
-    def normal(self, features: torch.Tensor, targets: torch.Tensor, given: Given, scale: float) -> list[Normal] | None:
+    def normal(
+        self, features: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, scale: float
+    ) -> list[Normal] | None:
         """See ``Design``."""
         if (lags := self._lags(features, targets)) is None:
             return None
-        inputs, last = self._inputs(lags, features), int(given[1] is not None)
-        return lags.normal(inputs, self._image(targets), *self._flat(given), last, scale)
+        inputs, last = self._inputs(lags, features), weights.shape[1] - self.width
+        return lags.normal(inputs, self._image(targets), *self._flat(weights), last, scale)
 
     def rows(self, features: torch.Tensor, targets: torch.Tensor, bias: Sequence[float]) -> Iterator[Seen]:
         """See ``Design``."""
@@ -278,10 +280,10 @@ class ParityBlocks:
     def _image(self, targets: torch.Tensor) -> torch.Tensor:
         return targets.reshape(len(targets), self.outputs, -1).to(torch.float64)
 
-    def _flat(self, given: Given) -> tuple[torch.Tensor, torch.Tensor]:
-        """W and a bias, of zeros where there is none."""
-        weights, bias = given
-        return weights.contiguous(), weights.new_zeros(self.outputs) if bias is None else bias.contiguous()
+    def _flat(self, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """W without the column of the bias, and that, zeros where there is none."""
+        given = weights[:, : self.width].contiguous()
+        return given, weights[:, -1].contiguous() if weights.shape[1] > self.width else weights.new_zeros(self.outputs)
 
     def _segments(self, height: int, width: int) -> Known:
         """Those of inputs of this size."""

@@ -124,7 +124,7 @@ class LastLayer:
         """Half the squared distance from the targets with W (t, m), and ``scale`` times its gradient in features."""
         parts, known = (
             self._parts(weights.to(features)),
-            self._design.residuals(features, targets, self._given(weights)),
+            self._design.residuals(features, targets, weights),
         )
         if known is None:
             residual = self._design.outputs_of(features.detach(), parts["weight"], parts.get("bias"))
@@ -151,7 +151,7 @@ class LastLayer:
         self, features: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, scale: float
     ) -> list[Normal]:
         """What Gram matrices say of the rows of a batch, scaled, and their residuals with W (t, m), block by block."""
-        if (known := self._design.normal(features, targets, self._given(weights), scale)) is not None:
+        if (known := self._design.normal(features, targets, weights, scale)) is not None:
             return known
         states = self.no_rows()
         for blocks, design, residual in self.rows(features, targets, weights, scale):
@@ -161,10 +161,6 @@ class LastLayer:
                 before = states[block]
                 states[block] = Normal(before.gram + gram, before.cross + right, before.square + square)
         return states
-
-    def _given(self, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """W (t, m) without the column of the bias, and that, if there is one."""
-        return weights[:, : self._design.width], weights[:, -1] if self.bias else None
 
     def rows(
         self, features: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, scale: float
