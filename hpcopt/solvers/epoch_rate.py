@@ -16,7 +16,8 @@ from hpcopt.solvers.solver import State
 CUT = 0.5
 """What the rate is multiplied by where the loss has risen."""
 TOO_FAR = 2.0
-"""An epoch is taken back when the loss is more than this times the least so far."""
+"""An epoch is taken back when the loss is more than this times the least so far, or when it has risen and was above the
+least before: without that the rate could be halved until nothing moves, at a point that is not the best one."""
 MOST = 100.0
 """The rate grows to this times that of the schedule: where nothing moves any more, the loss stays, too."""
 VELOCITIES = ("first_moment", "velocity")
@@ -48,23 +49,24 @@ class EpochRate:
             state["least_loss"],
             *(cast(Vector, state[key]) for key in ("average", "least_parameters")),
         )
+        risen = not loss <= (1 + self.tolerance) * least
+        stuck = risen and bool(state["above_least"])
         if math.isfinite(least) and self.growth > 1.0:
-            state["rate_factor"] = min(float(state["rate_factor"]) * self._factor(state, loss), MOST)
+            factor = CUT if risen else self._factor(state, loss)
+            state["rate_factor"] = min(float(state["rate_factor"]) * factor, MOST)
             state |= {"above_least": int(not loss <= least), "last_loss": loss}
         if loss < least:
             state["least_loss"] = loss
             kept.copy_(point)
-        elif not loss <= TOO_FAR * least:
+        elif stuck or not loss <= TOO_FAR * least:
+            state["above_least"] = 0
             cast(Vector, state["parameters"]).copy_(point.copy_(kept))
             for name in VELOCITIES:
                 if name in state:
                     cast(Vector, state[name]).zero_()
 
     def _factor(self, state: State, loss: float) -> float:
-        """What the rate is multiplied by; a loss that is no number has risen."""
-        least = float(state["least_loss"])
-        if not loss <= (1 + self.tolerance) * least:
-            return CUT
-        if loss > least and bool(state["above_least"]):
+        """What the rate is multiplied by after a loss that is not far above the least."""
+        if loss > float(state["least_loss"]) and bool(state["above_least"]):
             return 1.0 if loss < float(state["last_loss"]) else CUT
         return self.growth

@@ -34,7 +34,7 @@ def after(losses: list[float], rule: EpochRate | None = None) -> State:
         ([5.0, 4.0, 4.3, 4.1], 2.25),
         ([5.0, 4.0, 4.3, 4.3], 1.125),
         ([5.0, 4.0, 4.3, 4.1, 4.1], 1.125),
-        ([5.0, 4.0, 4.3, 4.1, math.nan, 4.1], 0.5625),
+        ([5.0, 4.0, 4.3, 4.1, math.nan, 4.1], 1.6875),
         ([5.0, 4.0, 4.3, 3.9, 4.1], 1.5**4),
         ([math.nan, 5.0, 4.0], 1.5),
         ([5.0, math.nan], 0.5),
@@ -56,6 +56,18 @@ def test_an_epoch_that_more_than_doubles_the_loss_is_taken_back(loss: float) -> 
         assert torch.equal(state[key], torch.ones(3))  # type: ignore[arg-type]
     assert not bool(state["first_moment"].any())  # type: ignore[union-attr]
     assert state["least_loss"] == 4.0
+
+
+def test_the_second_epoch_above_the_least_is_taken_back_where_the_loss_has_risen() -> None:
+    state = after([5.0, 4.0, 4.1, 4.5])
+    for key in ("parameters", "average"):
+        assert torch.equal(state[key], torch.ones(3))  # type: ignore[arg-type]
+    assert (state["rate_factor"], state["above_least"]) == (1.5**2 / 2, 0)
+    assert torch.equal(after([5.0, 4.0, 4.1, 4.3])["parameters"], torch.full((3,), 2.0))  # type: ignore[arg-type]
+
+
+def test_a_rate_at_which_the_loss_stays_above_the_least_is_not_halved_for_ever() -> None:
+    assert after([5.0, 4.0] + [4.3, 4.5] * 8)["rate_factor"] > 0.1
 
 
 def test_an_epoch_that_raises_the_loss_by_less_is_not() -> None:
