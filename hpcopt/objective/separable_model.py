@@ -164,6 +164,7 @@ class BatchFeatures:
         """What Gram matrices say of this rank's rows, for each block."""
 
         def summed() -> list[Normal]:
+            """Over the pieces of the samples."""
             total = nothing
             for features, targets in self._given():
                 new = self._layer.normal(features, targets, self._weights, scale)
