@@ -17,7 +17,7 @@ from hpcopt.models.registry import option_names as model_keys
 from hpcopt.parallel_options import ParallelOptions
 from hpcopt.solvers.registry import SOLVERS
 from hpcopt.solvers.registry import option_names as solver_keys
-from hpcopt.train.record import EVALUATION_COLUMNS, ITERATION_COLUMNS, RANK_COLUMNS, Column
+from hpcopt.train.run.record import EVALUATION_COLUMNS, ITERATION_COLUMNS, RANK_COLUMNS, Column
 from tests.support.pages import prose
 
 TABLES = {

@@ -31,8 +31,8 @@ from hpcopt.comm.communicator import Communicator
 from hpcopt.comm.mpi_library import library_name
 from hpcopt.kernels.choice import sweeps_on
 from hpcopt.objective.data_parallel import DataParallelObjective
-from hpcopt.objective.gathering import PART_BYTES
-from hpcopt.objective.sharded import ShardedStateObjective
+from hpcopt.objective.sharded.gathering import PART_BYTES
+from hpcopt.objective.sharded.objective import ShardedStateObjective
 from hpcopt.solvers.registry import make_solver
 
 CLASSES, LABELS = 10, ("variables", "gradient")

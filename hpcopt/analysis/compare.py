@@ -10,7 +10,7 @@ import numpy as np
 
 from hpcopt.analysis.history import Run
 from hpcopt.analysis.summary import best_row, point, summary, task
-from hpcopt.train.run_directory import plain
+from hpcopt.train.run.directory import plain
 
 BUDGETS = ("epochs", "gradient_equivalents", "seconds", "bytes")
 """What runs can be compared at: the column of the evaluations is the same, but for ``epoch``."""

@@ -15,10 +15,10 @@ import numpy as np
 from hpcopt.analysis.checkpoint import Checkpoint, Published, find_checkpoint, published_checkpoints
 from hpcopt.checkpoint.folder import FOLDER, LATEST
 from hpcopt.errors import UsageError, nearest
-from hpcopt.train import run_lock
-from hpcopt.train.record import EVALUATION_COLUMNS, ITERATION_COLUMNS, Column
-from hpcopt.train.record_reader import Tables, empty_table, read_local_iterations, read_tables
-from hpcopt.train.run_directory import ENVIRONMENT, METRICS, STATUS, holds_run
+from hpcopt.train.run import lock as run_lock
+from hpcopt.train.run.directory import ENVIRONMENT, METRICS, STATUS, holds_run
+from hpcopt.train.run.record import EVALUATION_COLUMNS, ITERATION_COLUMNS, Column
+from hpcopt.train.run.record_reader import Tables, empty_table, read_local_iterations, read_tables
 
 CUMULATIVE = ("values", "gradients", "curvature_products", "calls", "seconds_waited")
 """Columns of the iterations that are 0, not unknown, before the first iteration."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcopt.errors import UsageError
-from hpcopt.train.environment import PACKAGES, cpu_model, package_version
+from hpcopt.train.run.environment import PACKAGES, cpu_model, package_version
 
 LAUNCH_PREFIXES = ("OMPI_COMM_WORLD_", "PMI_", "PMIX_RANK", "PMIX_NAMESPACE", "MV2_COMM_WORLD_", "HYDI_", "MPIEXEC_")
 LAUNCH_VARIABLES = (
@@ -143,8 +143,8 @@ def _cores() -> int:
 
 def _try_record(directory: Path) -> str:
     """An empty string when writing and reading at once works, else why not."""
-    from hpcopt.train.record import Recorder
-    from hpcopt.train.record_reader import read_tables
+    from hpcopt.train.run.record import Recorder
+    from hpcopt.train.run.record_reader import read_tables
 
     try:
         with tempfile.TemporaryDirectory(prefix=".hpcopt-doctor-", dir=directory) as made:

@@ -23,7 +23,7 @@ from hpcopt.comm.mpi_library import library_name
 from hpcopt.costs.machine import FORMAT
 from hpcopt.errors import UsageError
 from hpcopt.train.devices import choose_device
-from hpcopt.train.environment import environment
+from hpcopt.train.run.environment import environment
 
 PRECISIONS = {"float32": torch.float32, "float64": torch.float64}
 

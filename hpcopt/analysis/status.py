@@ -15,9 +15,9 @@ import numpy as np
 
 from hpcopt.analysis.history import Run
 from hpcopt.analysis.summary import point
-from hpcopt.train.halt import read_halt
-from hpcopt.train.run_directory import METRICS, STATUS, plain
-from hpcopt.train.run_lock import FILE_NAME as LOCK
+from hpcopt.train.run.directory import METRICS, STATUS, plain
+from hpcopt.train.run.halt import read_halt
+from hpcopt.train.run.lock import FILE_NAME as LOCK
 from hpcopt.train.watchdog import NOTE_BYTES, SILENCE, describe_silence, note_path
 
 WINDOW_SECONDS = 60.0

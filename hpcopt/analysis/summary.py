@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from hpcopt.analysis.history import Run, names
-from hpcopt.train.run_directory import plain
+from hpcopt.train.run.directory import plain
 
 POINT = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "test_explained_variance")
 """What is said of one iterate."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from hpcopt.analysis.checkpoint import Checkpoint
-from hpcopt.train.run_directory import plain
+from hpcopt.train.run.directory import plain
 
 BLOCK = 1 << 20
 """Elements looked at in one piece, as float64."""

@@ -15,7 +15,7 @@ from hpcopt.analysis.doctor import Report, examine
 from hpcopt.cli.format import console
 from hpcopt.comm.faults import launcher_rank
 from hpcopt.errors import UsageError
-from hpcopt.train.run_directory import plain
+from hpcopt.train.run.directory import plain
 
 SIGNS = {"green": "[green]ok[/]", "yellow": "[yellow]care[/]", "red": "[bold red]FAIL[/]"}
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from hpcopt.train.job import PreparedJob
     from hpcopt.train.progress import Display, Harmless
     from hpcopt.train.protocol import Result
-    from hpcopt.train.requests import Requests
+    from hpcopt.train.run.requests import Requests
 
 
 def run(job_file: Path, run_dir: Path | None, settings: list[str], fresh: bool, quiet: bool) -> int:
@@ -28,7 +28,7 @@ def run(job_file: Path, run_dir: Path | None, settings: list[str], fresh: bool, 
         fresh: move an earlier run in that directory aside.
         quiet: print nothing but errors.
     """
-    from hpcopt.train.requests import Requests
+    from hpcopt.train.run.requests import Requests
 
     with closing(Requests().listen(last=True)) as requests:
         return _run(job_file, run_dir, settings, fresh, quiet, requests)
@@ -49,7 +49,7 @@ def _run(
     threads = choose_threads(comm)
 
     from hpcopt.train.job import PreparedJob
-    from hpcopt.train.output import ENDS
+    from hpcopt.train.run.output import ENDS
 
     prepared = PreparedJob(job, comm)
     directory = run_dir or Path("runs") / job.run.name

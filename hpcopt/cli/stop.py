@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hpcopt.analysis.history import Run, open_run
 from hpcopt.errors import UsageError
-from hpcopt.train.halt import HALT, read_halt, write_halt
+from hpcopt.train.run.halt import HALT, read_halt, write_halt
 
 
 def stop(path: str, after_checkpoint: bool) -> None:

@@ -19,7 +19,7 @@ from hpcopt.cluster.script import Script, passed_on
 from hpcopt.cluster.sweep import make_tasks
 from hpcopt.config import Job, parse_job, read_job
 from hpcopt.errors import UsageError
-from hpcopt.train.run_directory import write_atomically
+from hpcopt.train.run.directory import write_atomically
 
 OVERRIDES = {field.name for field in fields(SlurmOptions)}
 

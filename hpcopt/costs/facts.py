@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from hpcopt.costs.methods import Case, Design, Factors
+from hpcopt.objective.curvature.triangles import triangle_size
 from hpcopt.objective.data_parallel import DataParallelObjective
-from hpcopt.objective.triangles import triangle_size
 
 
 def case_of(

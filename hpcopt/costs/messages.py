@@ -16,7 +16,7 @@ from hpcopt.layout.blocks import variable_grid
 from hpcopt.objective.buckets import cut, cut_forward
 from hpcopt.objective.data_parallel import BUCKET_BYTES
 from hpcopt.objective.exact_sum import DIGITS
-from hpcopt.objective.gathering import PART_BYTES
+from hpcopt.objective.sharded.gathering import PART_BYTES
 
 
 class Message(NamedTuple):

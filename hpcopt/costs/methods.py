@@ -14,8 +14,8 @@ from hpcopt.costs.messages import Message, Messages, Replicated, Spread, scaled
 from hpcopt.costs.network import Grid
 from hpcopt.errors import UsageError
 from hpcopt.linalg.tsqr import packed_size
-from hpcopt.solvers import gauss_newton_diagonal
-from hpcopt.solvers.controlled_directions import PAIR_PERIOD
+from hpcopt.solvers.conjugate.controlled import PAIR_PERIOD
+from hpcopt.solvers.preconditioners import gauss_newton_diagonal
 
 
 class Factors(NamedTuple):

@@ -17,9 +17,10 @@ from hpcopt.errors import UsageError
 from hpcopt.objective import reductions
 from hpcopt.objective.augmentation import Augment
 from hpcopt.objective.buckets import BucketedGradient
+from hpcopt.objective.curvature.kronecker import KroneckerCurvature
+from hpcopt.objective.curvature.signs import signs
 from hpcopt.objective.figures import squares_from_mean, sums
 from hpcopt.objective.fit import check_fit, on
-from hpcopt.objective.kronecker import KroneckerCurvature
 from hpcopt.objective.linearization import FORWARD_MODES, ImplicitLinearization
 from hpcopt.objective.local import LocalObjective
 from hpcopt.objective.losses import Loss, make_loss
@@ -28,9 +29,8 @@ from hpcopt.objective.parameters import FlatParameters
 from hpcopt.objective.problem import Samples, Sums
 from hpcopt.objective.protocol import Batch, Vector, Work
 from hpcopt.objective.reductions import Packed
-from hpcopt.objective.separable_model import SeparableModel
+from hpcopt.objective.separable.model import SeparableModel
 from hpcopt.objective.shard import Part, Shard
-from hpcopt.objective.signs import signs
 from hpcopt.objective.stochastic import StochasticState
 from hpcopt.objective.subsets import Subsets
 from hpcopt.objective.vectors import WholeVectors

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 if TYPE_CHECKING:
-    from hpcopt.objective.kronecker import KroneckerCurvature
+    from hpcopt.objective.curvature.kronecker import KroneckerCurvature
 
 Vector = torch.Tensor
 """One contiguous float32 or float64 buffer of n numbers on the objective's device."""

@@ -13,9 +13,9 @@ import torch
 from hpcopt.comm.communicator import Communicator
 from hpcopt.errors import UsageError
 from hpcopt.objective import reductions
+from hpcopt.objective.curvature.signs import signs
 from hpcopt.objective.protocol import Batch, Linearization, Vector, Work
 from hpcopt.objective.reductions import Packed
-from hpcopt.objective.signs import signs
 from hpcopt.objective.vectors import WholeVectors
 from hpcopt.objective.weight_decay import WeightDecay
 from hpcopt.optim.closure import ClosureEvaluation

@@ -26,7 +26,7 @@ from hpcopt.kernels.tikhonov import MOST_COLUMNS, MOST_ROWS, compiled_blocks, co
 from hpcopt.linalg import tsqr
 from hpcopt.linalg.sampled_blocks import SampledBlocks
 from hpcopt.linalg.sampled_tikhonov import FLAT, LEAST_FREEDOM, Array, Bounds, Sampled, SampledGram, SampledTriangle
-from hpcopt.objective.separable import Features, Few, Rows, Separable
+from hpcopt.objective.separable.protocol import Features, Few, Rows, Separable
 
 FORMS = ("auto", "gram", "tsqr", "gather")
 ROUNDINGS = 100.0

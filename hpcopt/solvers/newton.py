@@ -5,10 +5,10 @@
 G is the Gauss-Newton matrix on a subset of the batch, g the gradient on all of it, dbar the previous direction; b
 minimises the model g^T s + 1/2 s^T G s over both directions, and alpha is found by halving. After C.-C. Wang et al.
 2018 (Neural Computation 30(6), arXiv 1802.00130); letters follow it, and P = I there. By default P is built from
-Kronecker factors of the curvature of each layer (``hpcopt.solvers.kronecker``), where every rank holds the layers
-whole. lambda is a part of the linear system only: b and rho are of the model without it. Where the variables are cut
-over the ranks, each rank can solve with its diagonal block of G alone instead, see ``hpcopt.solvers.block_direction``;
-combination and search are the same. Shapes: n parameters, k directions, 1 or 2.
+Kronecker factors of the curvature of each layer (``hpcopt.solvers.preconditioners.kronecker``), where every rank holds
+the layers whole. lambda is a part of the linear system only: b and rho are of the model without it. Where the variables
+are cut over the ranks, each rank can solve with its diagonal block of G alone instead, see
+``hpcopt.solvers.block_direction``; combination and search are the same. Shapes: n parameters, k directions, 1 or 2.
 
 Measured with P = I (``benchmarks/newton/combination.py``), 784-128-64-10, sigmoid, squared loss, 2,000 + 1,000 images
 of mnist-5k, 15 incoming weights a unit, G on a fifth of the batch, 40 full batches, mean of two starts; f counts
@@ -43,8 +43,8 @@ from hpcopt.solvers.agreement import agreed_coefficients, agreed_dot, agreed_inn
 from hpcopt.solvers.block_direction import BlockSolver
 from hpcopt.solvers.checks import check_choice, check_count, check_flag, check_number, fail
 from hpcopt.solvers.damping import DAMPING_MAX, DAMPING_MIN, after_failure, after_step
-from hpcopt.solvers.kronecker import KroneckerFactors
-from hpcopt.solvers.preconditioner import Identity, Preconditioner
+from hpcopt.solvers.preconditioners.kronecker import KroneckerFactors
+from hpcopt.solvers.preconditioners.protocol import Identity, Preconditioner
 from hpcopt.solvers.solver import State, StepReport, StopReason
 from hpcopt.solvers.start import empty_start, evaluate_start, is_stationary, noise
 from hpcopt.solvers.trials import Trials

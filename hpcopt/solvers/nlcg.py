@@ -1,8 +1,8 @@
 """NLCG, preconditioned nonlinear conjugate gradients for very large batches: options and the choice of step rule.
 
 The direction is -P g plus a part of the previous one, after Adya, Palakkode and Tuzel 2018 (arXiv 1812.02886). By
-default step and beta are chosen together on the Gauss-Newton model, see ``hpcopt.solvers.plane_search``, and P is built
-from Kronecker factors.
+default step and beta are chosen together on the Gauss-Newton model, see ``hpcopt.solvers.conjugate.plane``, and P is
+built from Kronecker factors.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ from typing import Any, ClassVar, cast
 
 from hpcopt.objective.protocol import Batch, Objective
 from hpcopt.solvers.checks import check_choice, check_count, check_number, fail
-from hpcopt.solvers.conjugate_options import PAPER, ConjugateOptions
+from hpcopt.solvers.conjugate.options import PAPER, ConjugateOptions
 from hpcopt.solvers.damping import DAMPING_MAX, DAMPING_MIN
-from hpcopt.solvers.preconditioner import Preconditioner
+from hpcopt.solvers.preconditioners.protocol import Preconditioner
 from hpcopt.solvers.solver import Solver, State, StepReport
 
 PRECONDITIONERS: dict[str, str] = {
-    "diagonal_bfgs": "hpcopt.solvers.diagonal_bfgs:DiagonalBFGS",
-    "gauss_newton_diagonal": "hpcopt.solvers.gauss_newton_diagonal:GaussNewtonDiagonal",
-    "identity": "hpcopt.solvers.preconditioner:Identity",
-    "kronecker": "hpcopt.solvers.kronecker:KroneckerFactors",
-    "released_diagonal_bfgs": "hpcopt.solvers.diagonal_bfgs:ReleasedDiagonalBFGS",
+    "diagonal_bfgs": "hpcopt.solvers.preconditioners.diagonal_bfgs:DiagonalBFGS",
+    "gauss_newton_diagonal": "hpcopt.solvers.preconditioners.gauss_newton_diagonal:GaussNewtonDiagonal",
+    "identity": "hpcopt.solvers.preconditioners.protocol:Identity",
+    "kronecker": "hpcopt.solvers.preconditioners.kronecker:KroneckerFactors",
+    "released_diagonal_bfgs": "hpcopt.solvers.preconditioners.diagonal_bfgs:ReleasedDiagonalBFGS",
 }
 """Value of ``preconditioner`` -> "module:Class". The class gets those options whose names are its own."""
 
 STEP_RULES: dict[str, str] = {
-    "control": "hpcopt.solvers.controlled_directions:ControlledDirections",
-    "hager_zhang": "hpcopt.solvers.conjugate_directions:ConjugateDirections",
-    "plane": "hpcopt.solvers.plane_search:PlaneSearch",
-    "strong_wolfe": "hpcopt.solvers.conjugate_directions:ConjugateDirections",
+    "control": "hpcopt.solvers.conjugate.controlled:ControlledDirections",
+    "hager_zhang": "hpcopt.solvers.conjugate.searched:ConjugateDirections",
+    "plane": "hpcopt.solvers.conjugate.plane:PlaneSearch",
+    "strong_wolfe": "hpcopt.solvers.conjugate.searched:ConjugateDirections",
 }
 """Value of ``step_rule`` -> "module:Class", made from the options and the preconditioner; ``init`` and ``step``."""
 

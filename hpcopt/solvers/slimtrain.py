@@ -24,7 +24,7 @@ import torch
 from hpcopt.errors import UsageError
 from hpcopt.linalg.sampled_tikhonov import Bounds, Sampled, best, cross_validation, discrepancy
 from hpcopt.objective.protocol import Batch, Objective, Vector
-from hpcopt.objective.separable import Features, Separable, SeparableObjective
+from hpcopt.objective.separable.protocol import Features, Separable, SeparableObjective
 from hpcopt.solvers.averaging import empty_average, take_into_average
 from hpcopt.solvers.checks import check_choice, check_count, check_flag, check_number, fail
 from hpcopt.solvers.epoch_rate import EpochRate

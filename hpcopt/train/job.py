@@ -24,11 +24,11 @@ from hpcopt.train.devices import choose_device, choose_sums, choose_transport, d
 from hpcopt.train.job_checks import check_before_data
 from hpcopt.train.minimize import first_iterations, horizon_epochs, make_criteria, plan_batches, run_facts, train
 from hpcopt.train.objectives import loss_name, make_objective
-from hpcopt.train.output import RunOutput
 from hpcopt.train.pace import make_pace, skip
 from hpcopt.train.protocol import Listener, Result
-from hpcopt.train.requests import Requests
 from hpcopt.train.restored import snapshot_from
+from hpcopt.train.run.output import RunOutput
+from hpcopt.train.run.requests import Requests
 from hpcopt.train.sampler import Sampler
 
 

@@ -15,7 +15,7 @@ from hpcopt.errors import CheckpointError
 from hpcopt.objective.problem import Problem
 from hpcopt.solvers.solver import Solver
 from hpcopt.train.protocol import LEAVE, SAVE
-from hpcopt.train.requests import Requests
+from hpcopt.train.run.requests import Requests
 from hpcopt.train.sampler import BatchSequence, Sampler
 from hpcopt.train.snapshot import Snapshot, descriptions, own_contents, replicated_contents
 

@@ -21,10 +21,10 @@ from hpcopt.solvers.solver import Solver
 from hpcopt.train.evaluation import Evaluator
 from hpcopt.train.keeper import CheckpointKeeper
 from hpcopt.train.loop import TrainingLoop
-from hpcopt.train.output import RunOutput
 from hpcopt.train.protocol import Criteria, Listener, Result
-from hpcopt.train.requests import Requests
 from hpcopt.train.restored import snapshot_from
+from hpcopt.train.run.output import RunOutput
+from hpcopt.train.run.requests import Requests
 from hpcopt.train.sampler import Sampler
 from hpcopt.train.tolerated import Tolerated
 from hpcopt.train.watchdog import Watchdog

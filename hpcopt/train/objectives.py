@@ -21,7 +21,7 @@ from hpcopt.objective.network.data import make_layout
 from hpcopt.objective.network.objective import NetworkObjective
 from hpcopt.objective.network.replicas import NetworkReplicas
 from hpcopt.objective.problem import Problem, Samples
-from hpcopt.objective.sharded import ShardedStateObjective
+from hpcopt.objective.sharded.objective import ShardedStateObjective
 from hpcopt.objective.variable_blocks import VariableBlockObjective
 from hpcopt.solvers.newton import Newton
 from hpcopt.solvers.registry import make_solver, option_names

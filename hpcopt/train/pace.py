@@ -18,8 +18,8 @@ from hpcopt.objective.local import Pace
 from hpcopt.parallel_options import ParallelOptions
 from hpcopt.solvers.solver import Solver
 from hpcopt.train.job_checks import on_blocks
-from hpcopt.train.record_reader import read_local_iterations
-from hpcopt.train.run_directory import METRICS
+from hpcopt.train.run.directory import METRICS
+from hpcopt.train.run.record_reader import read_local_iterations
 
 
 class RunPace(Pace, Protocol):

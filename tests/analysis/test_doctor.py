@@ -21,7 +21,7 @@ from hpcopt.analysis.verdicts import (
 )
 from hpcopt.cluster.allocation import Allocation
 from hpcopt.comm.mpi_library import vendor
-from hpcopt.train.run_directory import plain
+from hpcopt.train.run.directory import plain
 
 OPEN_MPI = {"error": "", "library": "Open MPI v5.0.11, package: x", "size": 1, "launcher": "none", "launch_error": ""}
 OPEN_MPIRUN = {"path": "/opt/bin/mpirun", "version": "mpirun (Open MPI) 5.0.11"}

@@ -14,8 +14,8 @@ import hpcopt
 from hpcopt.analysis import history
 from hpcopt.analysis.history import open_run
 from hpcopt.errors import UsageError
-from hpcopt.train.record import Recorder
-from hpcopt.train.run_directory import RunDirectory
+from hpcopt.train.run.directory import RunDirectory
+from hpcopt.train.run.record import Recorder
 from tests.support.runs import evaluation_row, iteration_row, set_status, write_run, write_start
 
 ROOT = Path(hpcopt.__file__).parents[1]
@@ -190,8 +190,8 @@ def test_the_reader_does_not_import_mpi_torch_or_matplotlib(tmp_path: Path) -> N
 WRITER = """
 import sys
 from pathlib import Path
-from hpcopt.train.record import Recorder
-from hpcopt.train.run_directory import RunDirectory
+from hpcopt.train.run.record import Recorder
+from hpcopt.train.run.directory import RunDirectory
 from tests.support.runs import evaluation_row, iteration_row
 directory = RunDirectory.create(Path(sys.argv[1]), fresh=False)
 directory.write_status(solver="trust_region")

@@ -13,11 +13,11 @@ import pytest
 
 from hpcopt.analysis.history import open_run
 from hpcopt.analysis.status import SILENT_SECONDS, slowest_rank, standing
-from hpcopt.train.halt import write_halt
-from hpcopt.train.record import RANK_COLUMNS
-from hpcopt.train.record_reader import empty_table
-from hpcopt.train.run_directory import METRICS, STATUS
-from hpcopt.train.run_lock import FILE_NAME, RunLock
+from hpcopt.train.run.directory import METRICS, STATUS
+from hpcopt.train.run.halt import write_halt
+from hpcopt.train.run.lock import FILE_NAME, RunLock
+from hpcopt.train.run.record import RANK_COLUMNS
+from hpcopt.train.run.record_reader import empty_table
 from hpcopt.train.watchdog import SILENCE, note_path
 from tests.support.runs import set_status, write_run, write_start
 

@@ -14,7 +14,7 @@ from benchmarks.nlcg import cifar100
 from benchmarks.nlcg.cifar100 import JOB, main, methods, rows
 from hpcopt.comm.communicator import Communicator
 from hpcopt.config import parse_job
-from hpcopt.solvers.conjugate_options import PAPER
+from hpcopt.solvers.conjugate.options import PAPER
 from hpcopt.solvers.nlcg import NLCG
 from hpcopt.solvers.registry import make_solver
 from hpcopt.solvers.sgd import SGD

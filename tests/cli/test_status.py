@@ -11,9 +11,9 @@ from hpcopt.analysis.history import open_run
 from hpcopt.analysis.status import standing
 from hpcopt.cli import status as command
 from hpcopt.cli.main import main
-from hpcopt.train.halt import write_halt
-from hpcopt.train.run_directory import METRICS
-from hpcopt.train.run_lock import FILE_NAME, RunLock
+from hpcopt.train.run.directory import METRICS
+from hpcopt.train.run.halt import write_halt
+from hpcopt.train.run.lock import FILE_NAME, RunLock
 from tests.support.runs import set_status, write_run
 
 PLANNED = {"iterations": 100, "epochs": None, "seconds": None}

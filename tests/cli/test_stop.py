@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from hpcopt.cli.main import main
-from hpcopt.train.halt import HALT, read_halt
-from hpcopt.train.run_lock import FILE_NAME, RunLock
+from hpcopt.train.run.halt import HALT, read_halt
+from hpcopt.train.run.lock import FILE_NAME, RunLock
 from tests.support.runs import set_status, write_run
 
 

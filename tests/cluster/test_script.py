@@ -15,7 +15,7 @@ from hpcopt.cluster.options import SlurmOptions
 from hpcopt.cluster.script import Script, passed_on
 from hpcopt.cluster.sweep import make_tasks
 from hpcopt.errors import UsageError
-from hpcopt.train.run_directory import write_json
+from hpcopt.train.run.directory import write_json
 
 SRUN = Launcher(("srun", "--mpi=pmi2"), "it fits")
 MPIRUN = Launcher(("mpirun",), "it fits")

@@ -11,7 +11,7 @@ import pytest
 from hpcopt.analysis.history import open_run
 from hpcopt.analysis.status import standing
 from hpcopt.cli.main import main
-from hpcopt.train.halt import HALT
+from hpcopt.train.run.halt import HALT
 from tests.fault.test_resume import COMMAND, started
 from tests.support.held import hold, last_step, write_job
 

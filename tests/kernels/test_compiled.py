@@ -15,7 +15,8 @@ from hpcopt.kernels import compiled as module
 from hpcopt.kernels import sweeps as torch_sweeps
 from hpcopt.kernels.compiled import CompiledSweeps, compiled_sweeps, shares
 from hpcopt.kernels.sweeps import Pair, Sweeps, TorchSweeps
-from hpcopt.solvers import adam, controlled_directions, products
+from hpcopt.solvers import adam, products
+from hpcopt.solvers.conjugate import controlled
 from hpcopt.solvers.products import totals
 from hpcopt.solvers.registry import make_solver
 from tests.kernels.conftest import Build
@@ -127,7 +128,7 @@ def test_a_method_takes_the_same_steps_as_by_torch(
             taken.append(sweeps)
             return sweeps
 
-        for place in (adam, controlled_directions, products):
+        for place in (adam, controlled, products):
             monkeypatch.setattr(place, "sweeps_on", sweeps_on)
         objective = digits(torch.float64)
         state, _ = run(make_solver(name, options, 30.0), objective, 30, batches=mini_batches(objective))

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from hpcopt.kernels.lags import CompiledLags
-from hpcopt.objective import design
-from hpcopt.objective.lag_products import LagProducts
-from tests.objective.test_last_layer import LAYERS, SCALE, made
+from hpcopt.objective.separable.lag_products import LagProducts
+from hpcopt.objective.separable.protocol import design
+from tests.objective.separable.test_last_layer import LAYERS, SCALE, made
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from hpcopt.costs.network import Grid
 from hpcopt.objective.data_parallel import DataParallelObjective
 from hpcopt.objective.problem import Problem
 from hpcopt.objective.protocol import Batch
-from hpcopt.objective.sharded import ShardedStateObjective
+from hpcopt.objective.sharded.objective import ShardedStateObjective
 from hpcopt.solvers.registry import make_solver
 from tests.support import networks
 from tests.support.grids import divides, mini_batches, on_grid

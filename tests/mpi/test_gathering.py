@@ -10,7 +10,7 @@ import torch
 
 from hpcopt.comm.communicator import Communicator
 from hpcopt.objective.data_parallel import DataParallelObjective
-from hpcopt.objective.sharded import ShardedStateObjective
+from hpcopt.objective.sharded.objective import ShardedStateObjective
 from hpcopt.solvers.registry import make_solver
 from tests.support.problems import CLASSES, FEATURES, samples, sharded, small_network
 

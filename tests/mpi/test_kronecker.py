@@ -14,7 +14,7 @@ from hpcopt.layout.block import block
 from hpcopt.objective.data_parallel import DataParallelObjective
 from hpcopt.objective.variable_blocks import VariableBlockObjective
 from hpcopt.optim.model_objective import ModelObjective
-from hpcopt.solvers.kronecker import KroneckerFactors
+from hpcopt.solvers.preconditioners.kronecker import KroneckerFactors
 from hpcopt.solvers.solver import State
 from tests.support.problems import samples, sharded, small_network
 
@@ -120,7 +120,7 @@ def test_convolutions_with_batch_normalisation_of_equal_shards(comm: Communicato
 
 def test_a_failure_of_one_layer_is_known_everywhere(comm: Communicator, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "hpcopt.solvers.kronecker.damped_inverses",
+        "hpcopt.solvers.preconditioners.kronecker.damped_inverses",
         lambda a, g, damping: None if len(a) == 6 else (torch.eye(len(a)).to(a), torch.eye(len(g)).to(g)),
     )
     state, _ = after(sharded(comm, model=small_network()), 1)

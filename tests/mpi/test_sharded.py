@@ -17,7 +17,7 @@ from hpcopt.comm.communicator import Communicator
 from hpcopt.errors import UsageError
 from hpcopt.models.registry import build
 from hpcopt.objective.data_parallel import DataParallelObjective
-from hpcopt.objective.sharded import ShardedStateObjective
+from hpcopt.objective.sharded.objective import ShardedStateObjective
 from hpcopt.solvers.registry import make_solver
 from tests.support.network_jobs import prepared
 from tests.support.problems import CLASSES, FEATURES, samples, sharded, small_network

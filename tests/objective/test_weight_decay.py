@@ -11,7 +11,7 @@ from torch import nn
 from hpcopt.comm.communicator import Communicator
 from hpcopt.config import parse_job
 from hpcopt.objective.parameters import FlatParameters
-from hpcopt.objective.sharded import ShardedStateObjective
+from hpcopt.objective.sharded.objective import ShardedStateObjective
 from hpcopt.objective.weight_decay import WeightDecay, without_normalisations
 from hpcopt.train.job import PreparedJob
 from tests.support.problems import CLASSES, FEATURES, sharded

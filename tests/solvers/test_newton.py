@@ -13,11 +13,11 @@ from torch.nn.functional import cross_entropy
 
 from hpcopt.comm.communicator import Communicator
 from hpcopt.errors import UsageError
+from hpcopt.objective.curvature.fisher import MOST_OUTPUTS
 from hpcopt.objective.data_parallel import DataParallelObjective
-from hpcopt.objective.fisher import MOST_OUTPUTS
 from hpcopt.objective.protocol import Objective
-from hpcopt.solvers.kronecker import KroneckerFactors
 from hpcopt.solvers.newton import FAILURES, Newton
+from hpcopt.solvers.preconditioners.kronecker import KroneckerFactors
 from hpcopt.solvers.registry import make_solver
 from hpcopt.solvers.solver import StopReason
 from tests.support.checks import assert_state_is_complete, assert_survives_fault, run

@@ -12,9 +12,9 @@ import torch
 
 from hpcopt.errors import UsageError
 from hpcopt.objective.protocol import Batch, Objective, Vector
+from hpcopt.solvers.conjugate.plane import FAILURES, PlaneSearch
 from hpcopt.solvers.nlcg import NLCG
-from hpcopt.solvers.plane_search import FAILURES, PlaneSearch
-from hpcopt.solvers.preconditioner import Identity
+from hpcopt.solvers.preconditioners.protocol import Identity
 from hpcopt.solvers.solver import State, StopReason
 from tests.support.checks import assert_state_is_complete, assert_survives_fault, run
 from tests.support.objectives import (

@@ -20,7 +20,7 @@ import typer.main
 from hpcopt.cli.data import app as data
 from hpcopt.cli.main import app, main
 from hpcopt.cli.submit import app as submit
-from hpcopt.train.run_lock import FILE_NAME, RunLock
+from hpcopt.train.run.lock import FILE_NAME, RunLock
 from tests.support import measurements
 from tests.support.pages import ROOT, without_launcher
 from tests.support.runs import write_run

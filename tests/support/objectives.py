@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from sklearn.datasets import load_digits
 
+from hpcopt.objective.curvature.signs import signs
 from hpcopt.objective.protocol import Batch, Linearization, Work
-from hpcopt.objective.signs import signs
 from hpcopt.objective.subsets import Subsets
 
 FULL = Batch(indices=None, count=1, total=1)

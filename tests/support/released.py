@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from hpcopt.solvers.step_control import feedback
+from hpcopt.solvers.conjugate.step_control import feedback
 
 EPS = 1e-8
 

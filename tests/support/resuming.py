@@ -22,8 +22,8 @@ from hpcopt.train.keeper import CheckpointKeeper
 from hpcopt.train.loop import TrainingLoop
 from hpcopt.train.minimize import plan_batches
 from hpcopt.train.protocol import Criteria, Result
-from hpcopt.train.requests import Requests
 from hpcopt.train.restored import snapshot_from
+from hpcopt.train.run.requests import Requests
 from hpcopt.train.sampler import Sampler
 from tests.support.problems import loss_for, samples, sharded, small_network
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hpcopt.train.record import Recorder
-from hpcopt.train.run_directory import RunDirectory
+from hpcopt.train.run.directory import RunDirectory
+from hpcopt.train.run.record import Recorder
 
 STATUS = {
     "ranks": 2,

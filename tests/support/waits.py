@@ -129,7 +129,9 @@ def counted(step: Callable[[], StepReport]) -> tuple[Counter[str], int]:
 def as_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a processor does in another way, by NumPy or in C, is done as for tensors of a device."""
     monkeypatch.setattr(choice, "_on_processor", lambda: choice.TORCH)
-    monkeypatch.setattr("hpcopt.objective.last_layer.matmul", lambda left, right: left.detach() @ right.detach())
+    monkeypatch.setattr(
+        "hpcopt.objective.separable.last_layer.matmul", lambda left, right: left.detach() @ right.detach()
+    )
 
 
 def _flat(values: Sequence[Any]) -> list[Any]:

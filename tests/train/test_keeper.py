@@ -19,12 +19,12 @@ from hpcopt.errors import CheckpointError, UsageError
 from hpcopt.solvers.sgd import SGD
 from hpcopt.solvers.solver import StopReason
 from hpcopt.train import keeper as module
-from hpcopt.train.halt import HALT, write_halt
 from hpcopt.train.keeper import FIRST_SECONDS, CheckpointKeeper
 from hpcopt.train.minimize import minimize
-from hpcopt.train.output import ENDS
 from hpcopt.train.protocol import LEAVE, SAVE, Result
-from hpcopt.train.requests import Requests
+from hpcopt.train.run.halt import HALT, write_halt
+from hpcopt.train.run.output import ENDS
+from hpcopt.train.run.requests import Requests
 from tests.support.problems import sharded
 from tests.support.resuming import AsksOnce, Case, Started
 

@@ -1,5 +1,5 @@
 // What least squares need to know of a transposed convolution, without its rows written out: the Gram matrix of its
-// inputs at two taps depends on the lag between them, but for edges. See hpcopt/objective/lag_products.py.
+// inputs at two taps depends on the lag between them, but for edges. See hpcopt/objective/separable/lag_products.py.
 //
 // Inputs are (b, height, width, c) in double, channels last, between zeros that every tap may see.
 

@@ -15,6 +15,7 @@ import torch
 from hpcopt.comm.communicator import Communicator
 from hpcopt.kernels.choice import kernels_on
 from hpcopt.objective import vectors
+from hpcopt.objective.curvature.signs import signs
 from hpcopt.objective.local import Pace
 from hpcopt.objective.network.data import (
     Array,
@@ -41,7 +42,6 @@ from hpcopt.objective.network.pipeline import make_network
 from hpcopt.objective.network.variables import CutVariables
 from hpcopt.objective.problem import Samples, Sums
 from hpcopt.objective.protocol import Batch, Vector, Work
-from hpcopt.objective.signs import signs
 from hpcopt.objective.subsets import Subsets
 
 PIECE_BYTES = 64 * 2**20

@@ -1,0 +1,1 @@
+"""w sharded too: every rank keeps a slice of the variables and gathers the rest while it evaluates."""

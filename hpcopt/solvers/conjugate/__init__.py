@@ -1,0 +1,1 @@
+"""Nonlinear conjugate directions: one file for each way to choose the step."""

@@ -1,0 +1,1 @@
+"""Estimates of the inverse of the curvature, behind one interface."""
