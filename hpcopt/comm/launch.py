@@ -163,10 +163,10 @@ def threads_per_rank(masks: Sequence[frozenset[int]], me: int) -> int:
 
 
 def choose_threads(comm: Communicator, environ: Mapping[str, str] = os.environ) -> Threads:
-    """Set torch's threads for this rank and say how many. *Collective*.
+    """Set the threads of torch and of NumPy's BLAS for this rank and say how many. *Collective*.
 
     Each rank gets its share of the cores it may run on; all take the smallest share of any rank, so that the same
-    arithmetic is done everywhere. When ``OMP_NUM_THREADS`` is set on any rank nothing is changed.
+    arithmetic is done everywhere. When ``OMP_NUM_THREADS`` is set on any rank nothing is changed: a BLAS reads it too.
     """
     import torch
 
@@ -180,4 +180,16 @@ def choose_threads(comm: Communicator, environ: Mapping[str, str] = os.environ) 
     if not not_by_user:
         return Threads(torch.get_num_threads(), "OMP_NUM_THREADS", *where)
     torch.set_num_threads(int(smallest))
+    _limit_blas(int(smallest))
     return Threads(int(smallest), "affinity", *where)
+
+
+def _limit_blas(threads: int) -> None:
+    """Fewer threads for the BLAS libraries that are loaded, never more: one may have been given its own number.
+
+    A BLAS takes a thread for every core of a process otherwise, and on several ranks they wait for each other's.
+    """
+    import threadpoolctl
+
+    blas = [library for library in threadpoolctl.threadpool_info() if library["user_api"] == "blas"]
+    threadpoolctl.threadpool_limits({library["prefix"]: min(threads, library["num_threads"]) for library in blas})

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import pytest
+import threadpoolctl
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -130,33 +132,48 @@ def test_the_smallest_share_never_uses_more_threads_than_cores(masks: list[froze
 
 
 @pytest.fixture
-def _torch_threads() -> object:
+def _threads_as_before() -> Iterator[None]:
     before = torch.get_num_threads()
-    yield
+    with threadpoolctl.threadpool_limits(2, user_api="blas"):
+        yield
     torch.set_num_threads(before)
 
 
-@pytest.mark.usefixtures("_torch_threads")
+def blas_threads() -> set[int]:
+    return {library["num_threads"] for library in threadpoolctl.threadpool_info() if library["user_api"] == "blas"}
+
+
+@pytest.mark.usefixtures("_threads_as_before")
 def test_one_rank_alone_gets_all_its_cores() -> None:
     report = choose_threads(Communicator(), {})
     assert report == (len(affinity()), "affinity", len(affinity()), 0, 1)
     assert torch.get_num_threads() == report.threads
 
 
-@pytest.mark.usefixtures("_torch_threads")
+@pytest.mark.usefixtures("_threads_as_before")
 def test_the_number_the_user_set_is_kept() -> None:
     torch.set_num_threads(1)
     report = choose_threads(Communicator(), {"OMP_NUM_THREADS": "1"})
     assert (report.threads, report.source) == (1, "OMP_NUM_THREADS")
     assert torch.get_num_threads() == 1
+    assert blas_threads() == {2}
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinity masks")
-@pytest.mark.usefixtures("_torch_threads")
+@pytest.mark.usefixtures("_threads_as_before")
 def test_a_process_bound_to_one_core_computes_with_one_thread() -> None:
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(before)})
     try:
         assert choose_threads(Communicator(), {}).threads == 1
+        assert torch.get_num_threads() == 1
+        assert blas_threads() == {1}
     finally:
         os.sched_setaffinity(0, before)
+
+
+@pytest.mark.usefixtures("_threads_as_before")
+def test_a_blas_that_was_given_fewer_threads_keeps_them() -> None:
+    with threadpoolctl.threadpool_limits(1, user_api="blas"):
+        choose_threads(Communicator(), {})
+        assert blas_threads() == {1}
