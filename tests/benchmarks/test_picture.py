@@ -25,6 +25,6 @@ def test_every_set_is_shown_with_all_rates_also_where_newton_loses() -> None:
 def test_every_method_beside_nlcg_is_shown(tmp_path: Path) -> None:
     beside = {name: picture.nlcg_accuracies(report(f"nlcg-{name}")) for name in ("mnist", "cifar10")}
     assert [list(found) for found in beside.values()] == [["nlcg", "adam", "sgd", "lars", "lbfgs"]] * 2
-    assert (beside["mnist"]["adam"], beside["cifar10"]["nlcg"]) == (97.31, 56.84)
+    assert (beside["mnist"]["adam"], beside["cifar10"]["nlcg"]) == (97.21, 57.31)
     picture.draw(picture.newton_gaps(report("newton-accuracy")), beside, str(tmp_path / "a.png"))
     assert (tmp_path / "a.png").stat().st_size > 10_000

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from hpcopt.kernels.lags import CompiledLags
+from hpcopt.objective.separable import design
 from hpcopt.objective.separable.lag_products import LagProducts
-from hpcopt.objective.separable.protocol import design
 from tests.objective.separable.test_last_layer import LAYERS, SCALE, made
 
 

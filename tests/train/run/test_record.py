@@ -16,7 +16,7 @@ from hpcopt.train.run import record
 from hpcopt.train.run.record import EVALUATION_COLUMNS, ITERATION_COLUMNS, LOCAL_ITERATIONS, RANK_COLUMNS, Recorder
 from hpcopt.train.run.record_reader import read_tables
 
-ROOT = Path(record.__file__).parents[2]
+ROOT = Path(record.__file__).parents[3]
 
 
 def iteration_row(number: int) -> dict[str, float]:
