@@ -71,11 +71,15 @@ def standing(run: Run) -> dict[str, Any]:
 
 def _end(run: Run, remaining: float | None) -> dict[str, Any]:
     """When a run that goes on will end, and who asked it to end before."""
-    halt = read_halt(run.path)
+    halt, end = read_halt(run.path), None
+    if remaining is not None:
+        # A job without an end in sight may have one that no calendar has.
+        with suppress(OverflowError, ValueError, OSError):
+            end = _utc(time.time() + remaining)
     return {
         "stopping": None if halt is None else {k: v for k, v in asdict(halt).items() if k != "owner"},
         "remaining_seconds": remaining,
-        "estimated_end": None if remaining is None else _utc(time.time() + remaining),
+        "estimated_end": end,
     }
 
 

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hpcopt.checks import is_number
 from hpcopt.cli.format import console, in_bytes, number, share, table, whole
 from hpcopt.errors import UsageError
 
@@ -50,8 +51,8 @@ def predict(
     from hpcopt.costs.machine import find, read
 
     machine = read(find(measured))
-    if (on_host is not None and on_host < 1) or (inner is not None and inner <= 0):
-        raise UsageError("--ranks-per-host and --inner must be above 0.")
+    if (on_host is not None and on_host < 1) or (inner is not None and not is_number(inner, 0, open_low=True)):
+        raise UsageError("--ranks-per-host and --inner must be finite and above 0.")
     job = _job_for(machine, job_file, settings)
     from hpcopt.analysis.predict import ASSUMPTIONS, subject_of
     from hpcopt.analysis.predict import predict as predict_one
@@ -95,7 +96,7 @@ def numbers(text: str) -> list[int]:
         UsageError: it is no such list.
     """
     parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdigit() and int(part) > 0 for part in parts):
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise UsageError(f"--ranks {text!r} must be whole numbers above 0 with commas between them, as in 8,64,1024.")
     return [int(part) for part in parts]
 

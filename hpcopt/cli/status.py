@@ -15,6 +15,7 @@ from rich.table import Table
 
 from hpcopt.analysis.history import open_run
 from hpcopt.analysis.status import standing
+from hpcopt.checks import is_number
 from hpcopt.cli.format import NONE, colour_of, console, duration, grid, number, share, table, whole
 from hpcopt.comm.faults import paragraph
 from hpcopt.errors import HpcoptError, UsageError
@@ -30,8 +31,8 @@ def status(paths: Sequence[str], as_json: bool, every: float | None) -> int:
 
     With ``every`` again and again in so many seconds, as long as one of them is running.
     """
-    if every is not None and every <= 0:
-        raise UsageError(f"--watch {every:g} is not allowed: give the seconds between two looks, above 0.")
+    if every is not None and not is_number(every, 0, open_low=True):
+        raise UsageError(f"--watch {every:g} is not allowed: give the seconds between two looks, finite and above 0.")
     out = console()
     while True:
         found, errors = _look(paths)
@@ -134,8 +135,10 @@ def _losses(run: Mapping[str, Any]) -> str:
 def _end(run: Mapping[str, Any]) -> str:
     if run["remaining_seconds"] is None:
         return ""
-    at = datetime.fromisoformat(run["estimated_end"]).astimezone()
-    return f"; {duration(run['remaining_seconds'])} to go, until {at:%Y-%m-%d %H:%M:%S}"
+    to_go = f"; {duration(run['remaining_seconds'])} to go"
+    if run["estimated_end"] is None:
+        return to_go
+    return f"{to_go}, until {datetime.fromisoformat(run['estimated_end']).astimezone():%Y-%m-%d %H:%M:%S}"
 
 
 def _notes(run: Mapping[str, Any]) -> Iterator[str]:

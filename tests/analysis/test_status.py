@@ -13,6 +13,7 @@ import pytest
 
 from hpcopt.analysis.history import open_run
 from hpcopt.analysis.status import SILENT_SECONDS, slowest_rank, standing
+from hpcopt.cli.main import main
 from hpcopt.train.run.directory import METRICS, STATUS
 from hpcopt.train.run.halt import write_halt
 from hpcopt.train.run.lock import FILE_NAME, RunLock
@@ -60,6 +61,13 @@ def test_the_first_of_the_planned_ends_counts(tmp_path: Path, planned: Any, seco
     facts = found(live(tmp_path / "a", epochs=10, per_epoch=4, planned=planned))
     assert facts["remaining_seconds"] == (None if seconds is None else pytest.approx(seconds))
     assert (facts["estimated_end"] is None) == (seconds is None)
+
+
+def test_an_end_that_no_calendar_has_is_none(tmp_path: Path) -> None:
+    path = live(tmp_path / "a", planned={"iterations": 10**13, "epochs": None, "seconds": None})
+    facts = found(path)
+    assert (facts["remaining_seconds"] > 1e11, facts["estimated_end"]) == (True, None)
+    assert main(["status", str(path)]) == 0
 
 
 def test_a_run_that_has_just_started(tmp_path: Path) -> None:

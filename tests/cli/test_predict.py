@@ -56,7 +56,9 @@ def test_json_has_every_kind_of_call(job: str, tmp_path: Path, capsys: pytest.Ca
     [
         ((), "hpcopt doctor --measure"),
         (("--measured", "m.json", "--ranks", "8,none"), "whole numbers above 0"),
-        (("--measured", "m.json", "--ranks-per-host", "0"), "must be above 0"),
+        (("--measured", "m.json", "--ranks", "8²"), "whole numbers above 0"),
+        (("--measured", "m.json", "--ranks-per-host", "0"), "must be finite and above 0"),
+        (("--measured", "m.json", "--inner", "nan"), "must be finite and above 0"),
         (("--measured", "m.json", "--set", "run.device=cuda"), 'was measured on "cpu"'),
     ],
 )

@@ -91,7 +91,7 @@ def test_it_is_watched_until_nothing_runs(
     monkeypatch.setattr(command.time, "sleep", sleep)
     assert shown(capsys, live, "--watch", "7").count("iteration 40 of") == 3
     assert pauses == [7.0, 7.0]
-    assert main(["status", str(live), "--watch", "0"]) == 2
+    assert [main(["status", str(live), "--watch", pause]) for pause in ("0", "nan", "inf")] == [2, 2, 2]
 
 
 def test_words_of_the_user_are_not_markup(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
