@@ -71,6 +71,10 @@ class RunOptions:
     """Iterations in a row with a number that is not finite before the run ends as diverged."""
 
     def __post_init__(self) -> None:
+        if not self.name.isprintable():
+            raise UsageError(
+                f"run.name = {self.name!r} must be text on one line, since a folder and a batch job are called so."
+            )
         if self.epochs is not None and self.iterations is not None:
             raise UsageError(
                 f"run.epochs = {self.epochs} and run.iterations = {self.iterations} are both given; they say the same "
@@ -88,7 +92,7 @@ class ModelOptions:
     """``[model]``: the network. All other keys go to the model's builder."""
 
     name: str = "mlp"
-    """mlp, cnn, resnet32, antisymmetric_resnet, or 'package.module:function'."""
+    """A key of ``hpcopt.models.registry.MODELS``, or 'package.module:function' of the user's own."""
     options: dict[str, Any] = field(default_factory=dict)
     """The builder's own keys."""
 
@@ -116,7 +120,7 @@ class SolverTable:
     """``[solver]``: the method. All other keys are its own."""
 
     name: str = "trust_region"
-    """A key of ``hpcopt.solvers.registry.SOLVERS``, or "package.module:Class" of the user's own."""
+    """A key of ``hpcopt.solvers.registry.SOLVERS``, or 'package.module:Class' of the user's own."""
     options: dict[str, Any] = field(default_factory=dict)
     """The method's own keys."""
 

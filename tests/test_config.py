@@ -53,6 +53,7 @@ def test_the_resolved_job_is_a_job_file_that_says_the_same() -> None:
         (DATA + "bach = 3\n", "data.bach is not a key of .data.; did you mean 'batch'"),
         (DATA + '[run]\nepochs = "ten"\n', "run.epochs = 'ten' is not allowed"),
         (DATA + "[run]\nepochs = 0\n", "run.epochs = 0.* positive"),
+        (DATA + '[run]\nname = "a\\nb"\n', r"run\.name = 'a\\nb' must be text on one line"),
         (DATA + "[run]\niterations = 2.5\n", "run.iterations = 2.5 is not allowed"),
         (DATA + "[run]\nepochs = 1\niterations = 5\n", "both given"),
         (DATA + '[run]\nprecision = "float16"\n', "run.precision = 'float16' is not allowed.*'float32' or 'float64'"),

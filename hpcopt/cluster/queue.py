@@ -29,7 +29,7 @@ def submit(script: Path) -> str:
     """Hand a script to sbatch and return the number of the job.
 
     Raises:
-        UsageError: there is no sbatch, or it refuses.
+        UsageError: there is no sbatch, it refuses, or it was asked not to submit (--test-only).
     """
     try:
         done = subprocess.run(["sbatch", "--parsable", str(script)], capture_output=True, text=True, check=False)
@@ -45,6 +45,12 @@ def submit(script: Path) -> str:
             f"sbatch refused the job: {words or f'status {done.returncode}'}. Change the option it speaks of, here or "
             "in [slurm] of the job file; slurm.skip leaves out one that this cluster does not know. The script is in "
             f"{script}."
+        )
+    if not done.stdout.split():
+        words = " ".join(done.stderr.split())
+        raise UsageError(
+            f"sbatch submitted nothing{f' and said: {words}' if words else ''}. Leave out an option that asks it not "
+            f"to, such as --test-only. The script is in {script}."
         )
     # Of several clusters also the name is told, after a semicolon; a site's own remarks may stand before.
     return done.stdout.split()[-1].partition(";")[0]

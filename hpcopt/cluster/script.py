@@ -102,7 +102,8 @@ class Script:
             UsageError: an option to skip that is not there.
         """
         parts = [
-            _HEAD.format(command=self.command),
+            # A word may hold a line break, and sbatch reads no directive behind the first line that is no comment.
+            _HEAD.format(command=self.command.replace("\n", "\n#   ")),
             *(_directive(option, value) for option, value in self._directives().items()),
             self._setup(),
             self._cases(),

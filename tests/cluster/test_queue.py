@@ -55,6 +55,12 @@ def test_what_sbatch_says_when_it_refuses_is_handed_on(slurm: Callable[[str, str
         submit(Path("a"))
 
 
+def test_an_sbatch_that_was_asked_not_to_submit_is_no_job(slurm: Callable[[str, str], None]) -> None:
+    slurm("sbatch", 'echo "sbatch: Job 8 to start at noon" >&2')
+    with pytest.raises(UsageError, match=r"submitted nothing and said: sbatch: Job 8 to start at noon\. .*--test-only"):
+        submit(Path("a"))
+
+
 def test_a_job_is_followed_through_its_requeue(monkeypatch: pytest.MonkeyPatch) -> None:
     again = PENDING.replace("Restarts=0", "Restarts=1").replace("Resources", "BeginTime")
     looks = [PENDING, RUNNING.format(0), RUNNING.format(0), again, RUNNING.format(1), COMPLETED]

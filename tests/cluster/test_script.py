@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -61,7 +62,8 @@ def test_what_is_not_said_is_left_to_the_cluster() -> None:
 
 
 def test_all_directives_stand_before_the_first_command() -> None:
-    lines = make(SlurmOptions(setup=["module load mpich"])).text().splitlines()
+    asked = "hpcopt submit a.toml --set 'model.widths=[\n4]'"
+    lines = replace(make(SlurmOptions(setup=["module load mpich"])), command=asked).text().splitlines()
     last = max(number for number, line in enumerate(lines) if line.startswith("#SBATCH"))
     assert lines[0] == "#!/bin/bash"
     assert all(line.startswith("#") for line in lines[:last])
