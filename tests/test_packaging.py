@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 from packaging.requirements import Requirement
 
+import hpcopt
+from hpcopt.analysis.machine_verdicts import REQUIRED
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -45,6 +48,13 @@ def test_every_requirement_has_one_pin_that_it_allows(project, pins, python):
         assert len(valid) == 1, wanted.name
         version = str(valid[0].specifier).removeprefix("==")
         assert wanted.specifier.contains(version), f"{wanted} does not allow the pin {version}"
+
+
+def test_what_is_said_twice_is_the_same(project):
+    asked = {Requirement(line).name: str(Requirement(line).specifier) for line in project["dependencies"]}
+    for name, oldest in REQUIRED.items():
+        assert asked[name] == ">=" + ".".join(map(str, oldest)), f"hpcopt doctor asks for another {name}"
+    assert project["version"] == hpcopt.__version__
 
 
 def test_every_pin_is_exact_and_torch_is_the_build_without_cuda_libraries(pins):

@@ -23,6 +23,7 @@ from hpcopt.comm.mpi_library import library_name
 from hpcopt.costs.machine import FORMAT
 from hpcopt.errors import UsageError
 from hpcopt.train.devices import choose_device
+from hpcopt.train.run.directory import write_atomically
 from hpcopt.train.run.environment import environment
 
 PRECISIONS = {"float32": torch.float32, "float64": torch.float64}
@@ -102,14 +103,14 @@ def measure(comm: Communicator, sizes: Sizes | None = None) -> dict[str, Any]:
 
 
 def write(measured: dict[str, Any], path: Path) -> None:
-    """Keep a measurement in a file, whose folder is made.
+    """Keep a measurement in a file, whose folder is made; one that is there stays as it was where that fails.
 
     Raises:
         UsageError: it cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
+        write_atomically(path, json.dumps(measured, indent=1) + "\n")
     except OSError as error:
         raise UsageError(f"{path} cannot be written ({error.strerror or error}). Give another --output.") from error
 

@@ -129,9 +129,9 @@ def judge_threads(ranks: Sequence[Mapping[str, Any]]) -> list[Finding]:
         advice = "More ranks than cores: they take turns, and every collective waits for it. Start fewer ranks."
         return [Finding("threads", "yellow", text, advice)]
     if asked := [rank["variables"]["OMP_NUM_THREADS"] for rank in ranks if "OMP_NUM_THREADS" in rank["variables"]]:
-        most = max(asked)
+        most = max(asked, key=lambda text: int(text) if text.isdecimal() else 0)
         text = f"OMP_NUM_THREADS={most} a rank, {place}"
-        if most.isdigit() and int(most) * here > cores:
+        if most.isdecimal() and int(most) * here > cores:
             advice = f"More threads than cores: unset OMP_NUM_THREADS or set it to {share}."
             return [Finding("threads", "yellow", text, advice)]
         return [Finding("threads", "green", text)]

@@ -107,6 +107,7 @@ def test_ranks_and_hosts_are_counted() -> None:
         ([rank(cores=[0]), rank(cores=[1])], "yellow", "1 thread a rank"),
         ([rank(variables={"OMP_NUM_THREADS": "4"})] * 2, "yellow", "OMP_NUM_THREADS=4"),
         ([rank(variables={"OMP_NUM_THREADS": "2"})] * 2, "green", "OMP_NUM_THREADS=2"),
+        ([rank(variables={"OMP_NUM_THREADS": number}) for number in ("2", "16")], "yellow", "OMP_NUM_THREADS=16"),
         ([rank(), *[rank(host="node2")] * 4], "green", "1 thread a rank (4 on 4 cores of node2)"),
     ],
 )
