@@ -45,7 +45,7 @@ class Run:
     def __init__(self, path: Path) -> None:
         """Raises UsageError when there is no run at ``path``."""
         self.path = Path(os.path.abspath(path))
-        if not self.path.is_dir() or not holds_run(self.path):
+        if not os.path.isdir(self.path) or not holds_run(self.path):
             raise UsageError(_no_run(path, self.path))
         self.refresh()
 
@@ -178,6 +178,12 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _no_run(given: Path, path: Path) -> str:
+    folders = [folder for folder in (*reversed(path.parents), path) if os.path.isdir(folder)]
+    if closed := next((folder for folder in folders if not os.access(folder, os.X_OK)), None):
+        return (
+            f"The run directory {str(given)!r} cannot be looked into: this process may not enter {closed}. Ask its "
+            "owner for the permission to read and enter it, or give another run."
+        )
     if not path.exists():
         siblings = [entry.name for entry in _folders(path.parent)]
         return f"There is no run directory {str(given)!r}{nearest(path.name, siblings)}"

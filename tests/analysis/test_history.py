@@ -129,6 +129,17 @@ def test_a_folder_that_may_not_be_listed_costs_only_the_hint(tmp_path: Path, mon
             open_run(path)
 
 
+def test_a_folder_that_may_not_be_entered_is_not_taken_for_one_without_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: path != closed)
+    for path in (closed, closed / "a"):
+        with pytest.raises(UsageError, match=r"may not enter .*closed\. Ask its owner"):
+            open_run(path)
+
+
 def _made(path: Path) -> Path:
     path.write_text("")
     return path

@@ -185,10 +185,10 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a file such that readers see the old or the new content, never a part. Raises OSError."""
+    """Write a file in UTF-8 such that readers see the old or the new content, never a part. Raises OSError."""
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        unfinished.write_text(text)
+        unfinished.write_text(text, encoding="utf-8")
         os.replace(unfinished, path)
     except OSError:
         unfinished.unlink(missing_ok=True)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -99,3 +102,12 @@ def test_a_job_that_cannot_be_read_is_an_error(saved: Path) -> None:
     saved.write_text("[run\n")
     with pytest.raises(UsageError, match=r"cannot be read: .*Restore that file, or start anew with --fresh"):
         check_same_job(job(), saved)
+
+
+def test_a_job_with_letters_of_any_language_goes_on_whatever_the_locale_was(tmp_path: Path) -> None:
+    code = "import sys, pathlib; from hpcopt.train.run.directory import write_atomically as write\n"
+    code += r"write(pathlib.Path(sys.argv[1]), '\u00fc')"
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    words = [sys.executable, "-c", code, str(tmp_path / "job.toml")]
+    subprocess.run(words, cwd=Path(__file__).parents[3], env=os.environ | ascii_only, check=True, timeout=60)
+    assert (tmp_path / "job.toml").read_text(encoding="utf-8") == "ü"
