@@ -22,7 +22,7 @@ def find_function(name: str, key: str) -> Callable[..., Any]:
         UsageError: the name has another form, or there is no such module or function.
     """
     module_name, colon, attribute = name.partition(":")
-    if not (module_name and colon and attribute):
+    if not (module_name and colon and attribute) or module_name.startswith("."):
         raise UsageError(f"{key} = {name!r} must have the form 'package.module:function'.")
     module = _import(name, key, module_name)
     function = getattr(module, attribute, None)

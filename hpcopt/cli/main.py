@@ -15,6 +15,8 @@ from hpcopt.comm.faults import launcher_rank, run_guarded
 COLLECTIVE = ("run", "doctor")
 """Commands that are meant to be started on several ranks; of the others only the first process does anything."""
 
+HELP = ["-h", "--help"]
+
 app = typer.Typer(
     name="hpcopt",
     help="Train networks with second-order and trust-region methods over MPI. Start ranks with mpirun or srun: "
@@ -22,7 +24,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": HELP},
 )
 
 Runs = Annotated[list[str], typer.Argument(metavar="RUN...", help="Run directories.", show_default=False)]
@@ -37,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status: 2 for usage errors, else what the command says."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     rank = launcher_rank()
-    if rank > 0 and given[:1] and given[0] not in COLLECTIVE:
+    if rank > 0 and given[:1] and (given[0] not in COLLECTIVE or set(HELP) & set(given)):
         return 0
     return run_guarded(lambda: _invoke(given, rank))
 

@@ -24,7 +24,7 @@ class DataOptions:
     """
 
     source: str
-    """A set by name (`hpcopt data list`), a file (.csv .csv.gz .csv.xz .libsvm .libsvm.xz .h5 .npz .mat), or
+    """A set by name (`hpcopt data list`), a file with an ending of ``hpcopt.data.files.SUFFIXES``, or
     'package.module:function' (see hpcopt.data.user)."""
 
     root: str | None = None

@@ -133,11 +133,12 @@ def test_the_rank_is_known_from_the_launcher(monkeypatch: pytest.MonkeyPatch, va
     assert launcher_rank() == 3
 
 
-def test_of_many_processes_the_first_alone_inspects(
+def test_of_many_processes_the_first_alone_inspects_and_helps(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PMI_RANK", "1")
     assert main(["inspect", "does-not-exist"]) == 0
+    assert main(["run", "--help"]) == 0
     assert capsys.readouterr() == ("", "")
 
 

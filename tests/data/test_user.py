@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from hpcopt.data.reader import Source
-from hpcopt.data.user import find_function, open_user
+from hpcopt.data.user import open_user
 from hpcopt.errors import UsageError
 
 X, Y = np.arange(12.0).reshape(6, 2), np.arange(6)
@@ -106,8 +106,3 @@ def test_too_few_rows_are_refused(opened: Opener) -> None:
 def test_a_bug_in_the_function_keeps_its_trace(opened: Opener) -> None:
     with pytest.raises(ZeroDivisionError):
         opened("def load(): return 1 / 0")
-
-
-def test_an_unknown_module_is_refused() -> None:
-    with pytest.raises(UsageError, match="there is no module 'no_such_module'"):
-        find_function("no_such_module:f", "data.source")
