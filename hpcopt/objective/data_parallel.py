@@ -104,7 +104,8 @@ class DataParallelObjective(WholeVectors):
         self.weight_decay = decay.coefficient
         self.work, self.local = Work(), LocalObjective(shard, decay, self.samples)
         self.model = ReplicatedModel(shard.module, parameters, comm)
-        self.flag, self.flags_seen, self.forward_mode = 0.0, 0.0, FORWARD_MODES[0]
+        self.flag, self.flags_seen = 0.0, 0.0
+        self.forward_mode, self.sample_bytes = FORWARD_MODES[0], dict[torch.Size, float]()
         self._lent: Packed | None = None
         self._spare: Packed | None = None
         self._buckets = BucketedGradient(shard, comm, bucket_bytes)

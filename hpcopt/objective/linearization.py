@@ -18,13 +18,13 @@ product; curvatures one value, and half a product a direction.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, NoReturn, Protocol, TypeAlias
 
 import torch
-from torch.func import functional_call, jvp, vmap
+from torch.func import jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hpcopt.errors import UsageError
@@ -41,11 +41,11 @@ FORWARD_MODES = ("stacked", "each", "")
 """How curvatures are found: all directions in one forward pass, one pass for each, or by graphs. A model that cannot be
 differentiated in the first way is in the second, and so on."""
 
-Pushed: TypeAlias = "tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]"
-"""The outputs (b, C) of a piece of the batch, J v (b, C) for each direction, and its targets."""
+Pushed: TypeAlias = "tuple[torch.Tensor, torch.Tensor]"
+"""The outputs (b, C) of a piece of the batch, and J v for each of k directions, (k, b, C)."""
 
-Outputs = Callable[[Sequence[torch.Tensor]], torch.Tensor]
-"""The outputs (b, C) on one piece of the batch as a function of the parameters' tensors."""
+Outputs = Callable[[Vector], torch.Tensor]
+"""The outputs (b, C) on one piece of the batch as a function of w (n,)."""
 
 Still = Callable[[], AbstractContextManager[None]]
 """Within it the masks and statistics of the piece hold."""
@@ -54,58 +54,63 @@ Still = Callable[[], AbstractContextManager[None]]
 class Piece(Protocol):
     """The model linearised on one piece of the batch."""
 
-    def push(self, tangents: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """The outputs (b, C) and J v, for v in the shapes of the parameters."""
+    def push(self, v: Vector) -> tuple[torch.Tensor, torch.Tensor]:
+        """The outputs and J v, both (b, C), for v (n,)."""
         ...
 
-    def pull(self, u: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """J^T u for u of shape (b, C), in the shapes of the parameters."""
+    def pull(self, u: torch.Tensor) -> Vector:
+        """J^T u, a new vector (n,), for u (b, C)."""
         ...
 
 
 class KeptPiece:
     """A piece whose graphs are kept: two passes a Gauss-Newton product, neither of them through the model itself."""
 
-    def __init__(self, outputs: torch.Tensor, leaves: Sequence[torch.Tensor]) -> None:
-        self._outputs, self._leaves = outputs, leaves
+    def __init__(self, outputs: torch.Tensor, w: Vector) -> None:
+        self._outputs, self._w = outputs, w
         self._u = torch.zeros_like(outputs, requires_grad=True)
         with torch.enable_grad():
-            pulled = torch.autograd.grad(outputs, leaves, self._u, create_graph=True, allow_unused=True)
-        self._used = [i for i, gradient in enumerate(pulled) if gradient is not None and gradient.requires_grad]
-        self._pulled = [pulled[i] for i in self._used]
+            (self._pulled,) = torch.autograd.grad(outputs, w, self._u, create_graph=True)
 
-    def push(self, tangents: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    def push(self, v: Vector) -> tuple[torch.Tensor, torch.Tensor]:
         """As ``Piece.push``."""
-        wanted = [tangents[i] for i in self._used]
-        (product,) = pull(self._pulled, wanted, [self._u], keep_graph=True)
+        (product,) = pull([self._pulled], [v], [self._u], keep_graph=True)
         return self._outputs.detach(), torch.zeros_like(self._outputs) if product is None else product
 
-    def pull(self, u: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def pull(self, u: torch.Tensor) -> Vector:
         """As ``Piece.pull``."""
-        found = pull([self._outputs], [u], self._leaves, keep_graph=True)
-        return tuple(
-            torch.zeros_like(leaf) if part is None else part for part, leaf in zip(found, self._leaves, strict=True)
-        )
+        (product,) = pull([self._outputs], [u], [self._w], keep_graph=True)
+        return torch.zeros_like(self._w) if product is None else product
 
 
 class RepeatedPiece:
-    """A piece whose graphs do not fit: every product goes through the model, forward mode too."""
+    """A piece without graphs: every product goes through the model, forward mode too."""
 
-    def __init__(self, outputs: Outputs, leaves: Sequence[torch.Tensor], still: Still) -> None:
-        self._function, self._leaves, self._still = outputs, leaves, still
+    def __init__(self, outputs: Outputs, w: Vector, still: Still) -> None:
+        self._function, self._w, self._still = outputs, w, still
 
-    def push(self, tangents: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    def push(self, v: Vector) -> tuple[torch.Tensor, torch.Tensor]:
         """As ``Piece.push``."""
-        point = tuple(leaf.detach() for leaf in self._leaves)
         with self._still():  # around the transform, in which buffers cannot be put back
-            outputs, product = jvp(lambda *leaves: self._function(leaves), point, tuple(tangents))[:2]
-        return outputs, product
+            return self._along(v)
 
-    def pull(self, u: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def push_stacked(self, directions: torch.Tensor) -> Pushed:
+        """The same for all directions (k, n) in one forward pass."""
+        with self._still(), warnings.catch_warnings():
+            warnings.filterwarnings("error", "There is a performance drop", UserWarning)
+            outputs, tangents = vmap(self._along, randomness="same")(directions)
+        return outputs[0], tangents
+
+    def pull(self, u: torch.Tensor) -> Vector:
         """As ``Piece.pull``."""
         with torch.enable_grad(), self._still():
-            outputs = self._function(self._leaves)
-        return torch.autograd.grad(outputs, self._leaves, u, materialize_grads=True)
+            outputs = self._function(self._w)
+        (product,) = torch.autograd.grad(outputs, self._w, u)
+        return product
+
+    def _along(self, v: Vector) -> tuple[torch.Tensor, torch.Tensor]:
+        outputs, product = jvp(self._function, (self._w.detach(),), (v,))[:2]
+        return outputs, product
 
 
 class ImplicitLinearization:
@@ -121,16 +126,16 @@ class ImplicitLinearization:
     def __init__(
         self, objective: DataParallelObjective, w: Vector, batch: Batch, graph_bytes: int = GRAPH_BYTES
     ) -> None:
-        self._objective, self._batch, self._w, self._graph_bytes = objective, batch, w.detach().clone(), graph_bytes
+        self._objective, self._batch, self._graph_bytes = objective, batch, graph_bytes
+        self._w = w.detach().clone().requires_grad_()
         self._decay = objective.decay
         self._model = _Model(objective.shard, batch)
-        self._leaves = [view.detach().requires_grad_() for view in objective.shard.parameters.views(self._w)]
         self._made: list[tuple[Piece, torch.Tensor]] | None = None
 
     def jvp(self, v: Vector) -> torch.Tensor:
         """J v for this rank's samples, shape (b, C)."""
-        shaped = self._shaped(self._whole(v))
-        tangents = [piece.push(shaped)[1] for piece, _ in self._pieces]
+        whole = self._whole(v)
+        tangents = [piece.push(whole)[1] for piece, _ in self._pieces]
         return torch.cat(tangents) if tangents else self._w.new_zeros(0, self._objective.outputs)
 
     def vjp(self, u: torch.Tensor) -> Vector:
@@ -179,8 +184,7 @@ class ImplicitLinearization:
 
     def _local_product(self, v: Vector) -> Vector:
         """J^T H J v over this rank's samples."""
-        tangents = self._shaped(v)
-        return self._sum(piece.pull(self._bend(*piece.push(tangents), targets)) for piece, targets in self._pieces)
+        return self._sum(piece.pull(self._bend(*piece.push(v), targets)) for piece, targets in self._pieces)
 
     def _local_curvatures(self, directions: torch.Tensor) -> torch.Tensor:
         """D J^T H J D^T over this rank's samples, float64 on the CPU."""
@@ -194,56 +198,34 @@ class ImplicitLinearization:
                 objective.forward_mode = FORWARD_MODES[FORWARD_MODES.index(objective.forward_mode) + 1]
         return self._bilinear(directions, self._by_graphs(directions))
 
-    def _bilinear(self, directions: torch.Tensor, pushed: Iterable[Pushed]) -> torch.Tensor:
-        """The sum of T H T^T over pieces of the batch with tangents T."""
+    def _bilinear(self, directions: torch.Tensor, pushed: Iterable[tuple[Pushed, torch.Tensor]]) -> torch.Tensor:
+        """The sum of T H T^T over pieces of the batch with tangents T and targets."""
         total = torch.zeros(len(directions), len(directions), dtype=torch.float64)
-        for outputs, tangents, targets in pushed:
-            bent = [self._bend(outputs, each, targets).flatten() for each in tangents]
-            left = torch.stack([each.flatten() for each in tangents]).to(torch.float64)
-            total += (left @ torch.stack(bent).to(torch.float64).T).cpu()
+        for (outputs, tangents), targets in pushed:
+            bent = torch.stack([self._bend(outputs, each, targets) for each in tangents])
+            left, right = (each.flatten(1).to(torch.float64) for each in (tangents, bent))
+            total += (left @ right.T).cpu()
         return total
 
-    def _by_graphs(self, directions: torch.Tensor) -> Iterator[Pushed]:
-        """Outputs, tangents and targets of every piece, from what is kept for products."""
-        for piece, targets in self._pieces:
-            pushed = [piece.push(self._shaped(direction)) for direction in directions]
-            yield pushed[0][0], [tangents for _, tangents in pushed], targets
+    def _by_graphs(self, directions: torch.Tensor) -> Iterator[tuple[Pushed, torch.Tensor]]:
+        """What is pushed through every piece, with its targets, from what is kept for products."""
+        return ((_push_each(piece, directions), targets) for piece, targets in self._pieces)
 
-    def _by_forward_mode(self, directions: torch.Tensor, mode: str) -> Iterator[Pushed]:
+    def _by_forward_mode(self, directions: torch.Tensor, mode: str) -> Iterator[tuple[Pushed, torch.Tensor]]:
         """The same from one forward pass a piece, or one for every direction where the model allows no other."""
-        point = tuple(leaf.detach() for leaf in self._leaves)
         for number, (inputs, targets) in enumerate(self._objective.shard.chunks(self._batch)):
-
-            def along(*tangents: torch.Tensor, inputs: torch.Tensor = inputs) -> tuple[torch.Tensor, torch.Tensor]:
-                outputs, product = jvp(lambda *leaves: self._model.outputs(leaves, inputs), point, tangents)[:2]
-                return outputs, product
-
-            with self._model.still(number), warnings.catch_warnings():
-                warnings.filterwarnings("error", "There is a performance drop", UserWarning)
-                if mode == "stacked":
-                    stacked = zip(*map(self._shaped, directions), strict=True)
-                    outputs, tangents = vmap(along, randomness="same")(*map(torch.stack, stacked))
-                    yield outputs[0], list(tangents), targets
-                    continue
-            pushed = []
-            for direction in directions:
-                with self._model.still(number):
-                    pushed.append(along(*self._shaped(direction)))
-            yield pushed[0][0], [tangents for _, tangents in pushed], targets
+            piece = self._repeated(number, inputs)
+            yield piece.push_stacked(directions) if mode == "stacked" else _push_each(piece, directions), targets
 
     def _bend(self, outputs: torch.Tensor, tangents: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """H t for tangents t (b, C)."""
         return self._objective.shard.loss.hessian_product(outputs, targets, tangents)
 
-    def _shaped(self, v: Vector) -> list[torch.Tensor]:
-        return self._objective.shard.parameters.views(v)
-
-    def _sum(self, parts: Iterator[Sequence[torch.Tensor]]) -> Vector:
-        """The sum of vectors given in the shapes of the parameters, a new vector (n,)."""
+    def _sum(self, parts: Iterator[Vector]) -> Vector:
+        """The sum of new vectors (n,), in place of the first."""
         total: Vector | None = None
         for part in parts:
-            flat = torch.cat([each.reshape(-1) for each in part])
-            total = flat if total is None else total.add_(flat)
+            total = part if total is None else total.add_(part)
         return torch.zeros_like(self._w) if total is None else total
 
     @property
@@ -252,23 +234,30 @@ class ImplicitLinearization:
         if self._made is None:
             self._objective.count_values(self._batch)
             self._objective.count_products(self._batch, 0.5)
-            made, left, each = [], self._graph_bytes, 0.0
+            made, left = list[tuple[Piece, torch.Tensor]](), self._graph_bytes
             for number, (inputs, targets) in enumerate(self._objective.shard.chunks(self._batch)):
-                each = each or self._bytes_a_sample(inputs)
-                left -= int(each * len(inputs))
-                made.append((self._piece(number, inputs, keep=left >= 0), targets))
+                left -= int(self._bytes_a_sample(inputs) * len(inputs))
+                made.append((self._kept(number, inputs) if left >= 0 else self._repeated(number, inputs), targets))
             self._made = made
         return self._made
 
-    def _piece(self, number: int, inputs: torch.Tensor, keep: bool) -> Piece:
-        still, outputs = partial(self._model.still, number), partial(self._model.outputs, inputs=inputs)
-        if not keep:
-            return RepeatedPiece(outputs, self._leaves, still)
-        with torch.enable_grad(), still():
-            return KeptPiece(outputs(self._leaves), self._leaves)
+    def _kept(self, number: int, inputs: torch.Tensor) -> KeptPiece:
+        with torch.enable_grad(), self._model.still(number):
+            return KeptPiece(self._model.outputs(self._w, inputs), self._w)
+
+    def _repeated(self, number: int, inputs: torch.Tensor) -> RepeatedPiece:
+        return RepeatedPiece(partial(self._model.outputs, inputs=inputs), self._w, partial(self._model.still, number))
 
     def _bytes_a_sample(self, inputs: torch.Tensor) -> float:
-        """Memory of both graphs a sample, estimated from two: what the forward pass saves, twice."""
+        """Memory of both graphs a sample, estimated once from two of its shape."""
+        few, known = inputs[:2], self._objective.sample_bytes
+        if few.shape not in known:
+            # A copy, of which the graph holds no more than these samples.
+            known[few.shape] = max(2.0 * self._saved_bytes(few.clone()) / len(few), 1.0)
+        return known[few.shape]
+
+    def _saved_bytes(self, inputs: torch.Tensor) -> int:
+        """What the forward pass on ``inputs`` saves besides w, and its outputs."""
         saved: dict[int, int] = {}
         known = {self._w.untyped_storage().data_ptr()}
 
@@ -279,11 +268,16 @@ class ImplicitLinearization:
                 saved[storage.data_ptr()] = storage.nbytes()
             return tensor
 
-        few = inputs[:2].clone()
         keep_all = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
         with torch.enable_grad(), self._model.still(0), keep_all:
-            outputs = self._model.outputs(self._leaves, few)
-        return max(2.0 * (sum(saved.values()) + outputs.nbytes) / len(few), 1.0)
+            outputs = self._model.outputs(self._w, inputs)
+        return sum(saved.values()) + outputs.nbytes
+
+
+def _push_each(piece: Piece, directions: torch.Tensor) -> Pushed:
+    """The outputs of a piece, and J v for each of the directions (k, n), one after the other."""
+    pushed = [piece.push(direction) for direction in directions]
+    return pushed[0][0], torch.stack([tangents for _, tangents in pushed])
 
 
 class _Model:
@@ -295,14 +289,9 @@ class _Model:
     def __init__(self, shard: Shard, batch: Batch) -> None:
         self._shard, self._key = shard, batch.key
 
-    def outputs(self, leaves: Sequence[torch.Tensor], inputs: torch.Tensor) -> torch.Tensor:
-        """The outputs (b, C) on ``inputs``."""
-        shard = self._shard
-        # Copies, since the module's own may be written to while the graph still needs what they were.
-        named = {name: buffer.clone() for name, buffer in shard.module.named_buffers()}
-        named |= dict(zip(shard.parameters.names, leaves, strict=True))
-        result: torch.Tensor = functional_call(shard.module, named, (inputs,), tie_weights=True)
-        return result
+    def outputs(self, w: Vector, inputs: torch.Tensor) -> torch.Tensor:
+        """The outputs (b, C) on ``inputs`` at w (n,)."""
+        return self._shard.function(w, inputs)
 
     @contextmanager
     def still(self, number: int) -> Iterator[None]:

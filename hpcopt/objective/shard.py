@@ -6,7 +6,7 @@ Shapes: n parameters, b samples of this rank in a batch, C outputs.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import NamedTuple, TypeAlias, TypeVar
 
 import torch
@@ -14,6 +14,7 @@ import torch
 from hpcopt.layout.block import block
 from hpcopt.objective.augmentation import Augment
 from hpcopt.objective.losses import Loss
+from hpcopt.objective.module_function import ModuleFunction
 from hpcopt.objective.parameters import FlatParameters
 from hpcopt.objective.protocol import Batch, Vector
 from hpcopt.objective.stochastic import StochasticState
@@ -108,6 +109,11 @@ class Shard:
         (part,) = self.parts
         mine = block(len(self.inputs), part.of, part.number).slice
         return self.inputs[mine], self.targets[mine]
+
+    @cached_property
+    def function(self) -> ModuleFunction:
+        """The module as a function of w and inputs, in the mode that it is in."""
+        return ModuleFunction(self.module, self.parameters)
 
     @property
     def deterministic(self) -> bool:
@@ -237,7 +243,7 @@ def pull(
 def _flat(gradients: Gradients, tensors: Sequence[torch.Tensor], out: Vector | None = None) -> Vector:
     """Gradients one after the other; of a tensor that took no part in the loss, 0."""
     given = zip(gradients, tensors, strict=True)
-    return torch.cat([t.new_zeros(t.numel()) if g is None else g.reshape(-1) for g, t in given], out=out)
+    return torch.cat([t.new_zeros(t.numel()) if g is None else g.ravel() for g, t in given], out=out)
 
 
 def _total(losses: Sequence[torch.Tensor]) -> float:

@@ -295,6 +295,14 @@ def test_the_model_is_not_evaluated_again_for_another_product(comm: Communicator
     assert calls == []
 
 
+def test_what_graphs_take_is_estimated_once(comm: Communicator) -> None:
+    objective, calls = sharded(comm), []
+    objective.shard.module.register_forward_hook(lambda *_: calls.append(1))
+    for number in range(1, 4):
+        objective.linearize(objective.initial_vector(), objective.full_batch).gauss_newton(directions(objective)[0])
+        assert len(calls) == 1 + number
+
+
 def test_no_more_graphs_are_kept_than_there_is_memory_for(comm: Communicator) -> None:
     objective = sharded(comm, micro_batch=10)
     w, batch = objective.initial_vector(), objective.full_batch

@@ -160,8 +160,8 @@ def test_a_full_batch_is_evaluated_once_a_step_while_nothing_changes(comm: Commu
     model.register_forward_hook(lambda *_: calls.append(1))
     optimizer.step(*samples())
     assert optimizer.report is not None
-    # For the factors, the memory estimate and the linearisation, and one for each trial; none for the start.
-    assert len(calls) == 3 + 1 - int(math.log2(optimizer.report.step_size))
+    # For the factors and the linearisation, and one for each trial; none for the start.
+    assert len(calls) == 2 + 1 - int(math.log2(optimizer.report.step_size))
 
 
 def test_a_stationary_point_is_told(comm: Communicator) -> None:
