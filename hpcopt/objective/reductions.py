@@ -51,11 +51,15 @@ class Packed:
     def sum(self, comm: Communicator, scalars: Sequence[float], label: str) -> list[float]:
         """Sum the vector over the ranks, in place, and these scalars, which are returned. *Collective*, one reduction.
 
+        A rank that is alone sends nothing, and its vector does not leave its device.
+
         Args:
             comm: the ranks.
             scalars: (k,) on every rank.
             label: the ledger's account.
         """
+        if comm.size == 1:
+            return list(scalars)
         self.write(scalars)
         comm.allreduce(self.buffer, label=label)
         return self.read()

@@ -9,14 +9,22 @@ from hpcopt.objective import reductions
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_scalars_behind_a_vector_keep_all_their_digits(comm, dtype):
+def test_the_scalars_behind_a_vector_keep_all_their_digits(dtype):
     vector = torch.arange(5, dtype=dtype)
     packed = reductions.Packed.empty(5, 3, vector)
     packed.vector[:] = vector
-    assert packed.sum(comm, (1 / 3, -1e-7, math.nan), "gradient")[:2] == [1 / 3, -1e-7]
+    packed.write((1 / 3, -1e-7, math.nan))
+    assert packed.read()[:2] == [1 / 3, -1e-7]
     assert torch.equal(packed.buffer[:5], vector)
     assert packed.buffer.dtype == dtype
-    assert [(row.label, row.calls) for row in comm.ledger.rows()] == [("gradient", 1)]
+
+
+def test_a_rank_that_is_alone_sends_nothing(comm):
+    packed = reductions.Packed.empty(5, 2, torch.ones(5))
+    packed.vector.fill_(2.0)
+    assert packed.sum(comm, (1 / 3, 0.0), "gradient") == [1 / 3, 0.0]
+    assert packed.vector.tolist() == [2.0] * 5
+    assert comm.ledger.rows() == []
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -13,6 +13,7 @@ import torch
 from hpcopt.comm.communicator import Communicator
 from hpcopt.data.batches import BatchGrowth
 from hpcopt.objective.protocol import Batch, Objective
+from hpcopt.solvers.apts import APTS
 from hpcopt.solvers.sgd import SGD
 from hpcopt.solvers.solver import State, StepReport, StopReason
 from hpcopt.train import loop as module
@@ -141,7 +142,7 @@ def test_work_and_communication_only_grow(comm: Communicator) -> None:
 def test_the_time_of_waiting_for_others_is_known_with_barriers_only(comm: Communicator) -> None:
     for barriers in (False, True):
         comm.barriers, ear = barriers, Ear()
-        loop(comm, SGD(learning_rate=0.1), Criteria(iterations=2), ear).run()
+        loop(comm, APTS(), Criteria(iterations=2), ear).run()
         _, step, waited, others = ear.times[-1]
         if barriers:
             assert 0 < others[0] < waited[0] < step[0]
