@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from operator import sub
 from typing import NamedTuple
 
 
@@ -14,10 +13,6 @@ class LedgerTotals(NamedTuple):
     bytes: int
     seconds_waited: float
     seconds_for_others: float = 0.0
-
-    def since(self, before: LedgerTotals) -> LedgerTotals:
-        """What was added to ``before``."""
-        return LedgerTotals(*map(sub, self, before))
 
 
 class LedgerRow(NamedTuple):
@@ -77,6 +72,12 @@ class Ledger:
     def totals(self) -> LedgerTotals:
         """Sums over all labels."""
         return LedgerTotals(self.calls, self.bytes, self.seconds_waited, self.seconds_for_others)
+
+    def since(self, before: LedgerTotals) -> LedgerTotals:
+        """What was added to ``before``."""
+        calls, nbytes, waited, for_others = before
+        spent = self.seconds_waited - waited, self.seconds_for_others - for_others
+        return LedgerTotals(self.calls - calls, self.bytes - nbytes, *spent)
 
     def clear(self) -> None:
         """Forget everything booked so far."""

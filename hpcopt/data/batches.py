@@ -100,8 +100,8 @@ class BatchPlan:
         self._epoch: int | None = None
         self._first_cell = 0
         self._picks = np.empty((0, 0), np.int64)
-        self._own, self._ends = np.empty(0, np.int64), np.zeros(1, np.int64)
-        self._last_picks = np.empty(0, np.int64)
+        self._own, self._ends = np.empty(0, np.int64), [0]
+        self._last_picks: list[int] = []
 
     def local(self, epoch: int, number: int) -> np.ndarray:
         """Positions in this shard of the samples of batch ``number`` of an epoch: int64, ascending, maybe empty."""
@@ -132,10 +132,10 @@ class BatchPlan:
         stop = -(-(self.start + self.count) // nb) if self.count else first
         self._first_cell = first
         order = self._permuted(epoch, np.append(np.arange(first, stop), self._cells))
-        self._picks, self._last_picks = order[:-1].T, order[-1]
+        self._picks, self._last_picks = order[:-1].T, order[-1].tolist()
         mine = self._has(self._picks)
         self._own = self._picks[mine] - self.start
-        self._ends = np.append(0, mine.sum(axis=1).cumsum())
+        self._ends = [0, *mine.sum(axis=1).cumsum().tolist()]
         self._epoch = epoch
 
     def _has(self, samples: np.ndarray) -> np.ndarray:

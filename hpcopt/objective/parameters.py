@@ -56,6 +56,8 @@ class FlatParameters:
 
     def bind(self, vector: Vector) -> None:
         """Make the module's tensors views of ``vector``, without a copy; later writes to it are seen by the module."""
+        if vector is self._bound:
+            return
         if vector.data_ptr() != self._bound.data_ptr():
             self._check(vector)
             self._attach(vector)

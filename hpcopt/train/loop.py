@@ -117,8 +117,8 @@ class TrainingLoop:
 
     def _count_from(self, standing: Standing) -> None:
         """Communication and work are counted on from what they were; the communicator may be older than the run."""
-        totals, objective = self.objective.comm.ledger.totals(), self.objective
-        self._ledger_before = totals.since(LedgerTotals(standing.calls, standing.bytes_moved, standing.seconds_waited))
+        counted, objective = LedgerTotals(standing.calls, standing.bytes_moved, standing.seconds_waited), self.objective
+        self._ledger_before = objective.comm.ledger.since(counted)
         # The sum itself goes on, not a difference to another one, which would be rounded in another way.
         objective.work = replace(standing.work, curvature_cost=objective.work.curvature_cost)
         objective.flags_seen = 0.0
@@ -192,7 +192,7 @@ class TrainingLoop:
         before = self._spent()
         saved = keeper.save(self._snapshot(state, diverged=stop is StopReason.NOT_FINITE))
         told_to_end = keeper.told_to_end(saved)
-        self._ledger_before = self.objective.comm.ledger.totals().since(before)
+        self._ledger_before = self.objective.comm.ledger.since(before)
         if ended or not (leave or (saved and told_to_end)):
             return stop
         if not saved:
@@ -302,7 +302,7 @@ class TrainingLoop:
 
     def _spent(self) -> LedgerTotals:
         """Communication of this rank since the first start of the run."""
-        return self.objective.comm.ledger.totals().since(self._ledger_before)
+        return self.objective.comm.ledger.since(self._ledger_before)
 
     def _keep_best(self, metrics: Metrics, state: State) -> None:
         standing = self._standing
