@@ -37,7 +37,7 @@ from hpcopt.solvers.checks import check_choice, check_count, check_flag, check_n
 from hpcopt.solvers.fixed_batch import WHOLE, FixedBatch
 from hpcopt.solvers.local_solve import LocalPhase, local_memory
 from hpcopt.solvers.solver import State, StepReport, StopReason
-from hpcopt.solvers.start import first_length, is_stationary, move, noise
+from hpcopt.solvers.start import evaluate_start, first_length, is_stationary, move, noise
 from hpcopt.solvers.trust_region import NEAR_BOUNDARY, NOT_FINITE_SHRINK, Trial, TrustRegion, check_radii
 
 MODELS = ("lbfgs", "lsr1", "first_order", "adam")
@@ -172,12 +172,9 @@ class APTS:
 
     def step(self, objective: Objective, state: State, batch: Batch) -> tuple[State, StepReport]:
         """One iteration. *Collective*: 2 + mu reductions of n numbers on a full batch, 3 + mu on a mini-batch."""
-        if not self._evaluate(objective, state, batch):
-            return state, StepReport(math.nan, accepted=False, finite=False, radius=float(state["step_radius"]))
-        report = StepReport(float(state["loss"]), float(state["loss"]), math.sqrt(float(state["gradient_square"])))
-        report.accepted = False
-        if report.gradient_norm == 0:
-            report.stop, report.radius = StopReason.GRADIENT_SMALL, float(state["step_radius"])
+        report = evaluate_start(objective, state, batch, own=True)
+        report.radius = float(state["step_radius"])
+        if not report.gradient_norm > 0:
             return state, report
         if state["step_radius"] == 0:
             self._choose_radii(objective, state)
@@ -192,45 +189,19 @@ class APTS:
         self._finish(objective, state, batch, report, stop)
         return state, report
 
-    def _local(self) -> TrustRegion:
-        """The solver of the local phase; its radius is set anew in every phase."""
-        if self.local_solver == "adam":
-            return AdamTrustRegion()
-        return TrustRegion(model=self.local_solver, memory=self.local_memory)
-
     @cached_property
     def _local_phase(self) -> LocalPhase:
+        # The radius of its solver is set anew in every phase.
+        solver = _trust_region(self.local_solver, self.local_memory)
         budget = None if self.budget else self.radius_max
-        return LocalPhase(
-            self._local(), self.local_iterations, self.consistency, self.combination, budget, self.local_start
-        )
+        return LocalPhase(solver, self.local_iterations, self.consistency, self.combination, budget, self.local_start)
 
     @cached_property
     def _global(self) -> TrustRegion:
         """The solver of the global pass."""
         names = ("radius_initial", "radius_min", "radius_max", "accept", "shrink_below", "grow_above", "shrink", "grow")
-        shared: dict[str, Any] = {name: getattr(self, name) for name in names}
-        if self.global_solver == "adam":
-            return AdamTrustRegion(**shared)
-        return TrustRegion(model=self.global_solver, memory=self.global_memory, **shared)
-
-    def _evaluate(self, objective: Objective, state: State, batch: Batch) -> bool:
-        """Loss and gradient at w, of all ranks and of this one, where they are not known; False if not finite."""
-        key = (int(state["key_epoch"]), int(state["key_number"]))
-        whole = batch.indices is None
-        if not (state["known"] and whole and (key == batch.key or objective.deterministic)):
-            parameters: Vector = state["parameters"]  # type: ignore[assignment]
-            loss, gradient, own_loss, own_gradient = objective.value_and_gradients(parameters, batch)
-            square = agreed_dot(objective, gradient, gradient)
-            if not (math.isfinite(loss) and math.isfinite(square)):
-                return False
-            state |= {"loss": loss, "gradient": gradient, "gradient_square": square}
-            state |= {"own_loss": own_loss, "own_gradient": own_gradient}
-        state |= {"known": whole, "key_epoch": batch.key[0], "key_number": batch.key[1]}
-        if state["gradient_scale"] == 0:
-            state["loss_scale"] = abs(float(state["loss"]))
-            state["gradient_scale"] = math.sqrt(float(state["gradient_square"]))
-        return True
+        shared = {name: getattr(self, name) for name in names}
+        return _trust_region(self.global_solver, self.global_memory, **shared)
 
     def _choose_radii(self, objective: Objective, state: State) -> None:
         radius = self.radius_initial or first_length(objective, state)
@@ -331,3 +302,8 @@ class APTS:
             return
         if spent and (stop is not StopReason.RUNNING or not self.global_iterations):
             report.stop = StopReason.GRADIENT_SMALL if is_stationary(state) else StopReason.RADIUS_SMALL
+
+
+def _trust_region(model: str, memory: int, **options: Any) -> TrustRegion:
+    """The trust-region method with one of ``MODELS``."""
+    return AdamTrustRegion(**options) if model == "adam" else TrustRegion(model=model, memory=memory, **options)

@@ -17,7 +17,7 @@ def empty_average(parameters: Vector) -> State:
 
 
 def take_into_average(state: State, batch: Batch, part: float) -> None:
-    """Take w in. On a full batch, and as long as the part is less than two iterates, the mean is w itself."""
+    """Take w in. On a full batch, and as long as the part is one iterate at most, the mean is w itself."""
     average, parameters = cast(Vector, state["average"]), cast(Vector, state["parameters"])
     state["averaged"] = int(state["averaged"]) + 1
     average.lerp_(parameters, 1.0 if batch.indices is None else 1 / max(1.0, part * int(state["averaged"])))

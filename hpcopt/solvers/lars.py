@@ -78,7 +78,7 @@ def scale_layers(
     epsilon: float = 0.0,
     add_decay: bool = False,
 ) -> None:
-    """Turn g into ratio_l g_l, layer by layer, in place and without a wait for the device. *Collective*.
+    """Turn g into ratio_l g_l, layer by layer, in place and with one wait for the device. *Collective*.
 
     Args:
         objective: knows the layers.

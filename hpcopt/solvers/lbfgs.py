@@ -8,7 +8,7 @@ Shapes: n parameters, m pairs at most.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from hpcopt.linalg.lbfgs import lbfgs_accepts, two_loop
 from hpcopt.linalg.line_search import Point, Search, StrongWolfe
@@ -17,8 +17,8 @@ from hpcopt.objective.protocol import Batch, Objective, Vector
 from hpcopt.solvers.agreement import agreed_coefficients, agreed_inner, memory_in, memory_to
 from hpcopt.solvers.checks import check_count, check_number, fail
 from hpcopt.solvers.ray import Place, ray
-from hpcopt.solvers.solver import State, StepReport, StopReason
-from hpcopt.solvers.start import empty_start, evaluate_start, first_length, is_stationary, move
+from hpcopt.solvers.solver import State, StepReport
+from hpcopt.solvers.start import count_failure, empty_start, evaluate_start, first_length, move
 
 DESCENT = 1e-8
 """A direction counts as descent when -g^T d is above this part of |g| |d|."""
@@ -61,12 +61,9 @@ class LBFGS:
 
     def step(self, objective: Objective, state: State, batch: Batch) -> tuple[State, StepReport]:
         """One line search. *Collective*. A loss or gradient that is not finite counts as a step too long."""
-        if not evaluate_start(objective, state, batch):
-            return state, StepReport(math.nan, accepted=False, finite=False)
-        loss = float(state["loss"])
-        report = StepReport(loss, loss, math.sqrt(float(state["gradient_square"])), accepted=False)
-        if state["gradient_square"] == 0:
-            return state, replace(report, stop=StopReason.GRADIENT_SMALL)
+        report = evaluate_start(objective, state, batch)
+        if not report.gradient_norm > 0:
+            return state, report
         direction, slope, norm, first = self._direction(objective, state)
         search = self._search(objective, state, batch, direction, slope, first)
         report.finite, report.inner_iterations = search.finite, search.evaluations
@@ -77,7 +74,7 @@ class LBFGS:
             report.finite = report.finite and search.finite
             report.inner_iterations += search.evaluations
         if search.point is None:
-            self._fail(state, batch, report)
+            count_failure(state, batch, report, most=2, least=2)
         else:
             self._accept(objective, state, batch, direction, search.point)
             report.accepted, report.loss_after = True, search.point.value
@@ -117,9 +114,3 @@ class LBFGS:
         memory_to(state, memory)
         move(state, batch, point, end.value, gradient, square)
         state["failures"] = 0
-
-    def _fail(self, state: State, batch: Batch, report: StepReport) -> None:
-        """The point stays; on a full batch a second failure in a row ends the run."""
-        state["failures"] = int(state["failures"]) + 1
-        if state["failures"] >= 2 and batch.indices is None and report.finite:
-            report.stop = StopReason.GRADIENT_SMALL if is_stationary(state) else StopReason.LINE_SEARCH_FAILED

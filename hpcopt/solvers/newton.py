@@ -28,7 +28,7 @@ after 60 steps at most, for 139, 148, 351 and 680 gradient equivalents: more sam
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, cast
 
@@ -45,12 +45,9 @@ from hpcopt.solvers.checks import check_choice, check_count, check_flag, check_n
 from hpcopt.solvers.damping import DAMPING_MAX, DAMPING_MIN, after_failure, after_step
 from hpcopt.solvers.preconditioners.kronecker import KroneckerFactors
 from hpcopt.solvers.preconditioners.protocol import Identity, Preconditioner
-from hpcopt.solvers.solver import State, StepReport, StopReason
-from hpcopt.solvers.start import empty_start, evaluate_start, is_stationary, noise
+from hpcopt.solvers.solver import State, StepReport
+from hpcopt.solvers.start import count_failure, empty_start, evaluate_start, noise
 from hpcopt.solvers.trials import Trials
-
-FAILURES = 5
-"""So many steps in a row without decrease end a run on full batches; lambda has then grown by boost^10."""
 
 
 @dataclass(frozen=True)
@@ -201,14 +198,11 @@ class Newton:
         """One step. *Collective*: a gradient, a product for each iteration of conjugate gradients, a few values."""
         preconditioner: Preconditioner = KroneckerFactors() if "factors" in state else Identity()
         pending = preconditioner.begin(objective, state, batch)
-        known = evaluate_start(objective, state, batch)
+        report = evaluate_start(objective, state, batch)
         preconditioner.end(objective, state, pending, self.factor_damping)
-        if not known:
-            return state, StepReport(math.nan, accepted=False, finite=False, damping=float(state["damping"]))
-        loss, square = float(state["loss"]), float(state["gradient_square"])
-        report = StepReport(loss, loss, math.sqrt(square), accepted=False, damping=float(state["damping"]))
-        if square == 0:
-            return state, replace(report, stop=StopReason.GRADIENT_SMALL)
+        report.damping = float(state["damping"])
+        if not report.gradient_norm > 0:
+            return state, report
         direction = self._direction(objective, state, batch)
         report.inner_iterations, report.finite = sum(direction.iterations), direction.finite
         report.local_iterations = direction.iterations if self.direction == "block" else ()
@@ -217,7 +211,8 @@ class Newton:
         if direction.finite and direction.slope < 0 and not too_long:
             self._search(objective, state, batch, direction, report)
         if not report.accepted:
-            self._fail(state, batch, report)
+            state["damping"] = after_failure(float(state["damping"]), self.damping_increase)
+            count_failure(state, batch, report)
         report.damping = float(state["damping"])
         return state, report
 
@@ -303,13 +298,3 @@ class Newton:
         damping = after_step(float(state["damping"]), *foretold, self.damping_increase, self.damping_decrease)
         state |= {"damping": damping, "has_previous": True, "failures": 0}
         state["previous"].copy_(direction.vector)  # type: ignore[union-attr]
-
-    def _fail(self, state: State, batch: Batch, report: StepReport) -> None:
-        """The point stays, lambda grows; on a full batch several failures in a row end the run."""
-        state["damping"] = after_failure(float(state["damping"]), self.damping_increase)
-        state["failures"] = int(state["failures"]) + 1
-        if batch.indices is None and report.finite:
-            if is_stationary(state):
-                report.stop = StopReason.GRADIENT_SMALL
-            elif state["failures"] >= FAILURES:
-                report.stop = StopReason.LINE_SEARCH_FAILED

@@ -1,14 +1,18 @@
-"""Loss and gradient at the start of a step, kept from the last one where they are still those of the batch."""
+"""What most steps begin with: loss and gradient, kept from the last one where they are still those of the batch."""
 
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 
 from hpcopt.objective.protocol import Batch, Objective, Vector
 from hpcopt.solvers.agreement import agreed_dot
-from hpcopt.solvers.solver import State
+from hpcopt.solvers.solver import State, StepReport, StopReason
+
+FAILURES = 5
+"""So many steps in a row that find nothing end a run on full batches."""
 
 ROUNDING = 10.0
 """Losses closer than this many relative roundings are equal (Conn, Gould and Toint 2000, section 17.4.2)."""
@@ -29,26 +33,46 @@ def empty_start(parameters: Vector) -> State:
     }
 
 
-def evaluate_start(objective: Objective, state: State, batch: Batch) -> bool:
+def evaluate_start(objective: Objective, state: State, batch: Batch, *, own: bool = False) -> StepReport:
     """Put loss and gradient at w in the state, evaluated where they are not known (*collective*).
 
     On a full batch those of the last accepted trial are still right, unless the model draws something from the batch's
     key. Also notes the first loss and gradient norm of the run, which tell later what is small.
 
+    Args:
+        objective: the problem.
+        state: as of ``empty_start``.
+        batch: of the step.
+        own: whether this rank's own loss and gradient go with them.
+
     Returns:
-        False when they are not finite; the state is then as it was.
+        The report of a step that has not moved. The gradient norm is above 0 where there is something to do. It is NaN
+        where loss or gradient are not finite; the state is then as it was. Where it is 0 on a full batch, the run ends;
+        another mini-batch may have a gradient.
     """
     key = (int(state["key_epoch"]), int(state["key_number"]))
-    same = key == batch.key or objective.deterministic
-    if not (state["known"] and same and batch.indices is None):
-        loss, gradient = objective.value_and_gradient(state["parameters"], batch)  # type: ignore[arg-type]
-        square = agreed_dot(objective, gradient, gradient)
-        if not (math.isfinite(loss) and math.isfinite(square)):
-            return False
-        state |= {"loss": loss, "gradient": gradient, "gradient_square": square}
-    state |= {"known": batch.indices is None, "key_epoch": batch.key[0], "key_number": batch.key[1]}
+    whole, same = batch.indices is None, key == batch.key or objective.deterministic
+    if not (state["known"] and same and whole) and not _evaluate(objective, state, batch, own):
+        return StepReport(math.nan, accepted=False, finite=False)
+    state |= {"known": whole, "key_epoch": batch.key[0], "key_number": batch.key[1]}
+    loss, norm = float(state["loss"]), math.sqrt(float(state["gradient_square"]))
     if state["gradient_scale"] == 0:
-        state |= {"loss_scale": abs(float(state["loss"])), "gradient_scale": math.sqrt(float(state["gradient_square"]))}
+        state |= {"loss_scale": abs(loss), "gradient_scale": norm}
+    stop = StopReason.GRADIENT_SMALL if whole and norm == 0 else StopReason.RUNNING
+    return StepReport(loss, loss, norm, accepted=False, stop=stop)
+
+
+def _evaluate(objective: Objective, state: State, batch: Batch, own: bool) -> bool:
+    """Loss and gradient at w; False where they are not finite. *Collective*."""
+    parameters, known = cast(Vector, state["parameters"]), cast(State, {})
+    if own:
+        loss, gradient, known["own_loss"], known["own_gradient"] = objective.value_and_gradients(parameters, batch)
+    else:
+        loss, gradient = objective.value_and_gradient(parameters, batch)
+    square = agreed_dot(objective, gradient, gradient)
+    if not (math.isfinite(loss) and math.isfinite(square)):
+        return False
+    state |= known | {"loss": loss, "gradient": gradient, "gradient_square": square}
     return True
 
 
@@ -83,3 +107,14 @@ def is_stationary(state: State) -> bool:
     """
     eps = torch.finfo(state["parameters"].dtype).eps  # type: ignore[union-attr]
     return math.sqrt(float(state["gradient_square"])) <= ROUNDING * math.sqrt(eps) * float(state["gradient_scale"])
+
+
+def count_failure(state: State, batch: Batch, report: StepReport, most: int = FAILURES, least: int = 1) -> None:
+    """Note a step that found nothing. On full batches ``most`` in a row end a run, ``least`` at a stationary point."""
+    failures = state["failures"] = int(state["failures"]) + 1
+    if batch.indices is not None or not report.finite or failures < least:
+        return
+    if is_stationary(state):
+        report.stop = StopReason.GRADIENT_SMALL
+    elif failures >= most:
+        report.stop = StopReason.LINE_SEARCH_FAILED

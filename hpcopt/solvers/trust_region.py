@@ -135,12 +135,10 @@ class TrustRegion:
 
     def step(self, objective: Objective, state: State, batch: Batch) -> tuple[State, StepReport]:
         """One trial. *Collective*: one gradient on a full batch, two on a mini-batch (both on the same samples)."""
-        if not evaluate_start(objective, state, batch):
-            return state, StepReport(math.nan, accepted=False, finite=False, radius=float(state["radius"]))
-        loss, square = float(state["loss"]), float(state["gradient_square"])
-        report = StepReport(loss, loss, math.sqrt(square), accepted=False)
-        if square == 0:
-            return state, replace(report, stop=StopReason.GRADIENT_SMALL, radius=float(state["radius"]))
+        report = evaluate_start(objective, state, batch)
+        report.radius = float(state["radius"])
+        if not report.gradient_norm > 0:
+            return state, report
         if state["radius"] == 0:
             state["radius"] = self._first_radius(objective, state)
         trial = self._propose(objective, state)

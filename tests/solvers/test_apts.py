@@ -10,6 +10,7 @@ from hpcopt.objective.protocol import Batch
 from hpcopt.solvers.apts import APTS, MODELS
 from hpcopt.solvers.registry import make_solver
 from hpcopt.solvers.solver import StopReason
+from hpcopt.solvers.start import evaluate_start
 from tests.support.checks import assert_state_is_complete, assert_survives_fault, run
 from tests.support.objectives import (
     FULL,
@@ -90,7 +91,7 @@ def test_no_trial_leaves_the_budget(local):
     plain = objective.value_and_gradient
     solver = APTS(local_solver=local)
     state = solver.init(objective)
-    assert solver._evaluate(objective, state, FULL)
+    assert evaluate_start(objective, state, FULL, own=True).finite
     origin, budget = state["parameters"].clone(), 0.3
 
     def watched(w, batch):
@@ -195,7 +196,7 @@ def test_a_local_solve_without_room_does_nothing():
     objective = digits(torch.float64)
     solver = APTS()
     state = solver.init(objective)
-    solver._evaluate(objective, state, FULL)
+    evaluate_start(objective, state, FULL, own=True)
     found = solver._local_phase.run(objective, state | {"step_radius": 0.0}, FULL)
     assert (found.reach, found.decrease, found.iterations) == (0.0, 0.0, (0,))
 

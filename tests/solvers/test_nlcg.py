@@ -12,10 +12,11 @@ import torch
 
 from hpcopt.errors import UsageError
 from hpcopt.objective.protocol import Batch, Objective, Vector
-from hpcopt.solvers.conjugate.plane import FAILURES, PlaneSearch
+from hpcopt.solvers.conjugate.plane import PlaneSearch
 from hpcopt.solvers.nlcg import NLCG
 from hpcopt.solvers.preconditioners.protocol import Identity
 from hpcopt.solvers.solver import State, StopReason
+from hpcopt.solvers.start import FAILURES
 from tests.support.checks import assert_state_is_complete, assert_survives_fault, run
 from tests.support.objectives import (
     FULL,

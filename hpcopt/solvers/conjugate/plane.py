@@ -11,7 +11,7 @@ momentum this is). Shapes: n parameters, k directions, 1 or 2.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -22,8 +22,8 @@ from hpcopt.solvers.agreement import agreed_coefficients, agreed_inner
 from hpcopt.solvers.averaging import empty_average, take_into_average
 from hpcopt.solvers.damping import after_step, clipped
 from hpcopt.solvers.preconditioners.protocol import Preconditioner
-from hpcopt.solvers.solver import State, StepReport, StopReason
-from hpcopt.solvers.start import empty_start, evaluate_start, is_stationary, noise
+from hpcopt.solvers.solver import State, StepReport
+from hpcopt.solvers.start import count_failure, empty_start, evaluate_start, noise
 from hpcopt.solvers.trials import Trials
 
 if TYPE_CHECKING:
@@ -34,9 +34,6 @@ TRIALS = 3
 
 REJECTED = 4.0
 """Factor of lambda where the loss rose."""
-
-FAILURES = 5
-"""So many steps in a row without decrease end a run on full batches."""
 
 
 @dataclass(frozen=True)
@@ -103,22 +100,20 @@ class PlaneSearch:
     def step(self, objective: Objective, state: State, batch: Batch) -> tuple[State, StepReport]:
         """One step. *Collective*: one reduction of n numbers, what P needs, and a few of scalars."""
         pending = self._preconditioner.begin(objective, state, batch)
-        known = evaluate_start(objective, state, batch)
-        if known:
+        report = evaluate_start(objective, state, batch)
+        if report.finite:
             self._look_back(objective, state, batch)
         self._preconditioner.end(objective, state, pending, float(state["damping"]))
-        if not known:
-            return state, StepReport(math.nan, accepted=False, finite=False, damping=float(state["damping"]))
-        loss, norm = float(state["loss"]), math.sqrt(float(state["gradient_square"]))
-        report = StepReport(loss, loss, norm, accepted=False, damping=float(state["damping"]))
-        if norm == 0:
-            return state, replace(report, stop=StopReason.GRADIENT_SMALL)
+        report.damping = float(state["damping"])
+        if not report.gradient_norm > 0:
+            return state, report
         plane = self._plane(objective, state, batch)
         report.finite = plane.finite
         if plane.finite:
             self._search(objective, state, batch, plane, report)
         if not report.accepted:
-            self._fail(state, batch, report)
+            state["has_previous"] = False
+            count_failure(state, batch, report)
         if self._options.average:
             take_into_average(state, batch, self._options.average)
         report.damping = float(state["damping"])
@@ -189,12 +184,3 @@ class PlaneSearch:
         damping = after_step(float(state["damping"]), *foretold, *factors)
         state |= {"damping": damping, "has_previous": True, "promised": max(report.predicted, 0.0), "failures": 0}
         cast(Vector, state["previous"]).copy_(direction)
-
-    def _fail(self, state: State, batch: Batch, report: StepReport) -> None:
-        """The point stays, dbar is dropped; on a full batch several failures in a row end the run."""
-        state |= {"has_previous": False, "failures": int(state["failures"]) + 1}
-        if batch.indices is None and report.finite:
-            if is_stationary(state):
-                report.stop = StopReason.GRADIENT_SMALL
-            elif int(state["failures"]) >= FAILURES:
-                report.stop = StopReason.LINE_SEARCH_FAILED

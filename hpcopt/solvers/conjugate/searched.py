@@ -12,7 +12,6 @@ Shapes: n parameters of this rank.
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,8 +26,8 @@ from hpcopt.solvers.conjugate.controlled import DESCENT
 from hpcopt.solvers.preconditioners.protocol import Preconditioner
 from hpcopt.solvers.products import products
 from hpcopt.solvers.ray import Place, ray
-from hpcopt.solvers.solver import State, StepReport, StopReason
-from hpcopt.solvers.start import empty_start, evaluate_start, is_stationary, move, noise
+from hpcopt.solvers.solver import State, StepReport
+from hpcopt.solvers.start import count_failure, empty_start, evaluate_start, move, noise
 
 if TYPE_CHECKING:
     from hpcopt.solvers.nlcg import NLCG
@@ -80,15 +79,11 @@ class ConjugateDirections:
     def step(self, objective: Objective, state: State, batch: Batch) -> tuple[State, StepReport]:
         """One line search. *Collective*. A loss or gradient that is not finite counts as a step too long."""
         pending = self._preconditioner.begin(objective, state, batch)
-        known = evaluate_start(objective, state, batch)
+        report = evaluate_start(objective, state, batch)
         self._preconditioner.end(objective, state, pending, self._options.damping)
-        if not known:
-            state["has_direction"] = False
-            return state, StepReport(math.nan, accepted=False, finite=False)
-        loss = float(state["loss"])
-        report = StepReport(loss, loss, math.sqrt(float(state["gradient_square"])), accepted=False)
-        if state["gradient_square"] == 0:
-            return state, replace(report, stop=StopReason.GRADIENT_SMALL)
+        if not report.gradient_norm > 0:
+            state["has_direction"] = bool(state["has_direction"]) and report.finite
+            return state, report
         conjugate = bool(state["has_direction"])
         product = self._search(objective, state, batch, report)
         if not report.accepted and conjugate:
@@ -97,7 +92,8 @@ class ConjugateDirections:
         if report.accepted:
             state["previous_product"] = product
         else:
-            self._fail(objective, state, batch, report)
+            self._preconditioner.restart(objective, state)
+            count_failure(state, batch, report, most=2, least=2)
         if self._options.average:
             take_into_average(state, batch, self._options.average)
         return state, report
@@ -142,7 +138,8 @@ class ConjugateDirections:
         gz, zz, zy, dy, gd, dd, zd, *yz = products(objective, pairs)
         before = float(state["previous_product"])
         pack = Pack(gz, before, zy, dy, gd, yz[0] if yz else 0.0, dd, float(state["previous_square"]))
-        beta = conjugacy(self._options.beta, pack, self._options.beta_max or math.inf)
+        most = math.inf if self._options.beta_max is None else self._options.beta_max
+        beta = conjugacy(self._options.beta, pack, most)
         if self._options.safeguards and (self._jams(gz, zy) or not beta * gd - gz <= -DESCENT * gz):
             beta = 0.0
         direction.mul_(beta).sub_(z)
@@ -191,10 +188,3 @@ class ConjugateDirections:
         state |= {"has_direction": True, "previous_square": state["gradient_square"], "failures": 0}
         state["previous_step"] = end.step
         move(state, batch, point, end.value, gradient, square)
-
-    def _fail(self, objective: Objective, state: State, batch: Batch, report: StepReport) -> None:
-        """The point stays; on a full batch a second failure in a row ends the run."""
-        self._preconditioner.restart(objective, state)
-        state["failures"] = int(state["failures"]) + 1
-        if state["failures"] >= 2 and batch.indices is None and report.finite:
-            report.stop = StopReason.GRADIENT_SMALL if is_stationary(state) else StopReason.LINE_SEARCH_FAILED

@@ -51,7 +51,7 @@ class Feedback(NamedTuple):
 
 
 def feedback(ratio: float, tolerance: float, growth: float) -> Feedback:
-    """The line of the table for a loss over the reference. A ratio that is no number takes the last line.
+    """The line of the table for a loss over the reference. A ratio that is no number takes the first line.
 
     Args:
         ratio: new loss over reference.
@@ -60,8 +60,6 @@ def feedback(ratio: float, tolerance: float, growth: float) -> Feedback:
     """
     if ratio < 1 + 0.01 * tolerance:
         return Feedback(growth, 0.0)
-    if ratio == 1 + 0.01 * tolerance:
-        return Feedback(1.0, 0.0)
     for above, factor, undo in TABLE:
         if not ratio <= 1 + above * tolerance:
             return Feedback(factor, undo)

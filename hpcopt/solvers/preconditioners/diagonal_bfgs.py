@@ -59,7 +59,7 @@ class DiagonalBFGS:
         hessian: Vector = state["hessian"]  # type: ignore[assignment]
         sums = totals(objective, [self._sums(*cut) for cut in pieces(step, change, hessian)])
         ys, ss, yy, shs, hshs, trace, count = sums
-        if not (math.isfinite(yy) and ys > 0 and ys >= ANGLE * math.sqrt(ss) * math.sqrt(yy)):
+        if not (math.isfinite(yy) and min(ys, ss, shs) > 0 and ys >= ANGLE * math.sqrt(ss) * math.sqrt(yy)):
             return
         if state["hessian_pairs"] == 0:
             # The size of the curvature is not known before; as in L-BFGS (Nocedal and Wright 2006, eq. 7.20).

@@ -105,6 +105,15 @@ def test_the_report_says_how_far_it_went(search: str) -> None:
 
 
 @pytest.mark.parametrize("search", SEARCHES)
+def test_a_bound_of_0_leaves_no_part_of_the_previous_direction(search: str) -> None:
+    objective, solver = digits(torch.float64), searched(search, beta_max=0.0)
+    state, _ = run(solver, objective, 3)
+    gradient = state["gradient"].clone()  # type: ignore[union-attr]
+    state, _ = solver.step(objective, state, FULL)
+    assert torch.equal(state["direction"], -gradient)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("search", SEARCHES)
 def test_a_direction_without_a_step_is_dropped_and_the_search_begins_anew(search: str) -> None:
     objective = digits()
     solver = searched(search)

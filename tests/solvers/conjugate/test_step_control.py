@@ -36,6 +36,10 @@ def test_below_the_first_cut_the_base_grows_and_on_it_nothing_happens(tau: float
     assert feedback(cut, tau, 1.05) == (1.0, 0.0)
 
 
+def test_a_ratio_that_is_no_number_cuts_most() -> None:
+    assert feedback(math.nan, 1.0, 1.05) == (0.5, 0.9)
+
+
 def bases(mode: str, losses: list[float]) -> list[tuple[float, float]]:
     control = StepControl(mode, 1.0)
     state = control.init()
