@@ -102,7 +102,7 @@ def _own_class(name: str) -> type:
 
 def _preset(cls: Any, name: str, preset: str) -> dict[str, Any]:
     presets: dict[str, dict[str, Any]] = {"default": {}} | getattr(cls, "PRESETS", {})
-    if preset not in presets:
+    if not isinstance(preset, str) or preset not in presets:
         raise UsageError(
             f"solver.preset = {preset!r} is not a preset of the method {name!r}{nearest(str(preset), presets)} "
             f"Known presets: {', '.join(sorted(presets))}. Change solver.preset."

@@ -171,7 +171,7 @@ class SlimTrain(ScheduledRate):
         check_number(self, "rate_tolerance", 0.0)
         object.__setattr__(self, "betas", tuple(self.betas) if isinstance(self.betas, list) else self.betas)
         for name in THETA_SOLVERS:
-            theta_solver(self, name)  # what it checks of its own options
+            theta_solver.__wrapped__(self, name)  # it checks its own options, and no cache could look up a list
 
     def init(self, objective: Objective) -> State:
         """The state of the other variables' method, the window of features, Lambda, and counts by form.

@@ -82,6 +82,12 @@ def test_a_method_of_the_users_own_has_its_fields_as_keys(module):
         make_solver(f"{module}:Method", {"rat": 0.5})
 
 
+@pytest.mark.parametrize("preset", ["papers", ["paper"]])
+def test_what_is_no_preset_is_refused(preset):
+    with pytest.raises(UsageError, match=r"solver.preset = .*paper.* is not a preset of the method 'apts'"):
+        make_solver("apts", {"preset": preset})
+
+
 def test_a_field_without_a_default_must_be_given(module):
     with pytest.raises(UsageError, match=r"solver.rate is missing: the method 'own_methods:Method' has no default"):
         make_solver(f"{module}:Method", {})
