@@ -43,7 +43,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-class Quadratic:
+class Quadratic(vectors.OwnVectors):
     """1/2 sum_i c_i w_i^2 in one process; the gradient is written to the same memory every time."""
 
     deterministic = True
@@ -65,18 +65,6 @@ class Quadratic:
 
     def release(self, gradient: Vector) -> None:
         """Its memory is used again anyway."""
-
-    def dot(self, x: Vector, y: Vector) -> float:
-        """As in the package's objectives."""
-        return vectors.dot(x, y)
-
-    def inner(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """As in the package's objectives."""
-        return vectors.inner(x, y)
-
-    def agree(self, *values: float) -> tuple[float, ...]:
-        """There is one process."""
-        return values
 
     def parameter_tensors(self) -> list[tuple[slice, torch.Size]]:
         """One tensor."""

@@ -61,22 +61,30 @@ def matmul(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(left.detach().numpy() @ right.detach().numpy())
 
 
-class WholeVectors:
-    """What an objective does with vectors of n numbers that every rank holds whole.
+class OwnVectors:
+    """What an objective of this rank alone does with its vectors of n numbers."""
+
+    def dot(self, x: torch.Tensor, y: torch.Tensor) -> float:
+        """x^T y, accumulated in float64; local."""
+        return dot(x, y)
+
+    def inner(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """X Y^T for stacked vectors (k, n) and (l, n), float64 on the CPU; local."""
+        return inner(x, y)
+
+    def agree(self, *values: float) -> tuple[float, ...]:
+        """The values: this rank decides alone."""
+        return values
+
+
+class WholeVectors(OwnVectors):
+    """The same where every rank holds them whole: only decisions need the others.
 
     Attributes:
         comm: the ranks.
     """
 
     comm: Communicator
-
-    def dot(self, x: torch.Tensor, y: torch.Tensor) -> float:
-        """x^T y, accumulated in float64; local, since w is replicated."""
-        return dot(x, y)
-
-    def inner(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """X Y^T for stacked vectors (k, n) and (l, n), float64 on the CPU; local."""
-        return inner(x, y)
 
     def agree(self, *values: float) -> tuple[float, ...]:
         """Rank 0's numbers on all ranks. *Collective*."""

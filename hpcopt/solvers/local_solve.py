@@ -65,7 +65,7 @@ class LocalStep:
     iterations: int
 
 
-class ConsistentObjective:
+class ConsistentObjective(vectors.OwnVectors):
     """F_d: the group's objective with the linear term that gives it the gradient of all ranks at the anchor.
 
     Args:
@@ -102,18 +102,6 @@ class ConsistentObjective:
     def goes_on(self, done: int) -> bool:
         """Whether another trial may follow ``done`` of them."""
         return done == 0 or self._local.goes_on(done)
-
-    def dot(self, x: Vector, y: Vector) -> float:
-        """x^T y."""
-        return vectors.dot(x, y)
-
-    def inner(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """X Y^T."""
-        return vectors.inner(x, y)
-
-    def agree(self, *values: float) -> tuple[float, ...]:
-        """The values: this rank decides alone."""
-        return values
 
 
 def local_memory(solver: TrustRegion, objective: Objective) -> State:
