@@ -46,7 +46,7 @@ def _factors(objective: DataParallelObjective, solver: Any) -> Factors | None:
 
 
 def _design(objective: DataParallelObjective) -> Design:
-    separable = objective.separable
+    separable, layer = objective.separable, objective.separable.layer
     widths = tuple(len(columns) for columns in separable.blocks)
     weights = separable.outputs * separable.width
-    return Design(widths, separable.outputs, weights, max(1, separable.layer.positions))
+    return Design(widths, separable.outputs, weights, max(1, layer.positions), layer.operations)

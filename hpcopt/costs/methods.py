@@ -42,12 +42,14 @@ class Design(NamedTuple):
         outputs: t.
         weights: numbers of W.
         positions: rows of a sample.
+        operations: of the normal equations of so many samples.
     """
 
     widths: tuple[int, ...]
     outputs: int
     weights: int
     positions: int
+    operations: Callable[[float], float]
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,8 @@ class Evaluations:
         products: with the Gauss-Newton matrix.
         calls: evaluations, each of which has every layer's fixed cost.
         sweeps: numbers read or written for each number of w, besides those of evaluations.
-        squares: passes over the features of slimTrain for their Gram matrix.
-        eigen: decompositions of that matrix.
+        squares: passes over the features of slimTrain for its normal equations.
+        eigen: decompositions of their matrix.
         inverses: of all Kronecker factors.
         applied: products with all these inverses.
     """
@@ -235,10 +235,8 @@ class Worker:
         """What slimTrain does with its last layer, and Kronecker factors with every layer."""
         total = 0.0
         if case.design is not None:
-            rows, t = self.samples * case.design.positions, case.design.outputs
-            for width in case.design.widths:
-                total += work.squares * rates.products["float64"](2.0 * rows * width * (width + t))
-                total += work.eigen * rates.solves["eigen"](float(width**3))
+            total += work.squares * rates.products["float64"](case.design.operations(self.samples))
+            total += work.eigen * sum(rates.solves["eigen"](float(width**3)) for width in case.design.widths)
         if case.factors is not None:
             products, inverse = rates.products[self.precision], rates.solves["inverse"]
             each = [inverse(float(a**3)) + inverse(float(o**3)) for a, o in case.factors.orders]

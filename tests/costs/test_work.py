@@ -14,8 +14,12 @@ from hpcopt.costs.layers import Layer
 from hpcopt.costs.machine import read
 from hpcopt.costs.methods import Case
 from hpcopt.costs.work import GRADIENT, VALUE, Evaluations, Worker, evaluations_of
+from hpcopt.kernels.lags import CompiledLags, compiled_lags
+from hpcopt.objective.data_parallel import DataParallelObjective
 from hpcopt.objective.protocol import Work
+from hpcopt.objective.separable import design, last_layer
 from hpcopt.solvers.registry import make_solver
+from tests.support.last_layers import KINDS, data, network
 from tests.support.measurements import written
 from tests.support.problems import SAMPLES, loss_for, sharded
 
@@ -85,3 +89,52 @@ def test_memory_traffic_and_the_fixed_cost_of_modules_are_added(tmp_path: Path) 
     assert worker.seconds(Evaluations(calls=2.0), case, rates) == pytest.approx(200e-6)
     assert worker.seconds(Evaluations(sweeps=6.0), case, rates) == pytest.approx(24e-6)
     assert worker.seconds(Evaluations(values=1.0), case, replace(rates, slower=4.0)) == pytest.approx(16e-6)
+
+
+def normal_equations(kind: str) -> float:
+    """Make the normal equations of all samples, and return what their operations are said to be.
+
+    The decoder makes 6 x 8 outputs of inputs of 3 x 4, from 3 channels by kernels of 4 x 4 with stride 2.
+    """
+    objective = DataParallelObjective(network(kind), "squared", *data(kind), Communicator(MPI.COMM_SELF))
+    w, solver = objective.initial_vector(), make_solver("slimtrain", {}, 1.0)
+    weights = objective.separable.weights(w)
+    objective.separable.features(w, objective.full_batch, weights).normal()
+    found = case_of(objective, solver, SAMPLES).design
+    assert found is not None
+    return found.operations(SAMPLES)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_operations_of_normal_equations_are_those_of_the_products_of_rows(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, product = [], last_layer.matmul
+
+    def counted(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        """Of a Gram matrix one half is made."""
+        half = left.data_ptr() == right.data_ptr()
+        made.append((1 if half else 2) * left.shape[0] * left.shape[1] * right.shape[1])
+        return product(left, right)
+
+    monkeypatch.setattr(last_layer, "matmul", counted)
+    monkeypatch.setattr(design, "compiled_lags", lambda: None)
+    said = normal_equations(kind)
+    assert said == sum(made) > 0
+
+
+@pytest.mark.skipif(compiled_lags() is None, reason="the sums are not compiled")
+def test_operations_of_a_transposed_convolution_are_those_of_its_lags(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five lags, in nine pieces of the inputs; four blocks of four taps, ten pairs of which each, and 12 positions."""
+    made, sums = [], CompiledLags.sums
+
+    def counted(self: CompiledLags, *given: Any) -> torch.Tensor:
+        found = sums(self, *given)
+        made.append(tuple(found.shape))
+        return found
+
+    monkeypatch.setattr(CompiledLags, "sums", counted)
+    said = normal_equations("decoder")
+    assert made == [(5, 9, 3, 3)]
+    products, pairs, seen = 5 * 12 * SAMPLES, 40 * 45, 4 * 4 * 12 * SAMPLES
+    assert said == 2 * 9 * (products + pairs) + 4 * seen * 3 * 2

@@ -90,6 +90,10 @@ class Design(Protocol):
         """
         ...
 
+    def operations(self, samples: float, size: Sequence[int]) -> float | None:
+        """Those of ``normal`` for so many inputs (...) of a size; None where rows are made instead."""
+        ...
+
     def rows(self, features: torch.Tensor, targets: torch.Tensor, bias: Sequence[float]) -> Iterator[Seen]:
         """All rows for the layer's inputs (b, ...).
 
@@ -144,6 +148,9 @@ class OneBlock:
     ) -> list[Normal] | None:
         """Never."""
         return None
+
+    def operations(self, samples: float, size: Sequence[int]) -> None:
+        """Rows are made."""
 
     def rows(self, features: torch.Tensor, targets: torch.Tensor, bias: Sequence[float]) -> Iterator[Seen]:
         """See ``Design``."""
@@ -223,6 +230,11 @@ class ParityBlocks:
         inputs, last = self._inputs(lags, features), weights.shape[1] - self.width
         return lags.normal(inputs, self._image(targets), *self._flat(weights), last, scale)
 
+    def operations(self, samples: float, size: Sequence[int]) -> float | None:
+        """See ``Design``."""
+        lags = self._lag_products(samples, *size[-2:])
+        return None if lags is None else lags.operations(samples, self.outputs)
+
     def rows(self, features: torch.Tensor, targets: torch.Tensor, bias: Sequence[float]) -> Iterator[Seen]:
         """See ``Design``."""
         height, width = features.shape[-2:]
@@ -257,14 +269,18 @@ class ParityBlocks:
         return [axis.outputs(n) for axis, n in zip(self._axes, features.shape[-2:], strict=True)]
 
     def _lags(self, features: torch.Tensor, targets: torch.Tensor) -> LagProducts | None:
-        """The sums over inputs of this size, where there are such and they take less than rows."""
-        compiled, (samples, channels, height, width) = compiled_lags(), features.shape
-        if compiled is None or features.is_cuda or not targets.is_floating_point():
+        """The sums over these inputs, where they are compiled and take less than rows."""
+        if features.is_cuda or not targets.is_floating_point():
             return None
-        if self.width * samples * height * width > PATCH_NUMBERS:
+        return self._lag_products(len(features), *features.shape[-2:])
+
+    def _lag_products(self, samples: float, height: int, width: int) -> LagProducts | None:
+        """Those over so many inputs of a size."""
+        compiled = compiled_lags()
+        if compiled is None or self.width * samples * height * width > PATCH_NUMBERS:
             return None
         if (height, width) not in self._sums:
-            self._sums[height, width] = LagProducts(compiled, self._axes, (height, width), channels)
+            self._sums[height, width] = LagProducts(compiled, self._axes, (height, width), self._shape[-1])
         lags = self._sums[height, width]
         return lags if lags.pays(samples) else None
 

@@ -71,9 +71,15 @@ class LagProducts:
         sums = [next(pair for pair in pairs if pair[:2] == (number, number)) for pairs, number in own]
         self._sees = np.array([self._taken(pair) for pair in sums]).reshape(len(own), pieces)
 
-    def pays(self, samples: int) -> bool:
+    def pays(self, samples: float) -> bool:
         """Whether a pair of taps is put together of fewer sums than there are positions."""
         return self._sums < samples * self._size[0] * self._size[1]
+
+    def operations(self, samples: float, outputs: int) -> float:
+        """Those of ``normal``: products of every lag, pairs made of them, and twice what all outputs see."""
+        products = samples * len(self._lags) * self._size[0] * self._size[1] + self._takes.size
+        seen = sum(_taps(block) * block[0].positions * block[1].positions for block in self._blocks)
+        return 2.0 * self._channels**2 * products + 4.0 * samples * seen * self._channels * outputs
 
     def inputs(self, features: torch.Tensor) -> torch.Tensor:
         """(b, c, height, width) as float64, channels last, with the zeros around them that taps may see."""

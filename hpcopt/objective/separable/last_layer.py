@@ -162,6 +162,19 @@ class LastLayer:
                 states[block] = Normal(before.gram + gram, before.cross + right, before.square + square)
         return states
 
+    def operations(self, samples: float) -> float:
+        """Those of ``normal`` for so many samples, a mean maybe, of the size that was seen last."""
+        size = list(self._made)[-1][1:]
+        if (known := self._design.operations(samples, size)) is not None:
+            return known
+        sample, targets = torch.zeros(1, *size), torch.zeros(1, self.positions * self.outputs)
+        total = 0
+        for design, blocks, _ in self._design.rows(sample, targets, [1.0] * self.bias):
+            rows, columns = design.shape
+            # One half of the Gram matrix, what W makes of the rows, and their products with the residuals.
+            total += rows * columns * (columns + 4 * len(blocks) * self.outputs)
+        return samples * total
+
     def rows(
         self, features: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, scale: float
     ) -> Iterator[Rows]:
