@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 import torch
@@ -15,7 +14,7 @@ from hpcopt.objective.protocol import Batch, Vector
 from hpcopt.optim.checks import check_alike, check_constants
 from hpcopt.optim.closure import Closure, ClosureEvaluation
 from hpcopt.optim.closure_objective import ClosureObjective
-from hpcopt.optim.one_vector import OneVectorOptimizer
+from hpcopt.optim.one_vector import AveragingOptimizer
 from hpcopt.optim.tensors import ParameterTensors
 from hpcopt.solvers import apts as solvers_apts
 from hpcopt.solvers.averaging import empty_average
@@ -23,7 +22,7 @@ from hpcopt.solvers.registry import make_solver
 from hpcopt.solvers.solver import StepReport
 
 
-class APTS(OneVectorOptimizer):
+class APTS(AveragingOptimizer):
     """The additively preconditioned trust-region strategy, for a training loop of the user's own. *Collective*.
 
     Every rank has the same model and its own samples, and calls ``step`` equally often. There is no learning rate, and
@@ -111,19 +110,6 @@ class APTS(OneVectorOptimizer):
         self._steps, self._changed = self._steps + 1, False
         return self.report.loss - decay
 
-    @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """Within this block the model holds the running mean of its iterates, the better point to evaluate and to keep.
-
-        On mini-batches the mean is smoother than the last iterate; after a full batch, or with ``average=0``, it is
-        that iterate. At the end of the block the parameters are those of the last step again. Local.
-        """
-        self._evaluation.tensors.write(cast(Vector, self._state.get("average", self._parameters)))
-        try:
-            yield
-        finally:
-            self._evaluation.tensors.write(self._parameters)
-
     @property
     def _draws(self) -> bool:
         return self._evaluation.draws
@@ -131,6 +117,9 @@ class APTS(OneVectorOptimizer):
     @_draws.setter
     def _draws(self, draws: bool) -> None:
         self._evaluation.draws = draws
+
+    def _write(self, w: Vector) -> None:
+        self._evaluation.tensors.write(w)
 
     def _take_over(self, is_own: bool) -> None:
         if not is_own:
@@ -153,7 +142,12 @@ class APTS(OneVectorOptimizer):
             with self.comm.together("starting a step"):
                 if refusal:
                     raise UsageError(refusal)
-        self._check_ranks(sums)
+        self._check_ranks(sums[0], sums[6], sums[7])
+        if sums[1] not in (0, self.comm.size):
+            raise UsageError(
+                f"samples was given on some ranks and not on {sums[1]} others; give it on all ranks or on none",
+                collective=True,
+            )
         self._samples = count
         self._evaluation.draws = bool(sums[4])
         self._objective.deterministic = not self._evaluation.draws
@@ -164,19 +158,6 @@ class APTS(OneVectorOptimizer):
             self._forget(now)
         indices = None if self._full_batch else torch.empty(0, dtype=torch.int64)
         return Batch(indices, count, sums[0], (0, self._steps))
-
-    def _check_ranks(self, sums: list[int]) -> None:
-        """Refuse, on all ranks, what would make them wait for each other or divide by 0."""
-        total, equal, _, _, _, _, steps, squares = sums
-        if self.comm.size * squares != steps**2:
-            problem = "the ranks are not at the same step; load the state of the same step on every rank"
-        elif equal not in (0, self.comm.size):
-            problem = f"samples was given on some ranks and not on {equal} others; give it on all ranks or on none"
-        elif total == 0:
-            problem = "no rank has a sample in this batch; the mean loss of nothing is not defined. Skip the step"
-        else:
-            return
-        raise UsageError(problem, collective=True)
 
     def _forget(self, now: Vector) -> None:
         """Start from rank 0's parameters, of which no value is known. *Collective*."""

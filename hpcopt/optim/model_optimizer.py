@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, ClassVar, cast
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import torch
 
@@ -105,6 +104,9 @@ class ModelOptimizer(OneVectorOptimizer):
     def _draws(self, draws: bool) -> None:
         self._objective.shard.stochastic.draws = draws
 
+    def _write(self, w: Vector) -> None:
+        self._objective.shard.parameters.bind(w)
+
     def _take_over(self, is_own: bool) -> None:
         if not is_own:
             self._samples = -1
@@ -130,16 +132,6 @@ class ModelOptimizer(OneVectorOptimizer):
         indices = None if self._full_batch else torch.arange(count, device=now.device)
         return Batch(indices, count, total, (0, self._steps))
 
-    def _check_ranks(self, total: int, steps: int, squares: int) -> None:
-        """Refuse, on all ranks, what would make them wait for each other or divide by 0."""
-        if self.comm.size * squares != steps**2:
-            problem = "the ranks are not at the same step; load the state of the same step on every rank"
-        elif total == 0:
-            problem = "no rank has a sample in this batch; the mean loss of nothing is not defined. Skip the step"
-        else:
-            return
-        raise UsageError(problem, collective=True)
-
     def _make(self, options: Mapping[str, Any]) -> Solver:
         """The method with the options given."""
         return make_solver(self.METHOD, options)
@@ -159,29 +151,6 @@ class ModelOptimizer(OneVectorOptimizer):
             raise UsageError(
                 f"{self._name} was given a model without trainable parameters; there must be something to train"
             )
-
-
-class AveragingOptimizer(ModelOptimizer):
-    """One whose method may keep a running mean of its iterates."""
-
-    @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """Within this block the model holds the running mean of its iterates, the better point to evaluate and to keep.
-
-        On mini-batches the mean is smoother than the last iterate; after a full batch, or with ``average=0``, it is
-        that iterate. At the end of the block the parameters are those of the last step again. Local.
-        """
-        parameters = self._objective.shard.parameters
-        parameters.bind(cast(Vector, self._state.get("average", self._parameters)))
-        try:
-            yield
-        finally:
-            parameters.bind(self._parameters)
-
-    def _forget(self) -> None:
-        super()._forget()
-        if "average" in self._state:
-            cast(Vector, self._state["average"]).copy_(self._parameters)
 
 
 def _check_samples(inputs: object, targets: object) -> None:

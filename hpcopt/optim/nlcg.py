@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from hpcopt.errors import UsageError
-from hpcopt.optim.model_optimizer import AveragingOptimizer
+from hpcopt.objective.protocol import Vector
+from hpcopt.optim.model_optimizer import ModelOptimizer
+from hpcopt.optim.one_vector import AveragingOptimizer
 from hpcopt.solvers import nlcg as solvers_nlcg
 from hpcopt.solvers.solver import Solver, State
 
@@ -14,7 +16,7 @@ NOTHING_BEFORE: State = {"has_previous": False, "has_direction": False, "restart
 """What the states of the step rules hold before the first step, of what is of the last one."""
 
 
-class NLCG(AveragingOptimizer):
+class NLCG(ModelOptimizer, AveragingOptimizer):
     """Preconditioned nonlinear conjugate gradients, for a training loop of the user's own. *Collective*.
 
     Every rank has the same model and its own samples, and calls ``step`` equally often, on batches of some thousand
@@ -56,4 +58,6 @@ class NLCG(AveragingOptimizer):
 
     def _forget(self) -> None:
         super()._forget()
+        if "average" in self._state:
+            cast(Vector, self._state["average"]).copy_(self._parameters)
         self._state |= {key: value for key, value in NOTHING_BEFORE.items() if key in self._state}

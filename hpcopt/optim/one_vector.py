@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -74,6 +75,22 @@ class OneVectorOptimizer(torch.optim.Optimizer):
             )
         super().add_param_group(param_group)
 
+    def _check_ranks(self, total: int, steps: int, squares: int) -> None:
+        """Refuse, on all ranks, what would make them wait for each other or divide by 0.
+
+        Args:
+            total: samples of the batch.
+            steps: sum of the steps done over the ranks.
+            squares: sum of their squares, which tells whether they are equal.
+        """
+        if self.comm.size * squares != steps**2:
+            problem = "the ranks are not at the same step; load the state of the same step on every rank"
+        elif total == 0:
+            problem = "no rank has a sample in this batch; the mean loss of nothing is not defined. Skip the step"
+        else:
+            return
+        raise UsageError(problem, collective=True)
+
     @property
     def _name(self) -> str:
         return type(self).__name__
@@ -91,6 +108,27 @@ class OneVectorOptimizer(torch.optim.Optimizer):
     def _draws(self, draws: bool) -> None:
         raise NotImplementedError
 
+    def _write(self, w: Vector) -> None:
+        """Put w (n,) into the model."""
+        raise NotImplementedError
+
     def _take_over(self, is_own: bool) -> None:
         """What is left to do once a state is loaded, which is this rank's own or not."""
         raise NotImplementedError
+
+
+class AveragingOptimizer(OneVectorOptimizer):
+    """One whose method may keep a running mean of its iterates."""
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within this block the model holds the running mean of its iterates, the better point to evaluate and to keep.
+
+        On mini-batches the mean is smoother than the last iterate; after a full batch, or with ``average=0``, it is
+        that iterate. At the end of the block the parameters are those of the last step again. Local.
+        """
+        self._write(cast(Vector, self._state.get("average", self._parameters)))
+        try:
+            yield
+        finally:
+            self._write(self._parameters)

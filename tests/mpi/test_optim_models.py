@@ -1,7 +1,8 @@
-"""hpcopt.optim.Newton on several ranks: the same steps as on one, and errors that all ranks see."""
+"""Optimisers that take a model, on several ranks: the same steps as on one, and errors that all ranks see."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -10,65 +11,85 @@ from mpi4py import MPI
 
 from hpcopt.comm.communicator import Communicator
 from hpcopt.errors import UsageError
-from hpcopt.optim import Newton
+from hpcopt.optim import NLCG, Newton
 from tests.support.closures import same_everywhere, unequal, values_of
 from tests.support.problems import samples, small_network
 
 pytestmark = pytest.mark.mpi
 
 
-def trained(comm: Communicator, data: tuple[torch.Tensor, torch.Tensor], **options: Any) -> tuple[list[float], Any]:
+METHODS: list[tuple[Any, dict[str, Any]]] = [
+    (Newton, {"subset": 0.5, "subset_least": 1}),
+    (NLCG, {"subset": 0.5, "subset_least": 1, "factor_samples": 20}),
+]
+
+
+def trained(
+    method: Any, comm: Communicator, data: tuple[torch.Tensor, torch.Tensor], **options: Any
+) -> tuple[list[float], Any]:
     """Losses of a few steps and the parameters after them."""
     model = small_network(seed=comm.rank)
-    optimizer = Newton(model, "cross_entropy", comm=comm, weight_decay=0.01, **options)
+    optimizer = method(model, "cross_entropy", comm=comm, weight_decay=0.01, **options)
     return [optimizer.step(*data) for _ in range(6)], values_of(model)
 
 
 @pytest.mark.parametrize("full_batch", [True, False])
-@pytest.mark.parametrize("options", [{}, {"subset": 0.3, "subset_least": 1}, {"combine": False, "micro_batch": 4}])
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        (Newton, {}),
+        (Newton, {"subset": 0.3, "subset_least": 1}),
+        (Newton, {"combine": False, "micro_batch": 4}),
+        (NLCG, {"subset": 0.3, "subset_least": 1, "factor_samples": 20}),
+        (NLCG, {"micro_batch": 4}),
+    ],
+)
 def test_steps_are_those_of_one_rank_with_all_samples(
-    comm: Communicator, full_batch: bool, options: dict[str, Any]
+    comm: Communicator, method: Any, full_batch: bool, options: dict[str, Any]
 ) -> None:
-    ours, w = trained(comm, unequal(comm), full_batch=full_batch, **options)
-    theirs, v = trained(Communicator(MPI.COMM_SELF), samples(), full_batch=full_batch, **options)
-    assert ours == pytest.approx(theirs, rel=1e-10)
-    torch.testing.assert_close(w, v, rtol=1e-7, atol=1e-9)
+    ours, w = trained(method, comm, unequal(comm), full_batch=full_batch, **options)
+    theirs, v = trained(method, Communicator(MPI.COMM_SELF), samples(), full_batch=full_batch, **options)
+    assert ours == pytest.approx(theirs, rel=1e-9)
+    torch.testing.assert_close(w, v, rtol=1e-7, atol=1e-8)
     assert same_everywhere(comm, w)
 
 
 @pytest.mark.mpi(min_size=2)
-def test_a_rank_may_have_no_sample_in_a_batch(comm: Communicator) -> None:
+@pytest.mark.parametrize(("method", "options"), METHODS)
+def test_a_rank_may_have_no_sample_in_a_batch(comm: Communicator, method: Any, options: dict[str, Any]) -> None:
     inputs, targets = samples()
     count = 0 if comm.rank == comm.size - 1 else 5
     mine = slice(5 * comm.rank, 5 * comm.rank + count)
-    losses, w = trained(comm, (inputs[mine], targets[mine]), subset=0.3, subset_least=1)
+    losses, w = trained(method, comm, (inputs[mine], targets[mine]), **options)
     assert losses[-1] < losses[0]
     assert same_everywhere(comm, w)
 
 
 class FailsOnOneRank(torch.nn.Module):
-    """A network that raises at one of its calls on the last rank, and counts them."""
+    """A network that raises from one of its calls on, on the last rank, while it is armed."""
 
     def __init__(self, comm: Communicator, at: int) -> None:
         super().__init__()
-        self.inner, self.left = small_network(), at if comm.rank == comm.size - 1 else 0
+        self.inner, self.left = small_network(), at if comm.rank == comm.size - 1 else math.inf
         self.armed = False
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.armed:
-            self.left -= 1
-            if self.left == 0:
-                raise MemoryError("this rank is full")
+        self.left -= self.armed
+        if self.armed and self.left <= 0:
+            raise MemoryError("this rank is full")
         found: torch.Tensor = self.inner(x)
         return found
 
 
 @pytest.mark.mpi(min_size=2)
 @pytest.mark.parametrize("at", [1, 2, 3, 4])
-def test_an_exception_of_one_ranks_model_is_raised_on_all(comm: Communicator, at: int) -> None:
-    """In the gradient, the memory estimate, the linearisation, and a trial: nobody waits for anybody."""
+@pytest.mark.parametrize(("method", "options"), METHODS)
+def test_an_exception_of_one_ranks_model_is_raised_on_all(
+    comm: Communicator, method: Any, options: dict[str, Any], at: int
+) -> None:
+    """In the factors, the gradient, the memory estimate, the curvature, or a trial: nobody waits for anybody."""
     model = FailsOnOneRank(comm, at)
-    optimizer = Newton(model, "cross_entropy", comm=comm, subset=0.5, subset_least=1)
+    optimizer = method(model, "cross_entropy", comm=comm, **options)
     inputs, targets = unequal(comm)
     optimizer.step(inputs, targets)
     before, model.armed = values_of(model), True
