@@ -9,12 +9,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from hpcopt.comm.communicator import Communicator
 from hpcopt.config import CheckpointOptions, DebugOptions, RunOptions, StopOptions
 from hpcopt.data.batches import BatchGrowth, BatchPlan
 from hpcopt.errors import UsageError
+from hpcopt.objective.fit import on
 from hpcopt.objective.problem import Problem, Samples
 from hpcopt.solvers.registry import SOLVERS
 from hpcopt.solvers.solver import Solver
@@ -44,7 +46,7 @@ def minimize(
     batch_growth_every: int = 3,
     batch_growth_tolerance: float = 0.01,
     seed: int = 0,
-    test: tuple[torch.Tensor, torch.Tensor] | None = None,
+    test: tuple[torch.Tensor | np.ndarray, torch.Tensor | np.ndarray] | None = None,
     run_dir: str | Path | None = None,
     fresh: bool = False,
     evaluate_every: float = 1.0,
@@ -68,7 +70,7 @@ def minimize(
         batch_growth_every: epochs between two looks at the training loss for that.
         batch_growth_tolerance: by how much it must have fallen for the batch to stay as it is.
         seed: of the data order.
-        test: this rank's test inputs and targets.
+        test: this rank's test inputs and targets; on all ranks or on none.
         run_dir: directory for record, log and status; None leaves nothing behind.
         fresh: move an earlier run in that directory aside.
         evaluate_every: epochs between evaluations.
@@ -227,20 +229,26 @@ def run_facts(objective: Problem, solver: Solver, criteria: Criteria) -> dict[st
 
 
 def _test_set(
-    test: tuple[torch.Tensor, torch.Tensor] | None, objective: Problem, accuracy: float | None
+    test: tuple[torch.Tensor | np.ndarray, torch.Tensor | np.ndarray] | None,
+    objective: Problem,
+    accuracy: float | None,
 ) -> Samples | None:
-    """Test inputs and targets in the precision and on the device of the training samples.
+    """Test inputs and targets in the precision and on the device of the training samples. *Collective*.
 
     Raises:
-        UsageError: on all ranks, when there are none in which an ``accuracy`` could be reached.
+        UsageError: on all ranks, when they do not belong together, or there are none in which an ``accuracy`` could be
+            reached.
     """
-    if accuracy is not None and (test is None or not objective.classification):
-        raise UsageError(
-            f"test_accuracy = {accuracy} can never be reached without a test set of classes; give one or drop it",
-            collective=True,
-        )
+    with objective.comm.together("checking the test set"):
+        if accuracy is not None and (test is None or not objective.classification):
+            raise UsageError(
+                f"test_accuracy = {accuracy} can never be reached without a test set of classes; give one or drop it"
+            )
+        if test is not None and len(test[0]) != len(test[1]):
+            raise UsageError(
+                f"the test set has {len(test[0])} inputs but {len(test[1])} targets; every sample needs one of each"
+            )
     if test is None:
         return None
-    device, precision = objective.model.device, objective.model.dtype
-    kinds = [precision if part.is_floating_point() else torch.int64 for part in test]
-    return test[0].to(device=device, dtype=kinds[0]), test[1].to(device=device, dtype=kinds[1])
+    model = objective.model
+    return on(test[0], model.dtype, model.device), on(test[1], model.dtype, model.device)

@@ -14,8 +14,10 @@ from hpcopt.errors import HpcoptError, UsageError
 from hpcopt.layout.block import block
 from hpcopt.objective.data_parallel import DataParallelObjective
 from hpcopt.objective.protocol import Batch
+from hpcopt.solvers.sgd import SGD
 from hpcopt.train.agreement import check_agreement
 from hpcopt.train.evaluation import Evaluator
+from hpcopt.train.minimize import minimize
 from hpcopt.train.sampler import Sampler
 from tests.support.problems import FEATURES, samples, sharded, small_network
 
@@ -188,6 +190,15 @@ def test_a_test_set_on_some_ranks_only_is_refused_on_all(comm: Communicator) -> 
     test = (objective.shard.inputs, objective.shard.targets) if comm.rank == 0 else None
     with pytest.raises(UsageError, match="was given no test set"):
         Evaluator(objective, test)
+
+
+@pytest.mark.mpi(min_size=2)
+def test_an_accuracy_to_reach_without_a_test_set_on_some_ranks_is_refused_on_all(comm: Communicator) -> None:
+    """Before any of them begins to evaluate and waits for the others."""
+    objective = sharded(comm)
+    test = (objective.shard.inputs, objective.shard.targets) if comm.rank == 0 else None
+    with pytest.raises(UsageError, match="can never be reached without a test set"):
+        minimize(objective, SGD(), epochs=1, test=test, test_accuracy=0.5)
 
 
 def test_variables_that_differ_between_ranks_are_found_out(comm: Communicator) -> None:

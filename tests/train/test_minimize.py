@@ -169,6 +169,22 @@ def test_options_that_do_not_fit_are_refused(comm: Communicator, options: dict[s
         minimize(sharded(comm), SGD(), **options)
 
 
+def test_a_test_set_may_be_arrays_of_numpy_as_the_samples_may(comm: Communicator) -> None:
+    test = samples()
+    ours, theirs = (
+        minimize(sharded(comm), SGD(), epochs=1, test=given, test_accuracy=1.0).final
+        for given in (test, tuple(part.numpy() for part in test))
+    )
+    assert ours == theirs
+    assert math.isfinite(ours.test_loss)
+
+
+def test_a_test_set_of_two_lengths_is_refused(comm: Communicator) -> None:
+    inputs, targets = samples()
+    with pytest.raises(UsageError, match=r"36 inputs but 37 targets|37 inputs but 36 targets"):
+        minimize(sharded(comm), SGD(), test=(inputs, targets[1:]))
+
+
 def test_public_names_can_be_imported_and_others_are_refused() -> None:
     for name in hpcopt.__all__:
         assert getattr(hpcopt, name) is not None
