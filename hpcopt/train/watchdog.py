@@ -14,6 +14,7 @@ import re
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -58,13 +59,15 @@ class Watchdog:
     def begin(self, what: str) -> None:
         """The rank begins ``what``: a step, an evaluation, a save."""
         self._begun, self._reported = time.monotonic(), False
-        os.pwrite(self._file, NOTE % what.encode(), 0)
-        # A new timer is a new thread, so not for every short step: the time is then up to a quarter shorter.
-        if self._begun - self._armed > self._seconds / 4:
-            self._armed = self._begun
-            os.ftruncate(self._file, NOTE_BYTES)
-            os.lseek(self._file, NOTE_BYTES, os.SEEK_SET)
-            faulthandler.dump_traceback_later(self._seconds * (1 + GRACE / 2), file=self._file)
+        # A disk that is full ends no run.
+        with suppress(OSError):
+            os.pwrite(self._file, NOTE % what.encode(), 0)
+            # A new timer is a new thread, so not for every short step: the time is then up to a quarter shorter.
+            if self._begun - self._armed > self._seconds / 4:
+                self._armed = self._begun
+                os.ftruncate(self._file, NOTE_BYTES)
+                os.lseek(self._file, NOTE_BYTES, os.SEEK_SET)
+                faulthandler.dump_traceback_later(self._seconds * (1 + GRACE / 2), file=self._file)
 
     def __enter__(self) -> Watchdog:
         self.begin("start")

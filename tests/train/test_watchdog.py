@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
 
-from hpcopt.train.watchdog import NOTE_BYTES, describe_silence, main_frames, note_path
+from hpcopt.train.watchdog import NOTE_BYTES, Watchdog, describe_silence, main_frames, note_path
 
 STACKS = """Timeout (0:00:02)!
 Thread 0x00007f0000000001 (most recent call first):
@@ -49,3 +51,14 @@ def test_the_main_thread_is_told_from_those_that_watch() -> None:
 @pytest.mark.parametrize("stacks", ["", "Timeout (0:00:02)!\n", "Thread 0x1 (most recent call first):\n"])
 def test_without_stacks_there_are_no_frames(stacks: str) -> None:
     assert main_frames(stacks) == []
+
+
+def test_a_disk_that_is_full_ends_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    (tmp_path / "log").mkdir()
+    with Watchdog(tmp_path, 0, 1, 60.0, abort=False) as watchdog:
+        monkeypatch.setattr(os, "pwrite", full)
+        watchdog.begin("step 1")
+    assert not note_path(tmp_path, 0).exists()

@@ -65,7 +65,8 @@ class RunDirectory:
         self._lock = lock
         self._made = made
         self._found = tuple(name for name in MARKS if os.path.exists(path / name))
-        self._texts = {name: (path / name).read_bytes() for name in (STATUS, ENVIRONMENT, JOB) if name in self._found}
+        files = [name for name in (STATUS, ENVIRONMENT, JOB) if name in self._found]
+        self._contents = {name: (path / name).read_bytes() for name in files}
         self._status: dict[str, Any] = {
             "status": "running",
             "stop_reason": None,
@@ -164,9 +165,9 @@ class RunDirectory:
             shutil.rmtree(log, ignore_errors=True)
         for name in set(MARKS) - set(self._found):
             (self.path / name).unlink(missing_ok=True)
-        for name, text in self._texts.items():
+        for name, content in self._contents.items():
             with suppress(OSError):
-                (self.path / name).write_bytes(text)
+                write_atomically(self.path / name, content)
         self._lock.release()
         _undo(self._made, self.path, self.moved_to)
 
@@ -184,11 +185,11 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_atomically(path, json.dumps(plain(content), indent=2) + "\n")
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file in UTF-8 such that readers see the old or the new content, never a part. Raises OSError."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file, text as UTF-8, such that readers see the old or the new content, never a part. Raises OSError."""
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        unfinished.write_text(text, encoding="utf-8")
+        unfinished.write_bytes(content if isinstance(content, bytes) else content.encode())
         os.replace(unfinished, path)
     except OSError:
         unfinished.unlink(missing_ok=True)

@@ -205,16 +205,15 @@ class RunOutput:
         before = path / f"metrics-before-{done}.h5"
         try:
             rows = earlier_rows(path / METRICS, done, self._comm.size)
-            if read_tables(path / METRICS)["ranks"].dtype["seconds_step"].shape != (self._comm.size,):
-                shutil.copy2(path / METRICS, before)
-                logger.warning(
-                    "The record by rank begins anew on another number of ranks; the old one: %s.", before.name
-                )
-            return rows
+            ranks = read_tables(path / METRICS)["ranks"].dtype["seconds_step"].shape
         except UsageError as error:
             os.replace(path / METRICS, before)
             logger.warning("%s It is kept as %s; the record begins anew.", error, before.name)
             return {}
+        if ranks != (self._comm.size,):
+            keep_copy(path / METRICS, before)
+            logger.warning("The record by rank begins anew on another number of ranks; the old one: %s.", before.name)
+        return rows
 
     def _give_up(self) -> None:
         """Leave the directory as it was found."""
@@ -235,6 +234,24 @@ class RunOutput:
             logger.info("%s: %s", status["status"], status["stop_reason"])
             self._log.close()
         self._directory = self._recorder = self._log = None
+
+
+def keep_copy(record: Path, kept: Path) -> None:
+    """Copy a record whose rows by rank do not go on; a copy that is there is of an earlier start and has more of them.
+
+    Raises:
+        UsageError: there is no room for it; nothing is left behind.
+    """
+    if kept.exists():
+        return
+    try:
+        shutil.copy2(record, kept)
+    except OSError as error:
+        kept.unlink(missing_ok=True)
+        raise UsageError(
+            f"The record {record} could not be copied to {kept.name}: {error.strerror or error}. Its times by rank do "
+            "not fit another number of ranks, so the copy keeps them. Make room, or start as many ranks as before."
+        ) from error
 
 
 def _summary(result: Result) -> dict[str, Any]:
