@@ -5,6 +5,7 @@ A compressed text has no random access, so every rank decompresses the file, but
 
 from __future__ import annotations
 
+import codecs
 import io
 import re
 from pathlib import Path
@@ -38,7 +39,8 @@ class CsvReader:
     def __init__(self, path: Path, target: Target) -> None:
         self.path = path
         self.name = str(path)
-        self._text = read_bytes(path)
+        # Some programs mark a text as UTF-8 in its first bytes, which belong to no cell.
+        self._text = read_bytes(path).removeprefix(codecs.BOM_UTF8)
         ranges = _line_ranges(self._text)
         comment = np.frombuffer(self._text, np.uint8)[ranges[:, 0]] == ord("#") if len(ranges) else np.zeros(0, bool)
         self._lines = ranges[~comment]

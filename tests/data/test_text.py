@@ -45,6 +45,14 @@ def test_usual_forms_of_csv(tmp_path: Path, text: str, name: str) -> None:
     assert everything(reader) == ([[1, 2], [3, 4]], [0, 1])
 
 
+@pytest.mark.parametrize(("first", "target"), [("", None), ("label,a,b\n", "label")])
+def test_a_mark_of_utf8_is_no_part_of_the_first_cell(tmp_path: Path, first: str, target: str | None) -> None:
+    """Spreadsheets write it; a first row would be taken for a header, and the first name would not be found."""
+    reader = csv(tmp_path, f"\ufeff{first}1,2,0\n3,4,1\n", target)
+    assert reader.rows == 2
+    assert everything(reader)[1] == ([1, 3] if target else [0, 1])
+
+
 def test_only_the_rows_asked_for_are_parsed(tmp_path: Path) -> None:
     """A bad line of another rank's shard is that rank's business; nothing else of the file is touched."""
     reader = csv(tmp_path, "1,2\n3,x\n5,6\n7,8\n")
