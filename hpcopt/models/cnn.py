@@ -30,7 +30,7 @@ class CNN:
     batch_norm: bool = False
     """Whether each convolution is followed by batch normalisation, over the samples of a rank."""
     init: str = "torch"
-    """torch, he or xavier."""
+    """torch, he, xavier or sparse."""
     dropout: float = 0.0
     """Fraction of the hidden layer's outputs that training sets to 0."""
 

@@ -22,7 +22,7 @@ class MLP:
     bias: bool = True
     """Whether the layers have biases."""
     init: str = "torch"
-    """torch, he or xavier."""
+    """torch, he, xavier or sparse."""
     dropout: float = 0.0
     """Fraction of each hidden layer's outputs that training sets to 0."""
 

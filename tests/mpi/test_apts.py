@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from itertools import pairwise
-from typing import Any
 
 import pytest
 import torch
@@ -21,6 +19,8 @@ from hpcopt.solvers.local_solve import Anchor, ConsistentObjective
 from hpcopt.solvers.solver import State, StepReport
 from hpcopt.solvers.trust_region import TrustRegion
 from hpcopt.train.minimize import minimize
+from tests.support import closures
+from tests.support.closures import same_everywhere
 from tests.support.problems import samples, sharded, small_network
 
 pytestmark = pytest.mark.mpi
@@ -28,13 +28,9 @@ pytestmark = pytest.mark.mpi
 SOLVERS = ["lbfgs", "lsr1", "first_order", "adam"]
 
 
-def unequal(comm: Communicator, network: torch.nn.Module | None = None) -> DataParallelObjective:
+def unequal(comm: Communicator) -> DataParallelObjective:
     """Rank d holds the d-th part of the samples, in parts that grow as 1, 2, 3, ..."""
-    inputs, targets = samples()
-    ends = [round(len(inputs) * (d * (d + 1)) / (comm.size * (comm.size + 1))) for d in range(comm.size + 1)]
-    mine = slice(ends[comm.rank], ends[comm.rank + 1])
-    model = network or small_network()
-    return DataParallelObjective(model, "cross_entropy", inputs[mine], targets[mine], comm, weight_decay=0.01)
+    return DataParallelObjective(small_network(), "cross_entropy", *closures.unequal(comm), comm, weight_decay=0.01)
 
 
 def mini_batch(objective: DataParallelObjective, number: int, total: int = 12) -> Batch:
@@ -58,11 +54,6 @@ def steps(
         state, report = solver.step(objective, state, batch)
         reports.append(report)
     return state, reports
-
-
-def same_everywhere(comm: Communicator, vector: Vector) -> bool:
-    """Whether all ranks hold the same bits."""
-    return torch.equal(comm.bcast(vector.clone()), vector)
 
 
 def anchor(objective: DataParallelObjective, batch: Batch) -> tuple[Anchor, float]:
@@ -245,98 +236,6 @@ def test_ranks_without_any_sample_take_part(comm: Communicator) -> None:
         state, _ = steps(APTS(combination=combination), objective, 8)
         expected, _ = steps(APTS(combination=combination), alone, 8)
         torch.testing.assert_close(state["parameters"], expected["parameters"], rtol=1e-9, atol=1e-10)
-
-
-class Poisoned:
-    """The local part of an objective whose evaluations on one rank are NaN from the first to ``until``."""
-
-    def __init__(self, local: Any, until: int) -> None:
-        self.local, self.left = local, until
-        self.struck = 0
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.local, name)
-
-    def value_and_gradient(self, w: Vector, batch: Batch) -> tuple[float, Vector]:
-        loss, gradient = self.local.value_and_gradient(w, batch)
-        if self.left > 0:
-            self.left -= 1
-            self.struck += 1
-            return math.nan, gradient.fill_(math.nan)
-        return loss, gradient
-
-
-@pytest.mark.parametrize("until", [1, 5, 1000])
-def test_nan_in_one_ranks_local_phase_costs_that_ranks_trials_only(comm: Communicator, until: int) -> None:
-    objective = unequal(comm)
-    poisoned = Poisoned(objective.local, until if comm.rank == comm.size - 1 else 0)
-    objective.local = poisoned  # type: ignore[assignment]
-    start = objective.value(objective.initial_vector(), objective.full_batch)
-    state, _ = steps(APTS(), objective, 8)
-    assert poisoned.struck > 0 or comm.rank != comm.size - 1
-    assert same_everywhere(comm, state["parameters"])  # type: ignore[arg-type]
-    assert bool(state["parameters"].isfinite().all())  # type: ignore[union-attr]
-    assert objective.value(state["parameters"], objective.full_batch) < start  # type: ignore[arg-type]
-
-
-class Fails(DataParallelObjective):
-    """The last rank that has samples sees NaN in global evaluation number ``at``, counted from 1."""
-
-    at = 0
-    seen = 0
-
-    def _poison(self, w: Vector, batch: Batch) -> Vector:
-        self.seen += 1
-        if self.seen != self.at:
-            return w
-        counts = self.comm.allgather_objects(batch.count)
-        if self.comm.rank != max(rank for rank, count in enumerate(counts) if count):
-            return w
-        poisoned = w.clone()
-        poisoned[0] = math.nan
-        return poisoned
-
-    def value_and_gradient(self, w: Vector, batch: Batch) -> tuple[float, Vector]:
-        return super().value_and_gradient(self._poison(w, batch), batch)
-
-    def value_and_gradients(self, w: Vector, batch: Batch) -> tuple[float, Vector, float, Vector]:
-        return super().value_and_gradients(self._poison(w, batch), batch)
-
-
-@pytest.mark.parametrize("total", [None, 12])
-@pytest.mark.parametrize("at", [1, 2, 3, 4, 5])
-def test_nan_on_one_rank_is_a_rejection_on_all(comm: Communicator, at: int, total: int | None) -> None:
-    objective = unequal(comm)
-    start = objective.value(objective.initial_vector(), objective.full_batch)
-    objective.__class__ = Fails
-    objective.at = at  # type: ignore[attr-defined]
-    state, reports = steps(APTS(), objective, 8, total)
-    assert sum(not report.finite for report in reports) == 1
-    assert same_everywhere(comm, state["parameters"])  # type: ignore[arg-type]
-    assert bool(state["parameters"].isfinite().all())  # type: ignore[union-attr]
-    after = objective.value(state["parameters"], objective.full_batch)  # type: ignore[arg-type]
-    assert after < (1.0 if total is None else 1.2) * start
-
-
-def test_a_combined_step_that_is_not_finite_shrinks_the_radius(
-    comm: Communicator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    objective = unequal(comm)
-    plain = DataParallelObjective.combine
-
-    def broken(self: DataParallelObjective, vector: Vector, *others: Any) -> Any:
-        if self.comm.rank == self.comm.size - 1:
-            vector = vector * math.inf
-        return plain(self, vector, *others)
-
-    monkeypatch.setattr(DataParallelObjective, "combine", broken)
-    solver = APTS(global_iterations=0, radius_initial=0.5)
-    before = objective.initial_vector()
-    state, report = solver.step(objective, solver.init(objective), objective.full_batch)
-    assert not report.finite
-    assert not report.accepted
-    assert report.radius == pytest.approx(0.05)
-    assert torch.equal(state["parameters"], before)  # type: ignore[arg-type]
 
 
 def test_float32_scalars_are_exact(comm: Communicator) -> None:

@@ -22,6 +22,7 @@ from hpcopt.solvers.local_solve import Combined, LocalPhase
 from hpcopt.solvers.solver import State, StepReport
 from hpcopt.train.job import PreparedJob
 from hpcopt.train.minimize import minimize
+from tests.support.closures import same_everywhere
 from tests.support.grids import deep_network, divides, mini_batches, on_grid
 from tests.support.problems import sharded
 
@@ -61,11 +62,6 @@ def steps(
         state, report = solver.step(objective, state, batch)
         reports.append(report)
     return state, reports
-
-
-def same_everywhere(comm: Communicator, vector: Any) -> bool:
-    """Whether all ranks hold the same bits."""
-    return torch.equal(comm.bcast(vector.clone()), vector)
 
 
 def losses(objective: DataParallelObjective, batch: int | str) -> list[float]:
