@@ -226,7 +226,10 @@ def published_checkpoints(directory: Path) -> list[Published]:
 def check_choice(which: object) -> None:
     """Raise UsageError when ``which`` is not a word for a checkpoint."""
     if which not in CHOICES:
-        raise UsageError(f"There is no checkpoint {which!r}: say 'latest' or 'best', or give the number of a step.")
+        raise UsageError(
+            f"There is no checkpoint {which!r}: say 'latest' or 'best'. One of a certain step is named by its folder, "
+            f"as in {FOLDER}/{step_name(1200)}, and in Python by the number of the step."
+        )
 
 
 def _open(path: Path, which: str) -> Checkpoint:

@@ -186,7 +186,10 @@ def _no_run(given: Path, path: Path) -> str:
         )
     if not path.exists():
         siblings = [entry.name for entry in _folders(path.parent)]
-        return f"There is no run directory {str(given)!r}{nearest(path.name, siblings)}"
+        return (
+            f"There is no run directory {str(given)!r}{nearest(path.name, siblings)} Give that of a run: runs/NAME, "
+            "unless it was started with --run-dir."
+        )
     if not path.is_dir():
         return f"{str(given)!r} is a file, not a run directory. Give the directory that holds {STATUS} and {METRICS}."
     inside = sorted(entry.name for entry in _folders(path) if holds_run(entry))[:5]

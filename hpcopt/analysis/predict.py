@@ -147,7 +147,7 @@ def predict(subject: Subject, machine: Machine, ranks: int, on_host: int, trials
         UsageError: the job does not fit so many ranks, or the measurement cannot say.
     """
     job, solver = subject.job, subject.solver
-    check_before_data(job, ranks)
+    _check(subject, machine, ranks)
     case = case_of(subject.objective, solver, subject.batch, per_epoch=subject.per_epoch)
     spread, worker, memory = _spread(subject, ranks, case)
     if isinstance(spread, VariableBlocks):
@@ -175,6 +175,16 @@ def predict(subject: Subject, machine: Machine, ranks: int, on_host: int, trials
         memory=memory,
         messages=_rows(messages, taken),
     )
+
+
+def _check(subject: Subject, machine: Machine, ranks: int) -> None:
+    """Refuse what a run on so many ranks would refuse; that they are more than the samples is only said."""
+    check_before_data(subject.job, ranks)
+    if ranks > subject.objective.samples:
+        machine.unsure.add(
+            f"More ranks than the {subject.objective.samples:,} samples of the training set are refused by hpcopt run: "
+            "their figures only say where the method stops to gain."
+        )
 
 
 def _rows(messages: Sequence[Message], taken: Sequence[float]) -> list[dict[str, Any]]:

@@ -74,6 +74,13 @@ def test_ranks_beyond_the_cores_compute_no_faster(machine: Machine) -> None:
     assert any("8 ranks on a host were not measured" in note for note in machine.unsure)
 
 
+def test_more_ranks_than_samples_are_said_to_be_refused_by_a_run(machine: Machine) -> None:
+    found = subject("sgd")
+    for ranks, refused in ((found.objective.samples, False), (found.objective.samples + 1, True)):
+        predict(found, machine, ranks, 2)
+        assert any("are refused by hpcopt run" in note for note in machine.unsure) == refused
+
+
 def test_sharded_state_is_divided_by_the_ranks(machine: Machine) -> None:
     whole, cut = (
         predict(subject("adam", f"parallel.state={state}"), machine, 8, 2) for state in ("replicated", "sharded")
