@@ -90,7 +90,8 @@ def load(options: DataOptions, comm: Communicator, seed: int, grid: ProcessGrid 
     scaling = fit(shards[0].inputs[counted], kind, comm)
     inputs = [scaling.apply(shard.inputs) for shard in shards]
     if options.target == INPUTS:
-        made = Made([array.reshape(len(array), -1) for array in inputs], inputs[0][0].size, {"target": INPUTS})
+        outputs = inputs[0][0].size
+        made = Made([array.reshape(len(array), outputs) for array in inputs], outputs, {"target": INPUTS})
     elif task == "classification":
         made = _classes(shards, labels, options.classes or source.classes, comm)
     else:

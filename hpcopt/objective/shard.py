@@ -152,17 +152,24 @@ class Shard:
     def accumulate(
         self, evaluated: Iterable[Evaluated], out: Vector, tensors: Sequence[torch.Tensor] | None = None
     ) -> float:
-        """As ``gradient_sum``, of pieces each of which is asked for when the one before is differentiated."""
+        """As ``gradient_sum``, of pieces each of which is asked for when the one before is differentiated.
+
+        Outputs that need no gradient depend on no variable, as the features of a model that is its last layer alone.
+        """
         wanted = self.parameters.tensors if tensors is None else tensors
         losses: list[torch.Tensor] = []
+        empty = True
         for loss, outputs, cotangent in evaluated:
-            gradients = pull([outputs], [cotangent], wanted)
-            if losses:
-                out.add_(_flat(gradients, wanted))
-            else:
-                _flat(gradients, wanted, out)
             losses.append(loss)
-        if not losses:
+            if not outputs.requires_grad:
+                continue
+            gradients = pull([outputs], [cotangent], wanted)
+            if empty:
+                _flat(gradients, wanted, out)
+            else:
+                out.add_(_flat(gradients, wanted))
+            empty = False
+        if empty:
             out.zero_()
         return _total(losses)
 

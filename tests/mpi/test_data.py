@@ -213,6 +213,9 @@ def test_a_shard_without_a_sample_is_refused_but_an_empty_test_shard_is_not(
     assert data.test is not None
     assert data.test.count == int(comm.rank < n - 1)
     assert data.test.inputs.shape == (data.test.count, 1)
+    data = load(DataOptions(enough, test=few, target="inputs"), comm, 0)
+    assert data.test is not None
+    assert data.test.targets.shape == data.test.inputs.shape == (data.test.count, 1)
 
 
 @pytest.mark.mpi(min_size=2)

@@ -117,6 +117,17 @@ def test_one_step_on_all_samples_solves_the_last_layer(comm: Communicator, kind:
     assert float(gradient.abs().max()) > 1e-3
 
 
+@pytest.mark.parametrize("micro_batch", [None, 5])
+def test_a_model_that_is_its_last_layer_alone_is_solved_for(comm: Communicator, micro_batch: int | None) -> None:
+    inputs, targets = samples("squared")
+    layer = torch.nn.Linear(inputs.shape[1], targets.shape[1], dtype=torch.float64)
+    objective = DataParallelObjective(layer, "squared", inputs, targets, comm, micro_batch=micro_batch)
+    solver = SlimTrain(memory=0, selection="fixed", lambda_start=1e-12, deliver="iterate")
+    state, _ = solver.step(objective, solver.init(objective), objective.full_batch)
+    _, gradient = objective.value_and_gradient(state["parameters"], objective.full_batch)  # type: ignore[arg-type]
+    assert float(gradient.abs().max()) < 1e-9
+
+
 def test_the_loss_it_reports_is_that_at_the_start_of_the_step(comm: Communicator) -> None:
     objective = sharded(comm, "squared", weight_decay=0.1)
     solver = SlimTrain()

@@ -63,15 +63,15 @@ class CutVariables:
     @property
     def local(self) -> NoReturn:
         """Not offered: a rank's function of its own block needs all other ranks."""
-        self._refuse("a method whose ranks iterate on their own, such as apts")
+        self._refuse("a method whose ranks iterate on their own, such as apts,")
 
     def value_and_gradients(self, w: Vector, batch: Batch) -> NoReturn:
         """Not offered, as ``local``."""
-        self._refuse("a method whose ranks iterate on their own, such as apts")
+        self._refuse("a method whose ranks iterate on their own, such as apts,")
 
     def combine(self, vector: Vector, scalars: Sequence[float], own: Sequence[float] = ()) -> NoReturn:
         """Not offered, as ``local``."""
-        self._refuse("a method whose ranks iterate on their own, such as apts")
+        self._refuse("a method whose ranks iterate on their own, such as apts,")
 
     def parameter_tensors(self) -> NoReturn:
         """Not offered: no rank holds a whole tensor."""
