@@ -170,8 +170,12 @@ def _all_failed(mpi: ModuleType, message: str, seconds: float) -> bool:
     comm = mpi.COMM_WORLD
     deadline = time.monotonic() + seconds
     if comm.rank != 0:
-        comm.isend(message, 0, _TAG)
-        return _receive(mpi, 0, deadline) is not None
+        # The request holds the message's memory, and must live as long as MPI may read it.
+        request = comm.isend(message, 0, _TAG)
+        answered = _receive(mpi, 0, deadline) is not None
+        if answered:
+            request.wait()
+        return answered
     messages = {0: message}
     while len(messages) < comm.size:
         found = _receive(mpi, mpi.ANY_SOURCE, deadline)

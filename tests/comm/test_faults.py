@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -76,6 +78,32 @@ def test_a_process_that_may_have_failed_alone_speaks_after_a_while(
     assert run_guarded(raising(UsageError("x"))) == 2
     assert capsys.readouterr().err == "hpcopt: error: x\n"
     assert naps[0] > 0
+
+
+def test_a_message_is_kept_until_the_first_rank_has_it() -> None:
+    """MPI reads a long one from the memory that its request holds."""
+
+    class Request:
+        waited = False
+
+        def wait(self) -> None:
+            type(self).waited = True
+
+    sent: list[Any] = []
+
+    def isend(message: str, root: int, tag: int) -> Request:
+        request = Request()
+        sent.append(weakref.ref(request))
+        return request
+
+    def improbe(source: int, tag: int, status: Any) -> Any:
+        assert sent[0]() is not None
+        return SimpleNamespace(recv=lambda: "")
+
+    world = SimpleNamespace(rank=1, size=2, isend=isend, improbe=improbe)
+    mpi: Any = SimpleNamespace(COMM_WORLD=world, Status=lambda: SimpleNamespace(Get_source=lambda: 0))
+    assert faults._all_failed(mpi, "bad", 1.0)
+    assert Request.waited
 
 
 def test_a_paragraph_is_wrapped_at_words_but_never_inside_paths_or_options() -> None:
