@@ -321,7 +321,7 @@ class Communicator:
                 self.nccl.free()
             self.mpi.Free()
 
-    def together(self, what: str) -> Together:
+    def together(self, what: str, groups: bool = False) -> Together:
         """A ``with`` block that fails on all ranks or on none. *Collective* at its end.
 
         Inside the block a rank works alone: no collectives of this communicator. An ``HpcoptError`` of any rank is
@@ -330,8 +330,10 @@ class Communicator:
 
         Args:
             what: what the block does, for the message: "reading the training set".
+            groups: the block has collectives of groups of these ranks. What is no ``HpcoptError`` then passes at once
+                and ends the job, since the other ranks of its group may wait for this one in such a call.
         """
-        return Together(self, what)
+        return Together(self, what, groups)
 
     # Checks
 

@@ -31,12 +31,13 @@ class Report:
 class Together:
     """The context manager behind ``Communicator.together``."""
 
-    __slots__ = ("_comm", "_what")
+    __slots__ = ("_agreed", "_comm", "_what")
 
-    def __init__(self, comm: Communicator, what: str) -> None:
+    def __init__(self, comm: Communicator, what: str, groups: bool = False) -> None:
         """Remember where and what; no communication yet."""
         self._comm = comm
         self._what = what
+        self._agreed: type[Exception] = HpcoptError if groups else Exception
 
     def __enter__(self) -> None:
         """Local."""
@@ -44,8 +45,8 @@ class Together:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> Literal[False]:
-        """Agree on the outcome. *Collective*, except for SystemExit and KeyboardInterrupt, which pass at once."""
-        if error is not None and not isinstance(error, Exception):
+        """Agree on the outcome. *Collective*, except for SystemExit and the like, which pass at once."""
+        if error is not None and not isinstance(error, self._agreed):
             return False
         comm = self._comm
         if not comm.reduce_scalars([float(error is not None)], op="max", label="together")[0]:

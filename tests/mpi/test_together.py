@@ -55,6 +55,15 @@ def test_the_same_error_on_all_ranks_passes_as_it_is(comm: Communicator) -> None
     assert error.collective  # type: ignore[attr-defined]
 
 
+def test_beside_collectives_of_groups_only_errors_of_users_are_waited_for(comm: Communicator) -> None:
+    for error, calls in ((MemoryError("no room"), 0), (UsageError("no such file"), 2)):
+        comm.ledger.clear()
+        with pytest.raises(type(error), match=str(error)), comm.together("laying out", groups=True):
+            raise error
+        assert comm.ledger.totals().calls == calls, "ranks of a group may wait for one that fails unexpectedly"
+        comm.barrier()
+
+
 @pytest.mark.mpi(min_size=2)
 def test_different_errors_of_all_ranks_become_the_first_and_the_number_of_the_others(comm: Communicator) -> None:
     error = failing_together(comm, "reading", {comm.rank: UsageError(f"bad value {comm.rank}")})

@@ -107,7 +107,7 @@ class SimulatedCommunicator:
         """Nothing to give back."""
 
     @contextmanager
-    def together(self, what: str) -> Iterator[None]:
+    def together(self, what: str, groups: bool = False) -> Iterator[None]:
         """Fails on all ranks or on none."""
         error: Exception | None = None
         try:
