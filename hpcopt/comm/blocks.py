@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from hpcopt.comm import chunks
 from hpcopt.comm.chunks import chunks_of, cut_blocks, in_chunks
 from hpcopt.comm.mpi_library import load_mpi
@@ -54,15 +56,19 @@ def allgatherv(comm: Communicator, part: Any, counts: Sequence[int]) -> Any:
         return _gather_in_chunks(comm, part, counts)
     staged = stage(part, comm.pool, comm.gpu_aware, write=False)
     _check_length("allgatherv", staged, counts[comm.rank], f"counts[{comm.rank}]")
-    result = empty_like(part, sum(counts))
-    target = stage(result, comm.pool, comm.gpu_aware, load=False)
-    if target.count <= comm.chunk:
+    result, in_one = empty_like(part, sum(counts)), sum(counts) <= comm.chunk
+    if not in_one:
+        # What each rank then broadcasts. Not by way of MPI's memory, which may be that of a device.
+        with torch.no_grad():
+            result[Block(offsets(counts)[comm.rank], staged.count).slice] = part.reshape(-1)
+    target = stage(result, comm.pool, comm.gpu_aware, load=not in_one)
+    if in_one:
         comm.mpi.Allgatherv(
             (staged.memory, staged.count, staged.datatype),
             (target.memory, list(counts), offsets(counts), target.datatype),
         )
     else:
-        _gather_blocks(comm, staged, target, counts)
+        _gather_blocks(comm, target, counts)
     staged.finish(store=False)
     target.finish()
     return result
@@ -142,10 +148,8 @@ def _reduce_blocks(comm: Communicator, staged: Staged, target: Staged, counts: S
             comm.mpi.Reduce(piece, pieces[i] if pieces else None, MPI.SUM, owner)
 
 
-def _gather_blocks(comm: Communicator, staged: Staged, target: Staged, counts: Sequence[int]) -> None:
-    """Allgatherv in pieces: each rank broadcasts its block. *Collective*."""
-    mine = offsets(counts)[comm.rank] * target.itemsize
-    target.memory[mine : mine + staged.nbytes] = staged.memory
+def _gather_blocks(comm: Communicator, target: Staged, counts: Sequence[int]) -> None:
+    """Allgatherv in pieces: each rank broadcasts its block, which is in its place. *Collective*."""
     for owner, (offset, count) in enumerate(zip(offsets(counts), counts, strict=True)):
         for piece in pieces_of(target, offset, count, comm.chunk):
             comm.mpi.Bcast(piece, owner)

@@ -155,7 +155,7 @@ def stage(buffer: Any, pool: HostPool, gpu_aware: bool = False, load: bool = Tru
         kind = _NUMPY_TYPES.get(buffer.dtype)
         flags = buffer.flags
         if kind is None or not flags.c_contiguous or (write and not flags.writeable):
-            raise UsageError(_refusal_array(buffer, write))
+            raise UsageError(_refusal_array(buffer))
         return Staged(MPI.buffer.frombuffer(buffer, readonly=not write), buffer.size, *kind)
     if is_cupy(buffer):
         return stage(as_tensor(buffer), pool, gpu_aware, load, write)
@@ -244,7 +244,7 @@ def _refusal_torch(tensor: torch.Tensor) -> str:
     )
 
 
-def _refusal_array(array: Any, write: bool) -> str:
+def _refusal_array(array: Any) -> str:
     if np.dtype(array.dtype) not in _NUMPY_TYPES:
         return _refusal_type(array.dtype)
     if not array.flags.c_contiguous:
@@ -253,11 +253,7 @@ def _refusal_array(array: Any, write: bool) -> str:
             f"an array of shape {tuple(array.shape)} with strides {tuple(array.strides)} is {order}, but buffers for "
             "communication must be row-major contiguous; pass numpy.ascontiguousarray(array) and copy the result back."
         )
-    return (
-        "a read-only array cannot take the result of a collective"
-        if write
-        else "an array that cannot be communicated was given"
-    ) + "; pass array.copy()."
+    return "a read-only array cannot take the result of a collective; pass array.copy()."
 
 
 def _refusal_type(dtype: Any) -> str:

@@ -36,11 +36,6 @@ REFUSED = [
 ]
 
 
-@pytest.fixture
-def comm() -> Communicator:
-    return Communicator()
-
-
 @pytest.mark.parametrize(("buffer", "message"), REFUSED)
 def test_what_cannot_be_communicated_is_refused_by_every_call(comm: Communicator, buffer: Any, message: str) -> None:
     size = [len(buffer)] if hasattr(buffer, "__len__") else [1]
