@@ -12,21 +12,18 @@ ranks decide alike; a rank that has finished stays until the phase has ended for
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from time import perf_counter, sleep
 
 import numpy as np
 
 from hpcopt.comm.communicator import Communicator
-from hpcopt.comm.quorum import ROUNDING
+from hpcopt.comm.quorum import LABEL, ranks_needed
 from hpcopt.comm.request import Request
 from hpcopt.errors import UsageError
 
 MINIMUM = 3
 """CG_min: iterations that every rank makes unless it finishes before."""
-LABEL = "quorum"
-"""The ledger's account, the same for every way to count."""
 LOOKS = 4
 """How often a rank looks at a round between two iterations, and twice more for each doubling of the ranks: a reduction
 of R ranks takes log2 R steps, and the MPI library may take no more than one of them at a time."""
@@ -53,13 +50,11 @@ class LaggedCounter:
     Attributes:
         needed: the number of ranks that must have finished.
         rounds: rounds begun in this phase, the same on all ranks at its end.
-        ended_early: whether the phase ended on this rank before it had finished.
     """
 
     def __init__(self, comm: Communicator, part: float, minimum: int = MINIMUM) -> None:
         """Local: the first ``begin`` makes the communicator of the rounds."""
-        self.needed = max(1, math.ceil(part * comm.size - ROUNDING))
-        self.rounds, self.ended_early = 0, False
+        self.needed, self.rounds = ranks_needed(part, comm.size), 0
         self._comm, self._minimum = comm, minimum
         self._looks = LOOKS + 2 * comm.size.bit_length()
         self._group: Communicator | None = None
@@ -71,7 +66,7 @@ class LaggedCounter:
         if self._group is None:
             # Of its own: a round must never meet a reduction of the method's vectors.
             self._group = self._comm.split(0, self._comm.rank)
-        self.rounds, self.ended_early, self._over = 0, False, False
+        self.rounds, self._over = 0, False
 
     def goes_on(self, done: int) -> bool:
         """Whether this rank may make another iteration after ``done`` of them. Local: it never waits for another rank.
@@ -86,7 +81,6 @@ class LaggedCounter:
             if not any(self._in_flight[0].test() for _ in range(self._looks)):
                 return True
             self._read()
-        self.ended_early = self._over
         return not self._over
 
     def end(self) -> None:
@@ -157,7 +151,6 @@ class LockStepCounter(LaggedCounter):
     def goes_on(self, done: int) -> bool:
         """Whether this rank may make another iteration after ``done`` of them. *Collective*; called after each one."""
         self._count(finished=False, passed=done >= self._minimum)
-        self.ended_early = self._over
         return not self._over
 
     def end(self) -> None:

@@ -23,8 +23,15 @@ else:
 OWNER = 0
 """The rank whose memory holds the counter."""
 BYTES = 8
+LABEL = "quorum"
+"""The ledger's account, the same for every way to count."""
 ROUNDING = 1e-9
 """A part of the ranks that is a whole number but for rounding, such as 0.07 of 100, is that number."""
+
+
+def ranks_needed(part: float, ranks: int) -> int:
+    """How many of so many ranks a part of them is, rounded up; at least one."""
+    return max(1, math.ceil(part * ranks - ROUNDING))
 
 
 class Quorum:
@@ -43,7 +50,7 @@ class Quorum:
 
     def __init__(self, comm: Communicator, part: float) -> None:
         """Local: the first ``begin`` makes the counter."""
-        self.needed = max(1, math.ceil(part * comm.size - ROUNDING))
+        self.needed = ranks_needed(part, comm.size)
         self._comm = comm
         self._window: MPI.Win | None = None
         self._before = 0
@@ -92,7 +99,7 @@ class Quorum:
             window.Lock(OWNER, MPI.LOCK_EXCLUSIVE)
             window.tomemory()[:] = bytes(BYTES)
             window.Unlock(OWNER)
-        comm.barrier(label="quorum")
+        comm.barrier(label=LABEL)
         window.Lock_all(MPI.MODE_NOCHECK)
         return window
 
@@ -102,5 +109,5 @@ class Quorum:
         assert window is not None, "begin comes first"
         window.Fetch_and_op(self._one, self._found, OWNER, 0, op)
         window.Flush(OWNER)
-        self._comm.ledger.add("quorum", BYTES, perf_counter() - start)
+        self._comm.ledger.add(LABEL, BYTES, perf_counter() - start)
         return self._found[0]

@@ -22,6 +22,7 @@ from hpcopt.solvers.solver import StepReport
 from hpcopt.train.job import PreparedJob
 from hpcopt.train.pace import RunPace, make_pace
 from hpcopt.train.protocol import Result
+from tests.support.paces import Erratic
 from tests.support.problems import sharded
 
 pytestmark = pytest.mark.mpi
@@ -144,28 +145,6 @@ def test_a_quorum_of_all_changes_no_bit(comm: Communicator) -> None:
     found, paced = train(comm, 10, make_pace(ParallelOptions(quorum=1.0), DebugOptions(), comm))
     assert torch.equal(found, expected)
     assert [report.local_iterations for report in paced] == [report.local_iterations for report in free]
-
-
-class Erratic:
-    """Ranks that take a random time for every local iteration, another one in every run."""
-
-    def __init__(self, inner: RunPace, rank: int) -> None:
-        self._inner, self._draw = inner, random.Random()
-        self._most = 0.004 * (rank + 1)
-
-    def begin(self) -> None:
-        self._inner.begin()
-        time.sleep(self._draw.uniform(0.0, self._most))
-
-    def goes_on(self, done: int) -> bool:
-        time.sleep(self._draw.uniform(0.0, self._most))
-        return self._inner.goes_on(done)
-
-    def end(self) -> None:
-        self._inner.end()
-
-    def close(self) -> None:
-        self._inner.close()
 
 
 def run(comm: Communicator, path: Path, *settings: str) -> Result:
