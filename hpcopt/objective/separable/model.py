@@ -95,13 +95,14 @@ class SeparableModel:
         """The rows of all ranks for each part, one below the other. *Collective*, two calls."""
         if self.alone:
             return list(parts)
-        counts = torch.zeros(self._comm.size, len(parts), dtype=torch.float64)
-        counts[self._comm.rank] = torch.tensor([float(part.numel()) for part in parts])
-        counts = torch.tensor(self._comm.reduce_scalars(counts.flatten().tolist(), label="last layer")).view_as(counts)
+        comm, each = self._comm, len(parts)
+        told = [0.0] * (comm.size * each)
+        told[comm.rank * each : (comm.rank + 1) * each] = [float(part.numel()) for part in parts]
+        counts = [int(count) for count in comm.reduce_scalars(told, label="last layer")]
+        by_rank = [sum(counts[first : first + each]) for first in range(0, len(counts), each)]
         buffer = torch.cat([part.reshape(-1) for part in parts])
-        gathered = self._comm.allgatherv(buffer, counts.sum(1).int().tolist(), label="last layer")
-        pieces = gathered.split(counts.flatten().int().tolist())
-        return [torch.cat(pieces[number :: len(parts)]).view(-1, part.shape[1]) for number, part in enumerate(parts)]
+        pieces = comm.allgatherv(buffer, by_rank, label="last layer").split(counts)
+        return [torch.cat(pieces[number::each]).view(-1, part.shape[1]) for number, part in enumerate(parts)]
 
     def settle(self, buffer: torch.Tensor) -> torch.Tensor:
         """Rank 0's numbers on all ranks, in place. *Collective*."""
