@@ -244,8 +244,15 @@ class NetworkObjective(CutVariables):
 
     def linearize(self, w: Vector, batch: Batch) -> ExplicitLinearization | ImplicitLinearization:
         """The network linearised at w on the batch. *Collective*, as are its products."""
-        swept = self._chosen_here and not self._factors_fit(batch.count)
-        return KINDS["implicit" if swept else self.jacobian](self, w, batch, self._limit)
+        return self.linearize_by(self.kind_for(batch.count), w, batch)
+
+    def linearize_by(self, kind: str, w: Vector, batch: Batch) -> ExplicitLinearization | ImplicitLinearization:
+        """As ``linearize``, in one of the two ways."""
+        return KINDS[kind](self, w, batch, self._limit)
+
+    def kind_for(self, instances: int) -> str:
+        """The way in which so many are linearised: by sweeps where the choice is free and factors would not fit."""
+        return "implicit" if self._chosen_here and not self._factors_fit(instances) else self.jacobian
 
     def use_jacobian(self, kind: str) -> None:
         """Make products in one of the two ways, the same on all ranks; the count of work begins anew."""

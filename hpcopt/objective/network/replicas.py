@@ -61,7 +61,7 @@ class NetworkReplicas(CutVariables):
             arranged = variable_grid(comm.size, replicas, key)
         self.number, place = arranged.coordinates(comm.rank)
         self._ranks, self.across = comm.split(self.number, comm.rank), comm.split(place, comm.rank)
-        with comm.together("laying out the replicas"):
+        with comm.together("laying out the replicas", groups=True):
             self.replica = make(self._ranks)
         labels = {"labels": self.replica.classification}
         check_same(comm, {**self.replica.options, **labels})
@@ -199,8 +199,13 @@ class NetworkReplicas(CutVariables):
         return self.replica.signs(number)
 
     def linearize(self, w: Vector, batch: Batch) -> ReplicaLinearization:
-        """The network linearised at w on the batch. *Collective*, as are its products."""
-        return ReplicaLinearization(self, self.replica.linearize(w, own_part(batch)), batch)
+        """The network linearised at w on the batch, by all replicas in one way. *Collective*, as are its products."""
+        count = batch.count
+        if self.replica.options["jacobian"] == "auto":
+            # Rounded factors are refined, which takes other messages than sweeps do.
+            count = max(self._told(count))
+        own = self.replica.linearize_by(self.replica.kind_for(count), w, own_part(batch))
+        return ReplicaLinearization(self, own, batch)
 
     def free(self) -> None:
         """Give back all communicators. *Collective*."""

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from hpcopt.objective.network.explicit import bytes_each
 from hpcopt.objective.network.jacobian import KINDS, Cost, faster, measure
-from tests.support.networks import FOUR, THREE, on_grid
+from tests.support.networks import FOUR, THREE, on_grid, replicated, whole_layout
 from tests.support.simulated import on_ranks
 
 GIB = 2**30
@@ -79,3 +80,14 @@ def test_where_it_is_known_that_factors_will_not_fit_nothing_is_measured_and_the
         return objective.jacobian, type(objective.linearize(objective.initial_vector(), objective.full_batch))
 
     assert on_ranks(2, run) == [("implicit", KINDS["implicit"])] * 2
+
+
+def test_replicas_of_which_one_could_keep_its_factors_linearise_in_one_way():
+    def run(comm: Any) -> Any:
+        limit = 5 * bytes_each(whole_layout(FOUR), 8)  # the replicas have six instances and five
+        options = {"jacobian": "auto", "factors": "bfloat16", "memory_limit": limit}
+        objective = replicated(comm, 2, (1, 1), FOUR, **options)
+        objective.replica.use_jacobian("explicit")
+        return objective.linearize(objective.initial_vector(), objective.full_batch).exact
+
+    assert on_ranks(2, run) == [None, None]
