@@ -44,7 +44,7 @@ class DataParallelObjective(WholeVectors):
     """The mean loss over a batch whose samples are spread over the ranks, plus weight decay. *Collective*.
 
     Args:
-        model: any torch module; the same on all ranks (its parameters are broadcast from rank 0).
+        model: any torch module; of the same form on all ranks, which get rank 0's parameters and buffers.
         loss: "cross_entropy", "squared", or a torch callable that returns the mean over samples.
         inputs: this rank's samples, (samples, ...).
         targets: their labels (samples,) or values (samples, C).
@@ -58,7 +58,8 @@ class DataParallelObjective(WholeVectors):
             see the samples as they are.
 
     Raises:
-        UsageError: shapes of inputs, targets and outputs do not fit together, or no rank has a sample.
+        UsageError: shapes of inputs, targets and outputs do not fit together, no rank has a sample, or the ranks have
+            different models.
 
     Attributes:
         holds_layers: every rank holds the layers whole, so that ``kronecker`` is offered.
@@ -98,7 +99,7 @@ class DataParallelObjective(WholeVectors):
         self._set_up(shard, comm, decay, bucket_bytes, seed)
 
     def _set_up(self, shard: Shard, comm: Communicator, decay: WeightDecay, bucket_bytes: int, seed: int) -> None:
-        """All that does not depend on the samples; all ranks get rank 0's variables. *Collective*."""
+        """All that does not depend on the samples; all ranks get rank 0's model. *Collective*."""
         parameters = shard.parameters
         self.comm, self.decay, self.size, self.shard = comm, decay, parameters.size, shard
         self.weight_decay = decay.coefficient
@@ -110,10 +111,7 @@ class DataParallelObjective(WholeVectors):
         self._spare: Packed | None = None
         self._buckets = BucketedGradient(shard, comm, bucket_bytes)
         self._seed, self._subsets = seed, Subsets(seed, parameters.device)
-        parameters.bind(comm.bcast(parameters.copy(), label="parameters"))
-        for buffer in shard.module.buffers():
-            if buffer.is_floating_point() and buffer.numel():
-                buffer.copy_(comm.bcast(buffer.to(torch.float64).contiguous(), label="parameters"))
+        self.model.broadcast()
 
     @property
     def layout(self) -> dict[str, Any]:

@@ -20,7 +20,8 @@ def check_fit(shard: Shard) -> tuple[int, bool]:
     """Number of outputs C and whether the model draws random numbers, from samples of this rank; (0, False) without.
 
     Raises:
-        UsageError: the model does not take the samples, or the loss does not take outputs or targets.
+        UsageError: the model does not take the samples or returns no tensor with a row for each of them, or the loss
+            does not take outputs or targets.
     """
     if len(shard.inputs) != len(shard.targets):
         raise UsageError(
@@ -32,8 +33,7 @@ def check_fit(shard: Shard) -> tuple[int, bool]:
     try:
         with torch.no_grad():
             outputs = shard.module.eval()(shard.inputs[:1])
-            if not isinstance(outputs, torch.Tensor):
-                raise TypeError(f"it returned a {type(outputs).__name__}, not a tensor of outputs")
+            _check_outputs(shard.module, outputs)
             draws = _draws(shard)
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         raise UsageError(
@@ -42,8 +42,20 @@ def check_fit(shard: Shard) -> tuple[int, bool]:
         ) from error
     finally:
         shard.module.train(was_training)
-    shard.loss.check(outputs.expand(1, *outputs.shape[1:]), shard.targets)
+    shard.loss.check(outputs, shard.targets)
     return int(outputs.shape[-1]), draws
+
+
+def _check_outputs(module: torch.nn.Module, outputs: object) -> None:
+    """Refuse what is not a tensor with the one sample's outputs in its only row."""
+    shape = tuple(outputs.shape) if isinstance(outputs, torch.Tensor) else None
+    if shape is None or shape[:1] != (1,):
+        found = f"a {type(outputs).__name__}" if shape is None else f"a tensor of shape {shape}"
+        raise UsageError(
+            f"the model {type(module).__name__} returned {found} for one sample, but it must return one tensor whose "
+            "first dimension is that of the samples. A model that squeezes its outputs does so with squeeze(-1), which "
+            "leaves that dimension."
+        )
 
 
 def _draws(shard: Shard) -> bool:
@@ -51,5 +63,5 @@ def _draws(shard: Shard) -> bool:
     shard.module.train()
     try:
         return shard.stochastic.drew(lambda: shard.module(shard.inputs[:2]), shard.inputs.device)
-    except ValueError:  # batch normalisation refuses a single sample: assume the worse
+    except UsageError:  # batch normalisation refuses a single sample: assume the worse
         return True

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 import torch
 
 from hpcopt.comm.communicator import Communicator
+from hpcopt.errors import UsageError
 from hpcopt.layout.partitioned import Partitioned
 from hpcopt.objective.parameters import FlatParameters
 from hpcopt.objective.protocol import Vector
@@ -100,6 +102,29 @@ class ReplicatedModel:
         """Put back what ``copy_buffers`` gave."""
         for buffer, kept in zip(self.module.buffers(), buffers, strict=True):
             buffer.copy_(kept)
+
+    def broadcast(self) -> None:
+        """All ranks get rank 0's parameters, those that are not trained too, and buffers. *Collective*.
+
+        Raises:
+            UsageError: on all ranks, when their models are not of one form.
+        """
+        named = [*self.module.named_parameters(), *self.module.named_buffers()]
+        form = zlib.crc32(repr([(name, tuple(each.shape), str(each.dtype)) for name, each in named]).encode())
+        most, least = self._comm.reduce_scalars([form, -form], op="max", label="parameters")
+        if most != -least:
+            raise UsageError(
+                f"the ranks were given different models {self.name}: parameters and buffers must have the same names, "
+                "shapes and types on all of them. Build the model in the same way everywhere; its numbers may differ, "
+                "as all ranks get rank 0's.",
+                collective=True,
+            )
+        self.bind(self._comm.bcast(self.parameters.copy(), label="parameters"))
+        frozen = [p.detach() for p in self.module.parameters() if not p.requires_grad]
+        for tensor in (*frozen, *self.module.buffers()):
+            if tensor.numel() and not tensor.is_complex():
+                sent = tensor.to(torch.float64 if tensor.is_floating_point() else torch.int64).contiguous()
+                tensor.copy_(self._comm.bcast(sent, label="parameters"))
 
     def synchronize_buffers(self) -> None:
         """Average the module's running statistics over the ranks. *Collective*."""

@@ -20,12 +20,18 @@ class FlatParameters:
         device: where w lives.
 
     Raises:
-        UsageError: the module has no trainable parameter, or the dtype is not float32 or float64.
+        UsageError: the module has no trainable parameter or one without a shape, or the dtype is not float32 or
+            float64.
     """
 
     def __init__(self, module: torch.nn.Module, dtype: torch.dtype, device: torch.device) -> None:
         if dtype not in (torch.float32, torch.float64):
             raise UsageError(f"the parameters cannot be {dtype}; steps are reduced in float32 or float64, choose one")
+        if lazy := [name for name, p in module.named_parameters() if torch.nn.parameter.is_lazy(p)]:
+            raise UsageError(
+                f"the parameter {lazy[0]} of the model {type(module).__name__} has no shape yet, as that of a lazy "
+                "layer; call the model with a sample before it is given to hpcopt"
+            )
         module.to(device=device, dtype=dtype)
         named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
         if not named:

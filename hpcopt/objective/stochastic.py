@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
+from hpcopt.errors import UsageError
 from hpcopt.random import key64
 
 _NOTHING_TO_HOLD = nullcontext()
@@ -45,8 +46,11 @@ class StochasticState:
         """One forward pass on a rank's piece of the batch ``key``, with the masks that this piece always has.
 
         With ``may_update`` the running statistics move, if they have not yet for this batch and stay finite.
+
+        Raises:
+            UsageError: a batch normalisation was given a single number of a channel.
         """
-        if not (self.draws or self._norms):
+        if not (self.draws or self._norms or self.mixes):
             return _NOTHING_TO_HOLD
         return self._held(key, piece, device, may_update, self.rank if rank is None else rank)
 
@@ -61,6 +65,14 @@ class StochasticState:
         try:
             with self._seeded((*key, piece, rank), device) if self.draws else nullcontext():
                 yield
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise UsageError(
+                "batch normalisation was given a single sample, whose mean and variance tell nothing: this rank's part "
+                "of a batch, or the last piece that loss.micro_batch leaves of it, is one sample. Use a larger batch, "
+                "fewer ranks, or another micro_batch, or a normalisation such as GroupNorm that does not mix samples."
+            ) from error
         finally:
             for norm in self._norms:
                 norm.track_running_stats = True

@@ -34,7 +34,7 @@ class VariableBlockObjective(DataParallelObjective):
     more samples and do the same work.
 
     Args:
-        model: any torch module; the same on all ranks (its parameters are broadcast from rank 0).
+        model: as of ``DataParallelObjective``.
         loss: as of ``DataParallelObjective``.
         inputs: the samples of shard ``rank // V``, (samples, ...): the same on the V ranks of a row.
         targets: their labels (samples,) or values (samples, C).

@@ -138,6 +138,14 @@ def comm() -> Communicator:
 
 
 @pytest.fixture
+def alone() -> Communicator:
+    """This rank on its own."""
+    from mpi4py import MPI
+
+    return Communicator(MPI.COMM_SELF)
+
+
+@pytest.fixture
 def shared_path(comm: Communicator, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One empty folder, the same on all ranks. *Collective*."""
     made = str(tmp_path_factory.mktemp("shared")) if comm.rank == 0 else None

@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-from mpi4py import MPI
 
 from hpcopt.comm.communicator import Communicator
 from hpcopt.data.batches import BatchPlan
@@ -22,11 +21,6 @@ from hpcopt.train.sampler import Sampler
 from tests.support.problems import FEATURES, samples, sharded, small_network
 
 pytestmark = pytest.mark.mpi
-
-
-@pytest.fixture
-def alone() -> Communicator:
-    return Communicator(MPI.COMM_SELF)
 
 
 def assert_same(ours: tuple[float, torch.Tensor], theirs: tuple[float, torch.Tensor]) -> None:
@@ -135,11 +129,34 @@ def test_a_number_that_is_not_finite_on_one_rank_is_seen_by_all(comm: Communicat
         assert not bool(gradient.isfinite().all())
 
 
-def test_a_model_that_differs_between_ranks_is_made_the_same(comm: Communicator) -> None:
-    objective = sharded(comm, model=small_network(seed=comm.rank))
-    mine = objective.initial_vector()
-    assert torch.equal(mine, comm.bcast(mine.clone()))
-    assert torch.equal(mine, sharded(comm, model=small_network(seed=0)).initial_vector())
+def test_a_model_whose_numbers_differ_between_ranks_is_made_the_same_also_where_it_is_not_trained(
+    comm: Communicator, alone: Communicator
+) -> None:
+    def build(seed: int) -> torch.nn.Sequential:
+        model = small_network(seed)
+        model[0].requires_grad_(False)
+        model.register_buffer("shift", torch.rand(3))
+        model.register_buffer("mask", torch.rand(50) < 0.5)
+        return model
+
+    ours, theirs = sharded(comm, model=build(comm.rank)), sharded(alone, model=build(0))
+    w = theirs.initial_vector()
+    assert torch.equal(ours.initial_vector(), w)
+    for one, other in zip(ours.model.tensors().values(), theirs.model.tensors().values(), strict=True):
+        assert torch.equal(one, other)  # type: ignore[arg-type]
+    assert_same(ours.value_and_gradient(w, ours.full_batch), theirs.value_and_gradient(w, theirs.full_batch))
+
+
+@pytest.mark.mpi(min_size=2)
+@pytest.mark.parametrize("different", ["width", "buffer"])
+def test_models_of_different_forms_are_refused_on_all_ranks(comm: Communicator, different: str) -> None:
+    model, last = small_network(), comm.rank == comm.size - 1
+    if different == "width" and last:
+        model = torch.nn.Sequential(torch.nn.Linear(FEATURES, 8), torch.nn.Linear(8, 3)).double()
+    if different == "buffer":
+        model.register_buffer("table", torch.zeros(4 if last else 5))
+    with pytest.raises(UsageError, match="the ranks were given different models"):
+        sharded(comm, model=model)
 
 
 def test_data_that_do_not_fit_on_one_rank_are_refused_on_all_with_the_rank_named(comm: Communicator) -> None:

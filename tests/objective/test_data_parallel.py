@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -225,6 +226,28 @@ class TestWhatDoesNotFit:
         inputs, targets = samples()
         with pytest.raises(UsageError, match="37 inputs but 36 targets"):
             DataParallelObjective(small_network(), "cross_entropy", inputs, targets[:-1], comm)
+
+    @pytest.mark.parametrize(
+        ("change", "found"),
+        [
+            (lambda outputs: outputs[:, 0].squeeze(), r"a tensor of shape \(\)"),
+            (lambda outputs: outputs.flatten(), r"a tensor of shape \(3,\)"),
+            (lambda outputs: (outputs, outputs), "a tuple"),
+        ],
+    )
+    def test_outputs_that_are_not_one_row_a_sample(self, comm: Communicator, change: Any, found: str) -> None:
+        class Changed(torch.nn.Sequential):
+            def forward(self, x: torch.Tensor) -> Any:
+                return change(super().forward(x))
+
+        with pytest.raises(UsageError, match=f"the model Changed returned {found} for one sample"):
+            sharded(comm, "squared", Changed(small_network()))
+
+    def test_a_single_sample_for_batch_normalisation(self, comm: Communicator) -> None:
+        objective = sharded(comm, model=small_network(batch_norm=True), micro_batch=SAMPLES - 1)
+        for evaluate in (objective.value, objective.value_and_gradient):
+            with pytest.raises(UsageError, match="batch normalisation was given a single sample"):
+                evaluate(objective.initial_vector(), objective.full_batch)
 
     def test_no_sample_at_all(self, comm: Communicator) -> None:
         nothing = torch.zeros(0, FEATURES, dtype=torch.float64)

@@ -61,6 +61,15 @@ def test_a_model_with_nothing_to_train_is_refused() -> None:
         flat(torch.nn.ReLU())
 
 
+@pytest.mark.filterwarnings("ignore:Lazy modules")
+def test_a_lazy_layer_that_has_seen_no_sample_is_refused() -> None:
+    model = torch.nn.Sequential(torch.nn.LazyLinear(2))
+    with pytest.raises(UsageError, match=r"the parameter 0\.weight of the model Sequential has no shape yet"):
+        flat(model)
+    model(torch.ones(1, 3))
+    assert flat(model).size == 8
+
+
 def test_half_precision_is_refused() -> None:
     with pytest.raises(UsageError, match="float32 or float64"):
         flat(small_model(), torch.float16)
