@@ -11,7 +11,7 @@ from typing import NamedTuple
 from hpcopt.errors import UsageError
 from hpcopt.layout.assignment import balanced_assignment
 from hpcopt.layout.block import Block
-from hpcopt.layout.grid import ProcessGrid, process_grid
+from hpcopt.layout.grid import ProcessGrid
 
 
 class ParameterGroup(NamedTuple):
@@ -45,7 +45,7 @@ def variable_grid(ranks: int, shards: int, key: str = "parallel.data") -> Proces
             f"{key} = {shards} does not fit {ranks} rank{'s' if ranks > 1 else ''}: every shard of the samples is held "
             f"by ranks / {key} ranks. Set it to a divisor of the number of ranks ({fit}), or start another number."
         )
-    return process_grid(ranks, rows=shards)
+    return ProcessGrid(shards, ranks // shards)
 
 
 def divide_groups(groups: Sequence[ParameterGroup], parts: int, key: str = "parallel.data") -> list[tuple[int, ...]]:

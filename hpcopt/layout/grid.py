@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from math import isqrt
 from typing import NamedTuple
 
 
@@ -45,29 +44,3 @@ class ProcessGrid(NamedTuple):
     def row_members(self, row: int) -> list[int]:
         """Return the ranks of one row, by ascending column."""
         return [self.rank(row, column) for column in range(self.columns)]
-
-
-def process_grid(size: int, rows: int | None = None, columns: int | None = None) -> ProcessGrid:
-    """Arrange ``size`` ranks in a grid; what is not given is chosen, near-square with rows <= columns.
-
-    >>> process_grid(12)
-    ProcessGrid(rows=3, columns=4)
-    >>> process_grid(12, columns=2)
-    ProcessGrid(rows=6, columns=2)
-
-    Raises:
-        ValueError: rows times columns cannot be ``size``.
-    """
-    if size < 1:
-        raise ValueError(f"a process grid needs at least one rank, got size = {size}")
-    if rows is None and columns is None:
-        rows = next(r for r in range(isqrt(size), 0, -1) if size % r == 0)
-    if rows is None:
-        rows = size // columns if columns else 0
-    if columns is None:
-        columns = size // rows if rows else 0
-    if rows < 1 or columns < 1 or rows * columns != size:
-        raise ValueError(
-            f"{size} ranks do not fill a grid of {rows} x {columns}: rows times columns must be the number of ranks"
-        )
-    return ProcessGrid(rows, columns)

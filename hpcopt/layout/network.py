@@ -97,12 +97,8 @@ class NetworkLayout(ABC):
     ranks: int
 
     def __init__(self, sizes: Sequence[int]) -> None:
+        check_sizes(sizes)
         self.sizes = tuple(sizes)
-        if len(self.sizes) < 2 or min(self.sizes) < 1:
-            raise UsageError(
-                f"sizes = {list(sizes)} is no network: it must hold the numbers of features, of the neurons of each "
-                "hidden layer and of outputs, all at least 1."
-            )
 
     @abstractmethod
     def groups(self, layer: int) -> int:
@@ -230,14 +226,25 @@ class GridLayout(NetworkLayout):
             )
 
 
+def check_sizes(sizes: Sequence[int]) -> None:
+    """Refuse fewer than two layers of neurons, and a layer without any.
+
+    Raises:
+        UsageError: see above.
+    """
+    if len(sizes) < 2 or min(sizes) < 1:
+        raise UsageError(
+            f"sizes = {list(sizes)} is no network: it must hold the numbers of features, of the neurons of each hidden "
+            "layer and of outputs, all at least 1."
+        )
+
+
 def fitting(sizes: Sequence[int], ranks: int) -> str:
     """A sentence that says which grids of so many ranks fit a network, or how many ranks would."""
-    rows, columns = min(sizes[0::2]), min(sizes[1::2])
-    grids = [
-        f"[{r}, {ranks // r}]" for r in range(1, ranks + 1) if ranks % r == 0 and r <= rows and ranks // r <= columns
-    ]
+    grids = ", ".join(f"[{grid.rows}, {grid.columns}]" for grid in _grids(sizes, ranks))
     if grids:
-        return f"With {ranks} ranks and sizes = {list(sizes)} these grids fit: {', '.join(grids)}."
+        return f"With {ranks} ranks and sizes = {list(sizes)} these grids fit: {grids}."
+    rows, columns = min(sizes[0::2]), min(sizes[1::2])
     return (
         f"No grid of {ranks} ranks fits sizes = {list(sizes)}: at most {rows} rows and {columns} columns do. Start "
         f"{rows * columns} ranks with grid = [{rows}, {columns}], or fewer, or give the network wider layers."
@@ -255,8 +262,12 @@ def network_grid(sizes: Sequence[int], ranks: int) -> ProcessGrid:
     Raises:
         UsageError: none fits.
     """
-    rows, columns = min(sizes[0::2]), min(sizes[1::2])
-    grids = [(r, ranks // r) for r in range(1, ranks + 1) if ranks % r == 0 and r <= rows and ranks // r <= columns]
-    if not grids:
+    if not (grids := _grids(sizes, ranks)):
         raise UsageError(fitting(sizes, ranks))
-    return ProcessGrid(*min(grids, key=lambda grid: (abs(grid[0] - grid[1]), grid[0])))
+    return min(grids, key=lambda grid: (abs(grid.rows - grid.columns), grid.rows))
+
+
+def _grids(sizes: Sequence[int], ranks: int) -> list[ProcessGrid]:
+    """The grids of so many ranks that leave no group empty: even layers are cut over rows, odd ones over columns."""
+    grids = [ProcessGrid(rows, ranks // rows) for rows in range(1, ranks + 1) if ranks % rows == 0]
+    return [grid for grid in grids if grid.rows <= min(sizes[0::2]) and grid.columns <= min(sizes[1::2])]

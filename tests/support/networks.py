@@ -5,6 +5,7 @@ Shapes: N instances, C outputs, n numbers in the whole vector, which is that of 
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,17 @@ from hpcopt.layout.grid import ProcessGrid
 from hpcopt.layout.network import GridLayout, NetworkLayout
 from hpcopt.objective.network.objective import NetworkObjective
 from hpcopt.objective.network.replicas import NetworkReplicas
+from hpcopt.objective.protocol import Batch, Vector
 
 FOUR, THREE, ONE = (5, 7, 6, 5, 3), (5, 6, 7, 4), (6, 4)
 """Sizes: of four layers, whose outputs are cut over the rows, of three, over the columns, and of one."""
 
 SAMPLES, STEP = 11, 1e-30
+ROWS, DECAY = [0, 3, 4, 8, 10], 0.01
+BATCH = Batch(torch.tensor(ROWS), len(ROWS), len(ROWS))
+"""Some of the instances: those of ``dense``."""
+
+CLOSE: dict[str, float] = {"rtol": 1e-12, "atol": 1e-13}
 
 
 def whole_layout(sizes: tuple[int, ...]) -> GridLayout:
@@ -102,6 +109,16 @@ def positions(layout: NetworkLayout, rank: int) -> torch.Tensor:
     return torch.from_numpy(np.concatenate(found))
 
 
+def own(objective: NetworkObjective, whole: torch.Tensor) -> Vector:
+    """This rank's numbers of a whole vector (n,)."""
+    return whole[positions(objective.partition, objective.comm.rank)]
+
+
+def gathered(objective: NetworkObjective, vector: Vector) -> torch.Tensor:
+    """The whole vector (n,) from every rank's numbers. *Collective*."""
+    return assemble(objective.partition, objective.comm.allgather_objects(vector))
+
+
 def assemble(layout: NetworkLayout, parts: list[torch.Tensor]) -> torch.Tensor:
     """The whole vector (n,) from those of all ranks."""
     whole = torch.full((layout.parameters,), torch.nan, dtype=parts[0].dtype)
@@ -149,6 +166,16 @@ def reference_jacobian(sizes: tuple[int, ...], activation: str, w: torch.Tensor,
         moved[k] += 1j * STEP
         columns.append(reference_outputs(sizes, activation, moved, given).imag.reshape(-1) / STEP)
     return torch.from_numpy(np.stack(columns, axis=1))
+
+
+@cache
+def dense(sizes: tuple[int, ...], loss: str, activation: str = "tanh") -> tuple[torch.Tensor, torch.Tensor]:
+    """J (b C, n) and G (n, n) with ``DECAY`` at ``start``, on the b instances of ``BATCH``."""
+    w, inputs = start(sizes), data(sizes, loss)[0][ROWS]
+    jacobian = reference_jacobian(sizes, activation, w, inputs)
+    outputs = torch.from_numpy(reference_outputs(sizes, activation, w.numpy(), inputs.numpy()))
+    product = jacobian.T @ reference_curvature(loss, outputs) @ jacobian / len(ROWS)
+    return jacobian, product + DECAY * torch.eye(len(w), dtype=w.dtype)
 
 
 def reference_curvature(loss: str, outputs: torch.Tensor) -> torch.Tensor:

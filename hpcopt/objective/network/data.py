@@ -18,7 +18,7 @@ from hpcopt.kernels.interface import ACTIVATIONS
 from hpcopt.layout.block import Block
 from hpcopt.layout.disjoint import DisjointLayout, disjoint_split
 from hpcopt.layout.grid import ProcessGrid
-from hpcopt.layout.network import GridLayout, NetworkLayout, network_grid
+from hpcopt.layout.network import GridLayout, NetworkLayout, check_sizes, network_grid
 from hpcopt.objective.network.first_weights import INITS
 from hpcopt.objective.network.losses import SPLIT_LOSSES
 
@@ -52,9 +52,11 @@ def make_layout(
         split: P_0 ... P_L with mapping = "paper"; None for the split whose largest block is smallest.
 
     Raises:
-        UsageError: grid or split do not have so many ranks, do not fit the network, or are for the other mapping.
+        UsageError: ``sizes`` is no network; grid or split do not have so many ranks, do not fit the network, or are for
+            the other mapping.
     """
     check_names(mapping=mapping)
+    check_sizes(sizes)
     key, given, other = ("grid", grid, "grid") if mapping == "paper" else ("split", split, "paper")
     if given is not None:
         raise UsageError(

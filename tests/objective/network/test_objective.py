@@ -11,8 +11,8 @@ import torch
 
 from hpcopt.errors import UsageError
 from hpcopt.objective.network.objective import NetworkObjective
-from hpcopt.objective.protocol import Batch
 from tests.support.networks import (
+    BATCH,
     FOUR,
     ONE,
     SAMPLES,
@@ -29,16 +29,10 @@ from tests.support.networks import (
 from tests.support.simulated import on_ranks
 
 GRIDS = [(1, 1), (1, 2), (2, 1), (2, 2), (3, 1), (1, 3), (2, 3), (3, 2)]
-SOME = Batch(torch.tensor([0, 3, 4, 8, 10]), 5, 5)
 
 
 @pytest.fixture(params=GRIDS, ids=str)
 def grid(request):
-    return request.param
-
-
-@pytest.fixture(params=["squared", "cross_entropy"])
-def loss(request):
     return request.param
 
 
@@ -85,8 +79,8 @@ def test_the_gradient_is_that_of_complex_steps(grid, loss, sizes):
 
 def test_a_batch_is_its_samples(grid, loss):
     w = start(FOUR)
-    values, gradient = evaluate(grid, w, SOME, loss=loss, micro_batch=2)
-    alone, expected = evaluate((1, 1), w, SOME, loss=loss)
+    values, gradient = evaluate(grid, w, BATCH, loss=loss, micro_batch=2)
+    alone, expected = evaluate((1, 1), w, BATCH, loss=loss)
     assert values == pytest.approx(alone * len(values), rel=1e-13)
     torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=1e-14)
 
@@ -164,7 +158,7 @@ def test_work_is_counted_in_passes_over_all_samples():
         objective = on_grid(comm, (1, 2))
         w = objective.initial_vector()
         objective.value(w, objective.full_batch)
-        objective.value_and_gradient(w, SOME)
+        objective.value_and_gradient(w, BATCH)
         return objective.work
 
     for work in on_ranks(2, run):
@@ -202,6 +196,7 @@ def test_probabilities_may_stand_for_labels():
 
 
 REFUSED = {
+    "sizes": (dict(sizes=(5,), grid=None), r"sizes = \[5\] is no network"),
     "grid": (dict(grid=(2, 2)), "does not fit 2 ranks"),
     "grid of layers": (dict(sizes=(5, 1, 3), grid=(1, 2)), "1 neurons of layer 1 in 2 groups"),
     "activation": (dict(activation="rellu"), "did you mean 'relu'"),
