@@ -36,14 +36,12 @@ class Solution:
     Attributes:
         direction: d (n,), with g^T d < 0 but for g = 0; that of the iteration before where the curvature along v is not
             above 0 (G has a negative eigenvalue, or rounding), and -P g where there was none before.
-        residual: r = -g - (G + lambda P^-1) d (n,), by its recurrence; not so after such an end at the first iteration.
         iterations: products made.
-        converged: whether |r| <= tolerance |g|.
+        converged: whether |r| <= tolerance |g| for r = -g - (G + lambda P^-1) d.
         finite: False when a product or an inner product was not finite; d is that of the iteration before.
     """
 
     direction: torch.Tensor
-    residual: torch.Tensor
     iterations: int
     converged: bool
     finite: bool = True
@@ -93,7 +91,7 @@ def conjugate_gradients(
         again = iteration.advance(product, damping)
         if not again or number == most or not goes_on(number):
             break
-    return Solution(iteration.direction, iteration.residual, *iteration.end())
+    return Solution(iteration.direction, *iteration.end())
 
 
 class _Iteration:

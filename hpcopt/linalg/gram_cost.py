@@ -29,23 +29,17 @@ def direct_operations(samples: int, outputs: int, layers: Shapes) -> float:
     return gram + rows**3 / 3 + 4 * rows**2 + 2 * product_operations(samples, outputs, layers)
 
 
-def direct_bytes(samples: int, outputs: int, layers: Shapes, itemsize: int) -> float:
-    """At most held at a time: the Gram matrix, its factor, a buffer, and the largest layer's M in two copies."""
+def direct_bytes(samples: int, outputs: int, layers: Shapes) -> float:
+    """At most held at a time: the Gram matrix, its factor, a buffer, and the largest layer's M in two copies.
+
+    In float64, which is also what follows where float32 does not do.
+    """
     rows = float(samples * outputs)
-    return itemsize * (2 * rows**2 + PART + max(samples * (u + 2 * outputs * v) for u, v in layers))
+    return 8 * (2 * rows**2 + PART + max(samples * (u + 2 * outputs * v) for u, v in layers))
 
 
-def direct_is_cheaper(
-    samples: int,
-    outputs: int,
-    layers: Shapes,
-    iterations: float,
-    memory: float,
-    *,
-    itemsize: int = 8,
-    rate: float = 1.0,
-) -> bool:
-    """Whether the direct solve fits into the memory and needs less time than the iterations.
+def direct_is_cheaper(samples: int, outputs: int, layers: Shapes, iterations: float, memory: float) -> bool:
+    """Whether the direct solve fits into the memory and takes fewer operations than the iterations.
 
     Args:
         samples: N.
@@ -53,11 +47,7 @@ def direct_is_cheaper(
         layers: (u, v) of each layer of the block.
         iterations: T, what conjugate gradients are expected to need, for instance what they last did.
         memory: bytes that the direct solve may take.
-        itemsize: bytes of a number in its Gram matrix; 8 also where float32 is only tried first.
-        rate: operations a second of the direct solve for one of the products; it is mostly large matrix products, which
-            are faster, but in float64 they take twice the time of float32.
     """
-    if direct_bytes(samples, outputs, layers, itemsize) > memory:
+    if direct_bytes(samples, outputs, layers) > memory:
         return False
-    iterative = iterations * product_operations(samples, outputs, layers)
-    return direct_operations(samples, outputs, layers) < rate * iterative
+    return direct_operations(samples, outputs, layers) < iterations * product_operations(samples, outputs, layers)

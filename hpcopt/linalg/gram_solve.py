@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch.nn import functional
@@ -60,17 +60,13 @@ class BlockSolution:
 
     Attributes:
         direction: for each layer (u, v), in the precision of the gradient.
-        outputs: J d (N, K), in the same precision.
         residual: |(mu I + 1/N J^T B J) d + g| / |g| with the mu below, 0 for g = 0.
         damping: the mu of the system that was solved: what was asked for, or more.
-        fallback: what could not be done as asked, one clause; empty when all could.
     """
 
     direction: tuple[torch.Tensor, ...]
-    outputs: torch.Tensor
     residual: float
     damping: float
-    fallback: str = ""
 
 
 def output_factors(outputs: int, first: int, width: int, inputs: torch.Tensor) -> torch.Tensor:
@@ -88,25 +84,23 @@ def solve_by_gram(
     gradient: Sequence[torch.Tensor],
     damping: float,
     probabilities: torch.Tensor | None = None,
-    precision: torch.dtype | None = None,
 ) -> BlockSolution | None:
-    """Solve (mu I + 1/N J^T B J) d = -g for one block. Local.
+    """Solve (mu I + 1/N J^T B J) d = -g for one block, in the precision of g. Local.
 
-    Where the factorisation fails or the residual is above ``ACCEPTED``, float64 is tried next, then more damping;
-    ``fallback`` says so. Every d that is returned has g^T d < 0, but for g = 0.
+    Where the factorisation fails or the residual is above ``ACCEPTED``, float64 is tried next, then more damping. Every
+    d that is returned has g^T d < 0, but for g = 0.
 
     Args:
         layers: all layers of the block.
         gradient: g as one (u, v) for each layer.
         damping: mu, above 0.
         probabilities: softmax probabilities p (N, K) for cross-entropy; None for the squared loss, where B = I.
-        precision: float32 or float64 for the Gram matrix and its factorisation; None for that of the gradient.
 
     Returns:
         None when the largest damping gave nothing either, as it does when something in the system is not finite.
     """
-    wanted = precision or gradient[0].dtype
-    plan = [(wanted, damping)] if wanted != torch.float64 else []
+    given = gradient[0].dtype
+    plan = [(given, damping)] if given != torch.float64 else []
     plan += [(torch.float64, damping * MORE_DAMPING**number) for number in range(ATTEMPTS)]
     system: _System | None = None
     for dtype, mu in plan:
@@ -115,7 +109,7 @@ def solve_by_gram(
             system = _System(layers, gradient, probabilities, dtype)
         found = system.solve(mu)
         if found is not None and found.residual <= ACCEPTED:
-            return _in_precision_of(gradient[0], replace(found, fallback=_fallback(wanted, dtype, damping, mu)))
+            return found
     return None
 
 
@@ -150,7 +144,7 @@ class _System:
         probabilities: torch.Tensor | None,
         dtype: torch.dtype,
     ) -> None:
-        self.dtype = dtype
+        self.dtype, self._given = dtype, gradient[0].dtype
         self._layers, self._gradient = layers, [part.to(dtype) for part in gradient]
         # Rounded probabilities do not add up to 1, and B would have a small curvature where it has none.
         self._p = None if probabilities is None else functional.normalize(probabilities.to(dtype), p=1.0, dim=1)
@@ -169,17 +163,17 @@ class _System:
         del factor
         correction = self._pull(_root(y, self._p))
         direction = [(back - g) / mu for back, g in zip(correction, self._gradient, strict=True)]
-        outputs, residual = self._push(direction), 0.0
+        residual = 0.0
         if _norm(self._gradient) != 0:
-            residual = self._residual(direction, outputs, mu)
+            residual = self._residual(direction, mu)
             slope = sum(float((g * d).sum()) for g, d in zip(self._gradient, direction, strict=True))
             if not slope < 0:
                 return None
-        return BlockSolution(tuple(direction), outputs, residual, mu)
+        return BlockSolution(tuple(part.to(self._given) for part in direction), residual, mu)
 
-    def _residual(self, direction: Sequence[torch.Tensor], outputs: torch.Tensor, mu: float) -> float:
+    def _residual(self, direction: Sequence[torch.Tensor], mu: float) -> float:
         """|(mu I + 1/N J^T B J) d + g| / |g|."""
-        curved = self._pull(_root(_root_transposed(outputs, self._p), self._p))
+        curved = self._pull(_root(_root_transposed(self._push(direction), self._p), self._p))
         rests = [c / self._samples + mu * d + g for c, d, g in zip(curved, direction, self._gradient, strict=True)]
         return _norm(rests) / _norm(self._gradient)
 
@@ -223,15 +217,3 @@ def _root(outputs: torch.Tensor, p: torch.Tensor | None) -> torch.Tensor:
 
 def _norm(matrices: Sequence[torch.Tensor]) -> float:
     return math.hypot(*(float(torch.linalg.vector_norm(matrix, dtype=torch.float64)) for matrix in matrices))
-
-
-def _fallback(wanted: torch.dtype, dtype: torch.dtype, damping: float, mu: float) -> str:
-    names = [str(kind).removeprefix("torch.") for kind in (wanted, dtype)]
-    if mu != damping:
-        return f"{names[1]} could not solve it with mu = {damping:.3g}, so that it was raised to {mu:.3g}"
-    return f"{names[0]} could not solve it, {names[1]} did" if wanted != dtype else ""
-
-
-def _in_precision_of(gradient: torch.Tensor, found: BlockSolution) -> BlockSolution:
-    direction = tuple(matrix.to(gradient.dtype) for matrix in found.direction)
-    return replace(found, direction=direction, outputs=found.outputs.to(gradient.dtype))

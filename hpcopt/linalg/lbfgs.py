@@ -13,10 +13,10 @@ SKIP = 1e-8
 """A pair is skipped when s^T y <= SKIP |s| |y|: the matrix would not stay positive definite."""
 
 
-def lbfgs_accepts(memory: PairMemory, skip: float = SKIP) -> bool:
+def lbfgs_accepts(memory: PairMemory) -> bool:
     """Whether the pair in the free slot of ``memory`` has enough positive curvature."""
     ss, sy, yy = memory.offered()
-    return sy > skip * (ss * yy) ** 0.5 and sy > 0
+    return sy > SKIP * (ss * yy) ** 0.5 and sy > 0
 
 
 def lbfgs_scale(memory: PairMemory) -> float:

@@ -58,9 +58,9 @@ class PairMemory:
         self.free = (self.free + 1) % count
         self.stored = min(self.stored + 1, count - 1)
 
-    def forget(self, pairs: int | None = None) -> None:
-        """Drop the ``pairs`` oldest pairs, or all."""
-        self.stored = 0 if pairs is None else max(0, self.stored - pairs)
+    def forget(self) -> None:
+        """Drop all pairs."""
+        self.stored = 0
 
     def offered(self) -> tuple[float, float, float]:
         """s^T s, s^T y and y^T y of the pair in the free slot."""

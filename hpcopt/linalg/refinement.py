@@ -48,7 +48,7 @@ def refined(
         most: iterations of all rounds together, at least 1.
 
     Returns:
-        d with its residual by the exact products; ``iterations`` are those of conjugate gradients, all rounds together.
+        d, converged or not by the exact products; ``iterations`` are those of conjugate gradients, all rounds together.
     """
     direction, residual, made = torch.zeros_like(gradient), -gradient, 0
     square = _square(residual, inner)
@@ -60,14 +60,14 @@ def refined(
         product = exact(found.direction).add_(found.direction, alpha=damping)
         slope, bend = inner(torch.stack([residual, product]), found.direction[None])[:, 0].tolist()
         if not (found.finite and math.isfinite(slope) and math.isfinite(bend)):
-            return Solution(direction, residual, made, False, finite=False)
+            return Solution(direction, made, False, finite=False)
         step = slope / bend if bend > 0 else 1.0
         direction.add_(found.direction, alpha=step)
         residual.sub_(product, alpha=step)
         before, square = square, _square(residual, inner)
         if not (found.converged and bend > 0 and square <= STALLED**2 * before):
             break
-    return Solution(direction, residual, made, square <= bound)
+    return Solution(direction, made, square <= bound)
 
 
 def _square(vector: torch.Tensor, inner: Inner) -> float:

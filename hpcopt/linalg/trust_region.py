@@ -52,16 +52,12 @@ class Step:
         components: (r,) components of s along the basis.
         factor: -1 / (gamma + sigma).
         sigma: the multiplier of the bound.
-        norm: |s|.
-        predicted: decrease of the model, -g^T s - 1/2 s^T B s, at least 0.
         iterations: Newton steps taken.
     """
 
     components: torch.Tensor
     factor: float
     sigma: float
-    norm: float
-    predicted: float
     iterations: int
 
 
@@ -117,11 +113,8 @@ def _finish(problem: Subproblem, shifts: torch.Tensor, tau: float, lowest: float
     divisors = shifts[:-1] + tau
     components = torch.where(divisors > 0, -problem.gradient / divisors, 0.0)
     factor = -1.0 / (float(shifts[-1]) + tau)
-    square = float(components @ components) + (factor * problem.rest) ** 2
     if iterations == 0 and sigma > 0:
+        square = float(components @ components) + (factor * problem.rest) ** 2
         missing = math.sqrt(max(problem.radius**2 - square, 0.0))
         components[0] -= math.copysign(missing, float(problem.gradient[0]))
-        square += missing**2
-    slope = float(problem.gradient @ components) + factor * problem.rest**2
-    predicted = 0.5 * (sigma * square - slope)  # from (B + sigma I) s = -g: both terms are decreases
-    return Step(components, factor, sigma, math.sqrt(square), predicted, iterations)
+    return Step(components, factor, sigma, iterations)

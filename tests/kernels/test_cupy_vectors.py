@@ -85,9 +85,6 @@ def test_conjugate_gradients_take_the_same_steps(dtype: torch.dtype) -> None:
     assert (device.iterations, device.converged, device.finite) == (host.iterations, True, True)
     assert host.iterations % EVERY != 0  # the end is found between two looks
     torch.testing.assert_close(device.direction, host.direction, rtol=1e-4, atol=100 * TOLERANCE[dtype])
-    torch.testing.assert_close(
-        device.residual, -g - a @ device.direction - 0.1 * device.direction, rtol=1e-3, atol=1e-4
-    )
     assert torch.equal(g, kept)
 
 

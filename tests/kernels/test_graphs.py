@@ -66,7 +66,6 @@ def test_a_block_is_solved_with_the_same_bits(
     assert capture.done == ["warm", "record", *["replay"] * (EVERY + 3)]
     assert recorded.iterations == plain.iterations == 2 * EVERY + 3
     assert torch.equal(recorded.direction, plain.direction)
-    assert torch.equal(recorded.residual, plain.residual)
 
 
 def test_a_short_solution_is_not_recorded(capture: SimulatedCapture, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,13 +111,12 @@ def test_an_iteration_is_one_product_and_one_call_of_inner() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_residual_is_that_of_the_direction(dtype: torch.dtype) -> None:
+def test_it_converges_when_the_residual_is_small_enough(dtype: torch.dtype) -> None:
     a, g = matrix(100.0, dtype), gradient(dtype)
     found = conjugate_gradients(a.mv, g, 0.01, inner, tolerance=1e-3, most=100)
     residual = -g - a @ found.direction - 0.01 * found.direction
-    accuracy = 1e3 * torch.finfo(dtype).eps
-    torch.testing.assert_close(found.residual, residual, rtol=accuracy, atol=accuracy)
     assert found.converged
+    assert float(residual.norm()) <= (1e-3 + 1e3 * torch.finfo(dtype).eps) * float(g.norm())
 
 
 @pytest.mark.parametrize("most", range(1, 12))

@@ -68,5 +68,4 @@ def test_every_rank_solves_its_own_block_without_a_message(comm: Communicator, l
             view.biases.copy_(part[-1])
     rest = made.block_product(direction) + damping * direction + gradient
     assert float(rest.norm()) < 1e-12 * float(gradient.norm())
-    torch.testing.assert_close(made.block_outputs(direction), found.outputs, rtol=1e-12, atol=1e-12)
     objective.free()

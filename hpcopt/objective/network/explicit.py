@@ -141,14 +141,6 @@ class ExplicitLinearization:
         """
         return NetworkBlock(self._objective, self, self._batch, self._left)
 
-    def block_outputs(self, v: Vector) -> torch.Tensor:
-        """J_p v (b, C): what this rank's columns add to J v. No communication.
-
-        Raises:
-            UsageError: the factors do not fit in the limit of memory.
-        """
-        return self._push(self.block_factors(), self._network.views(v))
-
     def block_product(self, v: Vector, by_layer: bool = False) -> Vector:
         """G_pp v = (1/B) J_p^T B J_p v + weight_decay v, this rank's diagonal block of G. No communication.
 
