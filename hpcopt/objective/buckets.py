@@ -64,7 +64,7 @@ class BucketedGradient:
         micro = self._shard.micro_batch
         return self._long and (micro is None or batch.total <= micro)
 
-    def reduce(self, w: Vector, batch: Batch, scale: float, buffer: Vector, write: Callable[[float], None]) -> float:
+    def reduce(self, w: Vector, batch: Batch, scale: float, buffer: Vector, write: Callable[[float], None]) -> None:
         """Fill ``buffer`` with the summed gradient. *Collective*.
 
         ``write`` is given this rank's part of the mean loss, and puts behind the gradient what is summed with it.
@@ -80,7 +80,6 @@ class BucketedGradient:
         for request in self._requests:
             request.wait()
         self._buffer, self._requests = None, []
-        return loss
 
     def _hook(self, index: int) -> Callable[[torch.Tensor], None]:
         def ready(tensor: torch.Tensor) -> None:

@@ -36,13 +36,12 @@ class Loss(Protocol):
         """H_i t_i for each sample, not averaged; ``tangents`` and the result have the shape of ``outputs``."""
         ...
 
-    def check(self, outputs: torch.Tensor, targets: torch.Tensor, classes: int | None = None) -> None:
+    def check(self, outputs: torch.Tensor, targets: torch.Tensor) -> None:
         """Refuse targets that do not fit the model's outputs.
 
         Args:
             outputs: of one sample or more, (>= 1, C).
             targets: all targets of this rank; their number need not be that of ``outputs``.
-            classes: number of classes of the data, where it has classes and the number is known.
 
         Raises:
             UsageError: shape, type or a value of the targets does not fit.
@@ -64,7 +63,7 @@ class CrossEntropy(Loss):
         p = outputs.softmax(dim=1)
         return p * (tangents - (p * tangents).sum(dim=1, keepdim=True))
 
-    def check(self, outputs: torch.Tensor, targets: torch.Tensor, classes: int | None = None) -> None:
+    def check(self, outputs: torch.Tensor, targets: torch.Tensor) -> None:
         """Refuse outputs that are not one score a class and labels that are not one of them.
 
         Raises:
@@ -75,7 +74,7 @@ class CrossEntropy(Loss):
                 f"the model's output for one sample has shape {_shape(outputs)}, but cross_entropy needs one score a "
                 "class, shape (classes,). Flatten the output in the model, or give the objective a loss of your own."
             )
-        _check_labels(self.name, outputs.shape[1], targets, classes)
+        _check_labels(self.name, outputs.shape[1], targets)
 
 
 class Squared(Loss):
@@ -91,14 +90,14 @@ class Squared(Loss):
         """H is the identity: ``tangents`` themselves."""
         return tangents
 
-    def check(self, outputs: torch.Tensor, targets: torch.Tensor, classes: int | None = None) -> None:
+    def check(self, outputs: torch.Tensor, targets: torch.Tensor) -> None:
         """Refuse target vectors that are not as wide as the output, and labels outside it.
 
         Raises:
             UsageError: see above.
         """
         if not targets.is_floating_point():
-            _check_labels(self.name, outputs.shape[1] if outputs.ndim == 2 else 0, targets, classes)
+            _check_labels(self.name, outputs.shape[1] if outputs.ndim == 2 else 0, targets)
         elif outputs[0].numel() != targets[:1].numel() and len(targets):
             raise UsageError(
                 f"the model's output for one sample has shape {_shape(outputs)}, but a target has shape "
@@ -137,7 +136,7 @@ class CallableLoss(Loss):
             (result,) = torch.autograd.grad(product, o, materialize_grads=True)
             return result
 
-    def check(self, outputs: torch.Tensor, targets: torch.Tensor, classes: int | None = None) -> None:
+    def check(self, outputs: torch.Tensor, targets: torch.Tensor) -> None:
         """Refuse a callable that fails on one sample, or does not return the mean.
 
         Raises:
@@ -207,17 +206,12 @@ def target_values(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return functional.one_hot(targets, outputs.shape[1]).to(outputs.dtype)
 
 
-def _check_labels(loss: str, width: int, targets: torch.Tensor, classes: int | None) -> None:
+def _check_labels(loss: str, width: int, targets: torch.Tensor) -> None:
     """Refuse anything but integers 0 to ``width`` - 1 of shape (samples,)."""
     if targets.is_floating_point() or targets.ndim != 1:
         raise UsageError(
             f"{loss} needs one integer label a sample, but the targets are {targets.dtype} of shape "
             f"{_shape(targets)} a sample. Set data.task = 'classification', or loss.name = 'squared' for regression."
-        )
-    if classes is not None and width != classes:
-        raise UsageError(
-            f"the model has {width} outputs but the data has {classes} classes; {loss} needs one output a class. "
-            f"Give the model's last layer {classes} outputs."
         )
     wrong = (targets < 0) | (targets >= width)
     if wrong.any():

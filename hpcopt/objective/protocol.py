@@ -65,8 +65,8 @@ class Work:
 
 
 @dataclass(frozen=True)
-class LayerBlock:
-    """What one rank holds of one layer: dz_c / dW_tj = M[i, c, j] Z[i, t].
+class LayerColumns:
+    """A rank's columns of J for its part of one layer: dz_c / dW_tj = M[i, c, j] Z[i, t].
 
     Attributes:
         inputs: Z (N, u), on N samples; a last column of ones stands for biases.
@@ -90,7 +90,7 @@ class BlockFactors:
         probabilities: (N, C) for cross-entropy; None where the Hessian of the loss is the identity.
     """
 
-    layers: Sequence[LayerBlock]
+    layers: Sequence[LayerColumns]
     probabilities: torch.Tensor | None
 
 

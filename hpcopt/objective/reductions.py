@@ -27,7 +27,6 @@ class Packed:
         # The views are made once: a buffer that is used again in every step would pay for them in each.
         self.buffer, self.vector, self._tail = buffer, buffer[:size], buffer[size:]
         self._host = None if buffer.is_cuda else self._tail.numpy()
-        self._exact = buffer.dtype == torch.float64
 
     @classmethod
     def empty(cls, size: int, scalars: int, like: Vector) -> Packed:
@@ -37,7 +36,7 @@ class Packed:
 
     def write(self, scalars: Sequence[float]) -> None:
         """Put the scalars (k,) behind the vector."""
-        numbers = scalars if self._exact else exact_sum.split_all(scalars)
+        numbers = _split(scalars, self.buffer.dtype)
         if self._host is None:
             self._tail.copy_(torch.tensor(numbers, dtype=self.buffer.dtype))
         else:
@@ -45,8 +44,7 @@ class Packed:
 
     def read(self) -> list[float]:
         """The scalars (k,)."""
-        numbers: list[float] = self._tail.tolist()
-        return numbers if self._exact else exact_sum.join_all(numbers)
+        return _join(self._tail.tolist(), self.buffer.dtype)
 
     def sum(self, comm: Communicator, scalars: Sequence[float], label: str) -> list[float]:
         """Sum the vector over the ranks, in place, and these scalars, which are returned. *Collective*, one reduction.

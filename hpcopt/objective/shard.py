@@ -190,14 +190,14 @@ class Shard:
         """``evaluate()``; where a model may fail on one rank alone, ``otherwise()`` after that."""
         return evaluate()
 
-    def pieces(self, batch: Batch, *, augmented: bool = True) -> Iterator[Piece]:
-        """The forward passes over what is evaluated of ``batch``, of the samples as they are if not ``augmented``."""
+    def pieces(self, batch: Batch) -> Iterator[Piece]:
+        """The forward passes over what is evaluated of ``batch``."""
         for rank, number, first, count in _cuts(self.parts, batch.count, self.micro_batch):
             chosen: slice | torch.Tensor = slice(first, first + count)
             if batch.indices is not None:
                 chosen = batch.indices if count == batch.count else batch.indices[chosen]
             inputs = self.inputs[chosen]
-            if augmented and self.augment is not None:
+            if self.augment is not None:
                 inputs = self.augment(inputs, batch.key[0], chosen)
             yield Piece(rank, number, first, inputs, self.targets[chosen])
 

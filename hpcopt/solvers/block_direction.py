@@ -20,7 +20,7 @@ from hpcopt.linalg.conjugate_gradient import conjugate_gradients
 from hpcopt.linalg.gram_cost import direct_is_cheaper, direct_operations, product_operations
 from hpcopt.linalg.gram_solve import LayerFactors, output_factors, solve_by_gram
 from hpcopt.objective import vectors
-from hpcopt.objective.protocol import Block, BlockFactors, LayerBlock, Vector
+from hpcopt.objective.protocol import Block, BlockFactors, LayerColumns, Vector
 
 SKIPPED = 1e-12
 """A rank whose |g_p| is below this part of |g| has nothing to solve, and d_p = 0."""
@@ -130,12 +130,12 @@ def _direct(block: Block, factors: BlockFactors, group: slice, gradient: Vector,
     return True
 
 
-def _matrix(vector: Vector, layer: LayerBlock) -> torch.Tensor:
+def _matrix(vector: Vector, layer: LayerColumns) -> torch.Tensor:
     """The rank's part of a layer in a flat vector (n,), as a view (u, v)."""
     return vector[layer.place].view(layer.inputs.shape[1], -1)
 
 
-def _written_out(layer: LayerBlock, outputs: int) -> LayerFactors:
+def _written_out(layer: LayerColumns, outputs: int) -> LayerFactors:
     """Z and M, also of the last layer."""
     if layer.factors is not None:
         return LayerFactors(layer.inputs, layer.factors)

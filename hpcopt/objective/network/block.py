@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from hpcopt.comm.communicator import Communicator
-from hpcopt.objective.protocol import Batch, BlockFactors, LayerBlock, Vector
+from hpcopt.objective.protocol import Batch, BlockFactors, LayerColumns, Vector
 
 if TYPE_CHECKING:
     from hpcopt.objective.network.explicit import ExplicitLinearization
@@ -69,7 +69,7 @@ class NetworkBlock:
             if held.number < self._objective.partition.layers:
                 units = _joined([piece.units[held.number] for piece in pieces]).to(inputs.dtype)
             place = slice(held.start, held.start + inputs.shape[1] * held.outputs.count)
-            layers.append(LayerBlock(inputs, units, held.outputs.slice, place))
+            layers.append(LayerColumns(inputs, units, held.outputs.slice, place))
         curvatures = [piece.curvature for piece in pieces if piece.curvature is not None]
         return BlockFactors(layers, _joined(curvatures) if curvatures else None)
 
