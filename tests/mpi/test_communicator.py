@@ -1,65 +1,27 @@
-"""Every collective against a NumPy reference, bit for bit, on any number of ranks.
-
-All numbers are small integers, which every type holds exactly, so that the order of a sum cannot matter.
-"""
+"""Collectives against a NumPy reference, bit for bit, on any number of ranks."""
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable
 from pathlib import Path
-from time import sleep
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from hpcopt.comm.communicator import Communicator
-from hpcopt.comm.ledger import Ledger
-from hpcopt.comm.own_operation import allreduce_by
 from hpcopt.errors import UsageError
+from tests.support.buffers import assert_same, everyone, kinds, make, numbers, types
 
 pytestmark = pytest.mark.mpi
 
-TYPES = ["float32", "float64", "int32", "int64"]
 SIZES = [0, 1, 7, 1001]
-KINDS: dict[str, Callable[[np.ndarray], Any]] = {"torch": torch.from_numpy, "numpy": lambda array: array}
 REFERENCE = {"sum": np.sum, "max": np.max, "min": np.min}
-
-pairs = pytest.mark.parametrize("dtype", TYPES)
-kinds = pytest.mark.parametrize("kind", KINDS)
-
-
-def numbers(rank: int, count: int, dtype: str) -> np.ndarray:
-    """What rank ``rank`` holds: different on every rank and in every place."""
-    return ((np.arange(count) * 7 + rank * 13) % 101 - 50).astype(dtype)
-
-
-def everyone(comm: Communicator, count: int, dtype: str) -> np.ndarray:
-    return np.stack([numbers(rank, count, dtype) for rank in range(comm.size)])
-
-
-def make(kind: str, array: np.ndarray) -> Any:
-    return KINDS[kind](array.copy())
-
-
-def assert_same(found: Any, expected: np.ndarray) -> None:
-    found = np.asarray(found)
-    assert found.dtype == expected.dtype
-    assert found.shape == expected.shape
-    assert found.tobytes() == np.ascontiguousarray(expected).tobytes()
-
-
-def uneven(comm: Communicator) -> list[int]:
-    """Counts with an empty part in the middle of different ones."""
-    return [0 if rank == 1 else 3 * rank + 2 for rank in range(comm.size)]
 
 
 # allreduce
 
 
-@pairs
+@types
 @kinds
 @pytest.mark.parametrize("op", REFERENCE)
 @pytest.mark.parametrize("count", SIZES)
@@ -86,7 +48,7 @@ def test_a_parameter_that_requires_a_gradient_is_reduced_in_place(comm: Communic
     assert_same(comm.allreduce(parameter).detach(), np.full(5, comm.size, dtype=np.float32))
 
 
-@pairs
+@types
 @pytest.mark.parametrize("chunk", [1, 2, 3, 7, 8])
 def test_chunks_change_nothing(dtype: str, chunk: int) -> None:
     comm = Communicator(chunk=chunk)
@@ -149,10 +111,10 @@ def test_blocking_calls_may_come_between(comm: Communicator) -> None:
     assert_same(request.wait(), np.full(10, comm.size, dtype=np.float32))
 
 
-# bcast, reduce_scatter, allgatherv
+# bcast
 
 
-@pairs
+@types
 @kinds
 @pytest.mark.parametrize("count", SIZES)
 def test_bcast_from_every_rank(comm: Communicator, dtype: str, kind: str, count: int) -> None:
@@ -166,82 +128,6 @@ def test_the_root_of_a_bcast_may_hold_a_read_only_array(comm: Communicator) -> N
     buffer = np.arange(4.0) if comm.rank == 0 else np.zeros(4)
     buffer.flags.writeable = comm.rank != 0
     assert_same(comm.bcast(buffer), np.arange(4.0))
-
-
-@pairs
-@kinds
-@pytest.mark.parametrize("chunk", [4, 2**30])
-def test_reduce_scatter_gives_each_rank_its_block_of_the_sum(dtype: str, kind: str, chunk: int) -> None:
-    comm = Communicator(chunk=chunk)
-    counts = uneven(comm)
-    total, start = sum(counts), sum(counts[: comm.rank])
-    buffer = make(kind, numbers(comm.rank, total, dtype))
-    part = comm.reduce_scatter(buffer, counts)
-    expected = everyone(comm, total, dtype).sum(axis=0).astype(dtype)
-    assert_same(part, expected[start : start + counts[comm.rank]])
-    assert type(part) is type(buffer)
-    assert_same(buffer, numbers(comm.rank, total, dtype))
-
-
-@pairs
-@kinds
-@pytest.mark.parametrize("chunk", [4, 2**30])
-def test_allgatherv_puts_the_parts_in_order(dtype: str, kind: str, chunk: int) -> None:
-    comm = Communicator(chunk=chunk)
-    counts = uneven(comm)
-    part = make(kind, numbers(comm.rank, counts[comm.rank], dtype))
-    whole = comm.allgatherv(part, counts)
-    assert_same(whole, np.concatenate([numbers(rank, n, dtype) for rank, n in enumerate(counts)]))
-    assert type(whole) is type(part)
-
-
-@pairs
-@kinds
-@pytest.mark.parametrize("chunk", [4, 2**30])
-def test_several_gathers_may_be_in_flight(dtype: str, kind: str, chunk: int) -> None:
-    comm, requests = Communicator(chunk=chunk), []
-    cases = [uneven(comm), [0] * comm.size, [7] + [0] * (comm.size - 1)]
-    for counts in cases:
-        part = make(kind, numbers(comm.rank, counts[comm.rank], dtype))
-        requests.append(comm.iallgatherv(part, make(kind, numbers(9, sum(counts), dtype)), counts, label="flight"))
-    for counts, request in reversed(list(zip(cases, requests, strict=True))):
-        assert_same(request.wait(), np.concatenate([numbers(rank, n, dtype) for rank, n in enumerate(counts)]))
-    ((_, calls, nbytes, _),) = comm.ledger.rows()
-    assert (calls, nbytes) == (3, (sum(cases[0]) + 7) * np.dtype(dtype).itemsize)
-
-
-def test_what_is_sent_lives_until_it_has_come(comm: Communicator) -> None:
-    part, counts = torch.full((1000,), float(comm.rank)), [1000] * comm.size
-    gone = weakref.ref(part)
-    request = comm.iallgatherv(part, torch.empty(1000 * comm.size), counts)
-    del part
-    assert gone() is not None
-    assert_same(request.wait(), np.repeat(np.arange(comm.size, dtype=np.float32), 1000))
-    assert gone() is None
-
-
-@pytest.mark.parametrize("chunk", [1, 2**30])
-def test_more_ranks_than_items(chunk: int) -> None:
-    comm = Communicator(chunk=chunk)
-    counts = [2] + [0] * (comm.size - 1)
-    part = torch.arange(float(counts[comm.rank]))
-    assert_same(comm.allgatherv(part, counts), np.array([0, 1], dtype=np.float32))
-    assert_same(comm.reduce_scatter(torch.ones(2), counts), np.full(counts[comm.rank], comm.size, dtype=np.float32))
-
-
-@pytest.mark.parametrize("chunk", [1, 2**30])
-def test_nothing_at_all_can_be_gathered_and_scattered(chunk: int) -> None:
-    comm = Communicator(chunk=chunk)
-    nothing = [0] * comm.size
-    assert comm.allgatherv(torch.empty(0), nothing).shape == (0,)
-    assert comm.reduce_scatter(np.empty(0), nothing).shape == (0,)
-
-
-def test_scatter_and_gather_are_inverse(comm: Communicator) -> None:
-    counts = uneven(comm)
-    buffer = torch.arange(float(sum(counts)))
-    part = comm.reduce_scatter(buffer, counts)
-    assert_same(comm.allgatherv(part, counts), buffer.numpy() * comm.size)
 
 
 # Scalars and objects
@@ -283,82 +169,6 @@ def test_objects_are_gathered_by_rank(comm: Communicator) -> None:
     assert comm.gather_objects({"rank": comm.rank}, root) == (expected if comm.rank == root else None)
 
 
-# The ledger
-
-
-def test_the_ledger_counts_calls_and_bytes_by_label(comm: Communicator) -> None:
-    counts = [2] * comm.size
-    comm.allreduce(torch.ones(10), label="gradient")
-    comm.allreduce(torch.ones(10, dtype=torch.float64), label="gradient")
-    comm.iallreduce(np.ones(3), label="bucket").wait()
-    comm.bcast(torch.ones(4, dtype=torch.int32))
-    comm.reduce_scatter(torch.ones(2 * comm.size), counts)
-    comm.allgatherv(torch.ones(2), counts)
-    comm.reduce_scalars([1.0, 2.0])
-    comm.barrier()
-    found = {row.label: (row.calls, row.bytes) for row in comm.ledger.rows()}
-    assert found == {
-        "gradient": (2, 120),
-        "bucket": (1, 24),
-        "bcast": (1, 16),
-        "reduce_scatter": (1, 8 * comm.size),
-        "allgatherv": (1, 8 * comm.size),
-        "scalars": (1, 16),
-        "barrier": (1, 0),
-    }
-    assert comm.ledger.totals()[:2] == (8, 176 + 16 * comm.size)
-    assert comm.ledger.totals().seconds_waited > 0
-
-
-def test_with_barriers_the_wait_for_the_last_rank_is_kept_apart(comm: Communicator) -> None:
-    counts = [1] * comm.size
-    calls: list[Callable[[Communicator], object]] = [
-        lambda comm: comm.allreduce(np.ones(3)),
-        lambda comm: comm.bcast(np.ones(3)),
-        lambda comm: comm.reduce_scatter(np.ones(comm.size), counts),
-        lambda comm: comm.allgatherv(np.ones(1), counts),
-        lambda comm: comm.reduce_scalars([1.0]),
-        lambda comm: comm.broadcast_scalars([1.0]),
-        lambda comm: comm.gather_objects("a"),
-        lambda comm: allreduce_by(comm, np.ones(1), np.add),
-        lambda comm: comm.barrier(),
-    ]
-    for call in calls:
-        comm.barriers = False
-        comm.ledger.clear()
-        call(comm)
-        assert comm.ledger.seconds_for_others == 0
-        comm.barriers = True
-        comm.ledger.clear()
-        call(comm)
-        apart = comm.ledger.seconds_for_others
-        assert 0 < apart < comm.ledger.totals().seconds_waited
-
-
-def test_a_group_has_the_barriers_of_all(comm: Communicator) -> None:
-    comm.barriers = True
-    group = comm.split(0)
-    assert group.barriers
-    group.free()
-
-
-@pytest.mark.mpi(min_size=2)
-def test_the_others_wait_for_a_rank_that_comes_late(comm: Communicator) -> None:
-    comm.barriers = True
-    comm.barrier()
-    comm.ledger.clear()
-    if comm.rank == 0:
-        sleep(0.1)
-    comm.allreduce(np.ones(3))
-    assert comm.rank == 0 or comm.ledger.seconds_for_others > 0.05
-
-
-def test_a_refused_call_is_not_booked(comm: Communicator) -> None:
-    with pytest.raises(UsageError):
-        comm.allreduce(torch.ones(3), "mean")
-    assert comm.ledger.rows() == []
-
-
 # Groups
 
 
@@ -392,12 +202,6 @@ def test_groups_share_the_ledger_and_the_parent_outlives_them(comm: Communicator
     assert comm.ledger.totals().calls == 1
     comm.free()
     assert comm.reduce_scalars([1.0]) == [comm.size]
-
-
-def test_a_ledger_can_be_given(comm: Communicator) -> None:
-    ledger = Ledger()
-    Communicator(comm.mpi, ledger=ledger).barrier()
-    assert ledger.totals().calls == 1
 
 
 # The fixtures

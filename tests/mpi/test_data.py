@@ -10,7 +10,6 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from mpi4py import MPI
 
 from hpcopt.comm.communicator import Communicator
 from hpcopt.data import cifar
@@ -23,11 +22,6 @@ from hpcopt.layout.block import block
 from tests.support.datafiles import labelled, write_cifar10, write_csv
 
 pytestmark = pytest.mark.mpi
-
-
-@pytest.fixture
-def alone() -> Communicator:
-    return Communicator(MPI.COMM_SELF)
 
 
 def joined(part: Part, comm: Communicator) -> tuple[np.ndarray, np.ndarray]:

@@ -7,7 +7,6 @@ from itertools import pairwise
 
 import pytest
 import torch
-from mpi4py import MPI
 
 from hpcopt.comm.communicator import Communicator
 from hpcopt.layout.block import block
@@ -37,32 +36,30 @@ def assert_same(one: tuple[State, torch.Tensor], other: tuple[State, torch.Tenso
     torch.testing.assert_close(one[1], other[1], rtol=1e-9, atol=1e-11)
 
 
-def alone() -> Communicator:
-    return Communicator(MPI.COMM_SELF)
-
-
 @pytest.mark.parametrize(
     ("loss", "fisher", "size"),
     [("cross_entropy", "true", 12), ("squared", "true", 2000), ("squared", "empirical", 12)],
 )
-def test_the_numbers_are_those_of_one_rank(comm: Communicator, loss: str, fisher: str, size: int) -> None:
+def test_the_numbers_are_those_of_one_rank(
+    comm: Communicator, alone: Communicator, loss: str, fisher: str, size: int
+) -> None:
     options = {"fisher": fisher, "factor_samples": size}
     ours = after(sharded(comm, loss, weight_decay=0.1), **options)
-    assert_same(ours, after(sharded(alone(), loss, weight_decay=0.1), **options))
+    assert_same(ours, after(sharded(alone, loss, weight_decay=0.1), **options))
 
 
-def test_ranks_without_samples_take_part(comm: Communicator) -> None:
-    assert_same(after(sharded(comm, count=2)), after(sharded(alone(), count=2)))
+def test_ranks_without_samples_take_part(comm: Communicator, alone: Communicator) -> None:
+    assert_same(after(sharded(comm, count=2)), after(sharded(alone, count=2)))
 
 
 @pytest.mark.parametrize("shards", [1, 2])
-def test_ranks_that_share_samples_share_the_sums(comm: Communicator, shards: int) -> None:
+def test_ranks_that_share_samples_share_the_sums(comm: Communicator, alone: Communicator, shards: int) -> None:
     if comm.size % shards:
         pytest.skip(f"{comm.size} ranks are not {shards} rows")
     (inputs, targets), (start, length) = samples(), block(37, shards, comm.rank * shards // comm.size)
     own = slice(start, start + length)
     found = VariableBlockObjective(deep(), "cross_entropy", inputs[own], targets[own], comm, shards=shards)
-    assert_same(after(found), after(sharded(alone(), model=deep())))
+    assert_same(after(found), after(sharded(alone, model=deep())))
 
 
 def deep() -> torch.nn.Module:
@@ -96,7 +93,7 @@ def test_numbers_that_are_not_finite_on_one_rank_are_refused_on_all(comm: Commun
     assert torch.equal(solver.apply(state, w), w)
 
 
-def test_convolutions_with_batch_normalisation_of_equal_shards(comm: Communicator) -> None:
+def test_convolutions_with_batch_normalisation_of_equal_shards(comm: Communicator, alone: Communicator) -> None:
     count = 12
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(count, 2, 5, 5, generator=generator, dtype=torch.float64)
@@ -113,7 +110,7 @@ def test_convolutions_with_batch_normalisation_of_equal_shards(comm: Communicato
     own = slice(start, start + length)
     # a norm over the channels of a sample does not mix samples, so that any number of ranks gives the same numbers
     ours = objective(comm, own, torch.nn.GroupNorm(1, 3))
-    assert_same(after(ours), after(objective(alone(), slice(None), torch.nn.GroupNorm(1, 3))))
+    assert_same(after(ours), after(objective(alone, slice(None), torch.nn.GroupNorm(1, 3))))
     mixed = after(objective(comm, own, torch.nn.BatchNorm2d(3)))
     assert bool(mixed[1].isfinite().all())
 

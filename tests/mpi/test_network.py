@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from mpi4py import MPI
 
 from hpcopt.comm.communicator import Communicator
 from hpcopt.errors import UsageError
@@ -15,29 +14,11 @@ from hpcopt.objective.network.objective import NetworkObjective
 from hpcopt.objective.network.passes import Kept
 from hpcopt.objective.protocol import Batch
 from hpcopt.solvers.registry import make_solver
-from tests.support.networks import assemble, on_grid, positions, reference_value, start
+from tests.support.networks import BATCH, gathered, on_grid, own, reference_value, start
 
 pytestmark = pytest.mark.mpi
 
-SOME = Batch(torch.tensor([0, 3, 4, 8, 10]), 5, 5)
-
-
-@pytest.fixture
-def alone() -> Communicator:
-    return Communicator(MPI.COMM_SELF)
-
-
 SIZES = ((5, 7, 6, 5, 4), (5, 6, 7, 4))
-
-
-def own(objective: NetworkObjective, w: torch.Tensor) -> torch.Tensor:
-    """This rank's numbers of a whole vector."""
-    return w[positions(objective.partition, objective.comm.rank)]
-
-
-def gathered(objective: NetworkObjective, vector: torch.Tensor) -> torch.Tensor:
-    """The whole vector from every rank's numbers. *Collective*."""
-    return assemble(objective.partition, objective.comm.allgather_objects(vector))
 
 
 @pytest.mark.parametrize("loss", ["squared", "cross_entropy"])
@@ -88,7 +69,7 @@ def test_the_first_weights_do_not_depend_on_the_grid(comm: Communicator, alone: 
     ],
     ids=str,
 )
-@pytest.mark.parametrize("chosen", [None, SOME], ids=["full", "mini"])
+@pytest.mark.parametrize("chosen", [None, BATCH], ids=["full", "mini"])
 def test_methods_take_the_same_steps_on_a_grid(
     comm: Communicator, alone: Communicator, grid: Any, method: Any, chosen: Batch | None
 ) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mpi4py import MPI
 
 from hpcopt.analysis.export import export
 from hpcopt.analysis.history import open_run
@@ -31,11 +30,6 @@ SOLVERS = {
 
 def settings_of(solver: str) -> list[str]:
     return [f"solver.name={solver}", *SOLVERS[solver]]
-
-
-@pytest.fixture
-def alone() -> Communicator:
-    return Communicator(MPI.COMM_SELF)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)

@@ -10,39 +10,11 @@ import torch
 from hpcopt.comm.communicator import Communicator
 from hpcopt.objective import vectors
 from hpcopt.objective.network.explicit import ExplicitLinearization
-from hpcopt.objective.network.objective import NetworkObjective
-from hpcopt.objective.protocol import Batch
-from tests.support.networks import (
-    assemble,
-    data,
-    on_grid,
-    positions,
-    reference_curvature,
-    reference_jacobian,
-    reference_outputs,
-    start,
-)
+from tests.support.networks import BATCH, CLOSE, DECAY, dense, gathered, on_grid, positions, start
 
 pytestmark = pytest.mark.mpi
 
 SIZES = ((5, 7, 6, 5, 4), (5, 6, 7, 4))
-ROWS = [0, 3, 4, 8, 10]
-BATCH = Batch(torch.tensor(ROWS), 5, 5)
-DECAY = 0.01
-
-
-def dense(sizes: tuple[int, ...], loss: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """J (b C, n) and G (n, n)."""
-    w, inputs = start(sizes), data(sizes, loss)[0][ROWS]
-    jacobian = reference_jacobian(sizes, "sigmoid", w, inputs)
-    outputs = torch.from_numpy(reference_outputs(sizes, "sigmoid", w.numpy(), inputs.numpy()))
-    product = jacobian.T @ reference_curvature(loss, outputs) @ jacobian / len(ROWS)
-    return jacobian, product + DECAY * torch.eye(len(w), dtype=w.dtype)
-
-
-def gathered(objective: NetworkObjective, vector: torch.Tensor) -> torch.Tensor:
-    """The whole vector from every rank's numbers. *Collective*."""
-    return assemble(objective.partition, objective.comm.allgather_objects(vector))
 
 
 @pytest.mark.parametrize("loss", ["squared", "cross_entropy"])
@@ -51,7 +23,7 @@ def gathered(objective: NetworkObjective, vector: torch.Tensor) -> torch.Tensor:
 def test_products_are_those_of_the_dense_matrices(
     comm: Communicator, grid: Any, sizes: Any, loss: str, jacobian: str, limit: int
 ) -> None:
-    flat, matrix = dense(sizes, loss)
+    flat, matrix = dense(sizes, loss, "sigmoid")
     objective = on_grid(
         comm, grid, sizes, loss, "sigmoid", weight_decay=DECAY, micro_batch=2, jacobian=jacobian, memory_limit=limit
     )
@@ -59,10 +31,9 @@ def test_products_are_those_of_the_dense_matrices(
     linear = objective.linearize(start(sizes)[mine], BATCH)
     v, other = start(sizes, 8), start(sizes, 9)
     u = other[: len(flat)]
-    close: dict[str, float] = {"rtol": 1e-12, "atol": 1e-13}
-    torch.testing.assert_close(linear.jvp(v[mine]).reshape(-1), flat @ v, **close)
-    torch.testing.assert_close(gathered(objective, linear.vjp(u.view(5, -1))), flat.T @ u, **close)
-    torch.testing.assert_close(gathered(objective, linear.gauss_newton(v[mine])), matrix @ v, **close)
+    torch.testing.assert_close(linear.jvp(v[mine]).reshape(-1), flat @ v, **CLOSE)
+    torch.testing.assert_close(gathered(objective, linear.vjp(u.view(5, -1))), flat.T @ u, **CLOSE)
+    torch.testing.assert_close(gathered(objective, linear.gauss_newton(v[mine])), matrix @ v, **CLOSE)
     curvatures = linear.curvatures(torch.stack([v[mine], other[mine]]))
     stacked = torch.stack([v, other])
     torch.testing.assert_close(curvatures, stacked @ matrix @ stacked.T, rtol=1e-12, atol=1e-12)
@@ -87,13 +58,12 @@ def test_curvatures_are_the_same_where_ranks_round_differently(
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 def test_a_block_needs_no_other_rank(comm: Communicator, grid: Any, sizes: Any) -> None:
     """Only rank 0 computes; the others wait for it in a barrier, so that a message would hang."""
-    matrix = dense(sizes, "cross_entropy")[1]
+    matrix = dense(sizes, "cross_entropy", "sigmoid")[1]
     objective = on_grid(comm, grid, sizes, "cross_entropy", "sigmoid", weight_decay=DECAY)
     mine = positions(objective.partition, comm.rank)
     linear, v = objective.linearize(start(sizes)[mine], BATCH), start(sizes, 8)[mine]
     if comm.rank == 0:
-        torch.testing.assert_close(linear.block_product(v), matrix[mine][:, mine] @ v, rtol=1e-12, atol=1e-13)
-        linear.block_outputs(v)
+        torch.testing.assert_close(linear.block_product(v), matrix[mine][:, mine] @ v, **CLOSE)
     comm.barrier()
     objective.free()
 
@@ -103,7 +73,7 @@ def test_beside_rounded_factors_there_are_products_without_the_rounding(
     comm: Communicator, grid: Any, limit: int
 ) -> None:
     sizes, loss = SIZES[0], "cross_entropy"
-    matrix = dense(sizes, loss)[1]
+    matrix = dense(sizes, loss, "sigmoid")[1]
     given = {"weight_decay": DECAY, "factors": "bfloat16", "memory_limit": limit}
     objective = on_grid(comm, grid, sizes, loss, "sigmoid", **given)
     mine, v = positions(objective.partition, comm.rank), start(sizes, 8)

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mpi4py import MPI
 
 from hpcopt.analysis.history import open_run
 from hpcopt.comm.communicator import Communicator
@@ -31,11 +30,6 @@ CUTS: dict[int, list[tuple[tuple[int, ...], tuple[int, ...]]]] = {
 JOB = ["model.widths=[9]", "data.limit=120", "run.iterations=4", "run.evaluate_every=4"]
 FULL = ["solver.name=newton", "solver.subset=0.5", "solver.subset_least=1", "solver.cg_iterations=10"]
 PAPER = ["parallel.mapping=paper"]
-
-
-@pytest.fixture
-def alone() -> Communicator:
-    return Communicator(MPI.COMM_SELF)
 
 
 def train(comm: Communicator, path: Path | None, *settings: str, more: str = "") -> Result:

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from mpi4py import MPI
 
 from hpcopt.analysis.history import open_run
 from hpcopt.comm.communicator import Communicator
@@ -23,11 +22,6 @@ pytestmark = pytest.mark.mpi
 
 NEWTON = ("solver.name=newton", "solver.subset=1.0", "solver.cg_iterations=12")
 FIGURES = ("train_loss", "test_loss", "train_accuracy", "test_accuracy")
-
-
-@pytest.fixture
-def alone() -> Communicator:
-    return Communicator(MPI.COMM_SELF)
 
 
 @pytest.fixture

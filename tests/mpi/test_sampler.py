@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from mpi4py import MPI
 
 from hpcopt.analysis.history import open_run
 from hpcopt.comm.communicator import Communicator
@@ -39,11 +38,6 @@ name = "sgd"
 learning_rate = 0.2
 momentum = 0.9
 """
-
-
-@pytest.fixture
-def alone() -> Communicator:
-    return Communicator(MPI.COMM_SELF)
 
 
 def test_batches_of_all_ranks_are_those_of_one_however_they_grow(comm: Communicator) -> None:

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from mpi4py import MPI
 
 from hpcopt.comm.communicator import Communicator
 from hpcopt.errors import UsageError
@@ -26,11 +25,6 @@ pytestmark = pytest.mark.mpi
 def shards(request: pytest.FixtureRequest, comm: Communicator) -> int:
     divides(comm, request.param)
     return int(request.param)
-
-
-@pytest.fixture
-def alone() -> Communicator:
-    return Communicator(MPI.COMM_SELF)
 
 
 def whole(alone: Communicator, loss: str = "cross_entropy", count: int = SAMPLES, **options: Any) -> Any:

@@ -12,10 +12,10 @@ from hpcopt.linalg.gram_solve import LayerFactors, output_factors, solve_by_gram
 from hpcopt.objective.network.explicit import bytes_each
 from hpcopt.objective.network.objective import NetworkObjective
 from hpcopt.objective.protocol import Block
-from tests.support.networks import FOUR, SAMPLES, THREE, on_grid, positions, start, whole_layout
+from tests.support.networks import DECAY, FOUR, SAMPLES, THREE, on_grid, positions, start, whole_layout
 from tests.support.simulated import on_ranks
 
-DECAY, DAMPING = 0.01, 0.1
+DAMPING = 0.1
 
 
 def layer_factors(block: Block) -> list[LayerFactors]:
@@ -60,9 +60,6 @@ def test_both_solutions_of_the_block_system_agree_and_are_directions_of_descent(
         assert comm.ledger.rows(before) == []
         direction = torch.cat([part.reshape(-1) for part in direct.direction])
         torch.testing.assert_close(direction, by_cg.direction, rtol=1e-8, atol=1e-10)
-        outputs = linear.block_outputs(direction)
-        torch.testing.assert_close(outputs, direct.outputs, rtol=1e-12, atol=1e-13)
-        assert outputs.shape == (SAMPLES, sizes[-1])
         return objective.dot(gradient, direction)
 
     assert all(slope < 0 for slope in on_ranks(grid[0] * grid[1], run))

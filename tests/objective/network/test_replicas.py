@@ -16,6 +16,7 @@ from hpcopt.objective.protocol import Batch
 from hpcopt.solvers.block_direction import BlockSolver
 from hpcopt.solvers.newton import Newton
 from tests.support.networks import (
+    DECAY,
     FOUR,
     SAMPLES,
     THREE,
@@ -28,7 +29,6 @@ from tests.support.networks import (
 )
 from tests.support.simulated import SimulatedCommunicator, on_ranks
 
-DECAY = 0.01
 PAPER = "every layer on ranks of its own"
 SPLITS = {FOUR: (2, 1, 1, 1, 1), THREE: (1, 1, 2, 2)}
 CASES = [(1, (1, 2)), (2, (1, 1)), (2, (2, 1)), (2, (1, 2)), (3, (1, 1)), (3, (2, 2)), (2, PAPER)]
