@@ -10,8 +10,8 @@ import torch
 from hpcopt.comm.communicator import Communicator
 from tests.support.waits import Waits, after_some_steps, as_on_a_device, counted
 
-EVALUATION = {"shard._total": 1, "reductions.read": 1}
-"""A gradient: the loss of the own samples, and loss and flag from the buffer that is reduced."""
+EVALUATION = {"shard._total": 1}
+"""A gradient of a rank that is alone: the loss of its samples."""
 DECISIONS = {
     *("shard._total", "reductions.read", "reductions.__init__"),
     *("vectors.dot", "vectors.inner", "linearization._bilinear", "lars.scale_layers", "reductions.combine"),

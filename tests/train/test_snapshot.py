@@ -45,6 +45,8 @@ NOT_SAVED = {
     "loop.objective.flags_seen": "set anew before every iteration",
     "loop.objective._lent": "memory without contents",
     "loop.objective._spare": "memory without contents",
+    "loop.objective.sample_bytes": "what the graph of a sample takes, by its shape, from the first one asked for",
+    "loop.objective.shard.function": "the module's own tables of tensors, gathered at the first linearisation",
     "loop.objective.shard.stochastic._last_updated": "a batch's key, which no later batch has",
     "loop.objective.separable.layer._seen": "views of the variables, made at the first sight of them",
     "loop.objective.separable.layer._made": "shapes that follow from those of the inputs",
