@@ -215,13 +215,13 @@ Table = TypeVar("Table")
 
 
 def read_job(path: Path) -> str:
-    """The text of a job file.
+    """The text of a job file, without the mark that some editors begin UTF-8 with.
 
     Raises:
         UsageError: it is not there or is not text.
     """
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"the job file {path} cannot be read: {error}. Give the path of a TOML file.") from error
 

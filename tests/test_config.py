@@ -131,6 +131,11 @@ def test_a_setting_below_a_value_is_refused() -> None:
         parse_job(DATA + "[run]\nseed = 1\n", ["run.seed.x=1"])
 
 
+def test_a_mark_of_utf_8_is_no_part_of_a_job_file(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text(DATA, encoding="utf-8-sig")
+    assert read_job(tmp_path / "a.toml") == DATA
+
+
 def test_a_job_file_that_is_not_there_or_not_text_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot be read"):
         read_job(tmp_path / "none.toml")
