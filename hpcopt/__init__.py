@@ -40,3 +40,8 @@ def __getattr__(name: str) -> Any:
     module, _, attribute = _PUBLIC[name].partition(":")
     found = importlib.import_module(module)
     return getattr(found, attribute) if attribute else found
+
+
+def __dir__() -> list[str]:
+    """The public names and what the module has itself."""
+    return sorted({*globals(), *_PUBLIC})

@@ -185,7 +185,8 @@ def test_a_test_set_of_two_lengths_is_refused(comm: Communicator) -> None:
         minimize(sharded(comm), SGD(), test=(inputs, targets[1:]))
 
 
-def test_public_names_can_be_imported_and_others_are_refused() -> None:
+def test_public_names_are_listed_and_can_be_imported_and_others_are_refused() -> None:
+    assert set(hpcopt.__all__) <= set(dir(hpcopt))
     for name in hpcopt.__all__:
         assert getattr(hpcopt, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
