@@ -129,7 +129,7 @@ class Replicated(Spread):
         return self._at_once()
 
     def _at_once(self) -> Messages:
-        return [self.reduced("gradient", self.size + self.tail(2), self.itemsize)] if self.ranks > 1 else []
+        return [self.reduced("gradient", self.size + self.tail(2), self.itemsize)]
 
     def value(self) -> Messages:
         """One reduction of two scalars."""

@@ -94,8 +94,7 @@ class Grid(Cut):
             swept = [*self.forward(self.samples), *self.softmax(self.samples, 1)]
             return [*scaled(swept, count), self.reduced("curvatures", count**2)]
         numbers = count * self.samples * self.outputs + self.tail(count**2)
-        summed = [self.reduced("curvatures", numbers, self.itemsize)] if self.ranks > 1 else []
-        return [*summed, *self.agree(count**2)]
+        return [self.reduced("curvatures", numbers, self.itemsize), *self.agree(count**2)]
 
     def block_end(self) -> Messages:
         """What all ranks came to with their blocks: three numbers a rank."""

@@ -49,7 +49,7 @@ class Packed:
     def sum(self, comm: Communicator, scalars: Sequence[float], label: str) -> list[float]:
         """Sum the vector over the ranks, in place, and these scalars, which are returned. *Collective*, one reduction.
 
-        A rank that is alone sends nothing, and its vector does not leave its device.
+        The vector of a rank that is alone does not leave its device; the ledger counts the call all the same.
 
         Args:
             comm: the ranks.
@@ -57,6 +57,7 @@ class Packed:
             label: the ledger's account.
         """
         if comm.size == 1:
+            comm.ledger.add(label, self.buffer.nbytes, 0.0)
             return list(scalars)
         self.write(scalars)
         comm.allreduce(self.buffer, label=label)

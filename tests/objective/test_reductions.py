@@ -19,12 +19,12 @@ def test_the_scalars_behind_a_vector_keep_all_their_digits(dtype):
     assert packed.buffer.dtype == dtype
 
 
-def test_a_rank_that_is_alone_sends_nothing(comm):
+def test_a_rank_that_is_alone_counts_what_it_need_not_send(comm):
     packed = reductions.Packed.empty(5, 2, torch.ones(5))
     packed.vector.fill_(2.0)
     assert packed.sum(comm, (1 / 3, 0.0), "gradient") == [1 / 3, 0.0]
     assert packed.vector.tolist() == [2.0] * 5
-    assert comm.ledger.rows() == []
+    assert comm.ledger.rows() == [("gradient", 1, packed.buffer.nbytes, 0.0)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -19,7 +19,7 @@ from hpcopt.solvers.sgd import SGD
 from hpcopt.solvers.solver import Solver
 from hpcopt.train.minimize import minimize
 
-MOST = {"sgd": 54, "adam": 69}
+MOST = {"sgd": 55, "adam": 70}
 
 
 @pytest.mark.parametrize(("name", "solver"), [("sgd", SGD(learning_rate=0.1)), ("adam", Adam())])
