@@ -231,9 +231,7 @@ class DataParallelObjective(WholeVectors):
 
     def samples_before(self, batch: Batch) -> int:
         """How many of the batch's samples the ranks before this one hold. *Collective*, one number a rank."""
-        counts = [0.0] * self.comm.size
-        counts[self.comm.rank] = float(batch.count)
-        return self._samples_before(self.comm.reduce_scalars(counts, label="subset"))
+        return self._samples_before([count for (count,) in reductions.tell(self.comm, [batch.count], "subset")])
 
     def linearize(self, w: Vector, batch: Batch) -> ImplicitLinearization:
         """The model linearised at w on the batch, by forward and backward mode. *Collective* in its products."""

@@ -64,6 +64,15 @@ class Packed:
         return self.read()
 
 
+def tell(comm: Communicator, own: Sequence[float], label: str) -> list[list[float]]:
+    """What every rank gives as ``own`` (k,), as many on all, by rank. *Collective*, one reduction of scalars."""
+    count = len(own)
+    told = [0.0] * (comm.size * count)
+    told[comm.rank * count : (comm.rank + 1) * count] = own
+    told = comm.reduce_scalars(told, label=label)
+    return [told[first : first + count] for first in range(0, len(told), count)]
+
+
 def combine(
     comm: Communicator, vector: Vector, scalars: Sequence[float], own: Sequence[float] = ()
 ) -> tuple[Vector, list[float], torch.Tensor]:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from hpcopt.objective import reductions
+from tests.support.simulated import on_ranks
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -42,3 +43,10 @@ def test_a_scalar_that_is_not_a_number_does_not_touch_the_others(comm):
     _, scalars, _ = reductions.combine(comm, torch.zeros(2), (math.nan, 1 / 3))
     assert math.isnan(scalars[0])
     assert scalars[1] == 1 / 3
+
+
+def test_what_every_rank_tells_is_known_to_all_by_rank():
+    def run(ranks):
+        return reductions.tell(ranks, [ranks.rank, 2.0**-60 * ranks.rank], "told")
+
+    assert on_ranks(3, run) == [[[0.0, 0.0], [1.0, 2.0**-60], [2.0, 2.0**-59]]] * 3

@@ -13,6 +13,7 @@ import torch
 
 from hpcopt.comm.communicator import Communicator
 from hpcopt.objective.protocol import Batch, BlockFactors, LayerColumns, Vector
+from hpcopt.objective.reductions import tell
 
 if TYPE_CHECKING:
     from hpcopt.objective.network.explicit import ExplicitLinearization
@@ -85,11 +86,9 @@ class NetworkBlock:
         self, comm: Communicator, iterations: int, products: float, finite: bool
     ) -> tuple[tuple[int, ...], bool]:
         """As ``share``, over the ranks of ``comm``, which may be more than those of the grid. *Collective*."""
-        told = [0.0] * (3 * comm.size)
-        told[3 * comm.rank : 3 * comm.rank + 3] = [float(iterations), products, float(finite)]
-        told = comm.reduce_scalars(told, label="block")
-        self._objective.count_products(self._batch, sum(told[1::3]) / comm.size)
-        return tuple(int(count) for count in told[::3]), all(told[2::3])
+        counts, work, found = zip(*tell(comm, [iterations, products, finite], "block"), strict=True)
+        self._objective.count_products(self._batch, sum(work) / comm.size)
+        return tuple(map(int, counts)), all(found)
 
 
 def _joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:

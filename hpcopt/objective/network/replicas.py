@@ -26,6 +26,7 @@ from hpcopt.objective.network.replica_linearization import ReplicaLinearization
 from hpcopt.objective.network.variables import CutVariables
 from hpcopt.objective.problem import Samples, Sums
 from hpcopt.objective.protocol import Batch, Vector, Work
+from hpcopt.objective.reductions import tell
 
 
 class NetworkReplicas(CutVariables):
@@ -215,9 +216,7 @@ class NetworkReplicas(CutVariables):
 
     def _told(self, count: int) -> list[int]:
         """A number of every replica. *Collective*, D numbers."""
-        told = [0.0] * self.across.size
-        told[self.number] = float(count)
-        return [int(number) for number in self.across.reduce_scalars(told, label="subset")]
+        return [int(number) for (number,) in tell(self.across, [count], "subset")]
 
     def _total(self, value: float, batch: Batch) -> float:
         """f(w) from the mean over the replica's part of the batch. *Collective*, one reduction."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +19,7 @@ from hpcopt.errors import UsageError
 from hpcopt.objective.figures import CHUNK
 from hpcopt.objective.losses import Squared
 from hpcopt.objective.protocol import Batch, Vector
+from hpcopt.objective.reductions import tell
 from hpcopt.objective.separable.last_layer import LastLayer
 from hpcopt.objective.separable.protocol import Few, Normal, Rows
 from hpcopt.objective.shard import Evaluated, Shard
@@ -95,14 +97,12 @@ class SeparableModel:
         """The rows of all ranks for each part, one below the other. *Collective*, two calls."""
         if self.alone:
             return list(parts)
-        comm, each = self._comm, len(parts)
-        told = [0.0] * (comm.size * each)
-        told[comm.rank * each : (comm.rank + 1) * each] = [float(part.numel()) for part in parts]
-        counts = [int(count) for count in comm.reduce_scalars(told, label="last layer")]
-        by_rank = [sum(counts[first : first + each]) for first in range(0, len(counts), each)]
+        told = tell(self._comm, [part.numel() for part in parts], "last layer")
+        counts = [[int(count) for count in of_rank] for of_rank in told]
         buffer = torch.cat([part.reshape(-1) for part in parts])
-        pieces = comm.allgatherv(buffer, by_rank, label="last layer").split(counts)
-        return [torch.cat(pieces[number::each]).view(-1, part.shape[1]) for number, part in enumerate(parts)]
+        gathered = self._comm.allgatherv(buffer, [sum(of_rank) for of_rank in counts], label="last layer")
+        pieces = gathered.split(list(chain.from_iterable(counts)))
+        return [torch.cat(pieces[number :: len(parts)]).view(-1, part.shape[1]) for number, part in enumerate(parts)]
 
     def settle(self, buffer: torch.Tensor) -> torch.Tensor:
         """Rank 0's numbers on all ranks, in place. *Collective*."""
