@@ -106,13 +106,26 @@ def check_pair(inputs: tuple[int, ...], targets: tuple[int, ...], choice: Choice
     """Refuse inputs and targets that do not belong together.
 
     Raises:
-        UsageError: there are not as many targets as inputs, or the targets have more than two axes.
+        UsageError: there are not as many targets as inputs, or inputs or targets have other axes than they may have.
     """
-    if not inputs or not targets or inputs[0] != targets[0] or len(targets) > 2:
+    if len(inputs) < 2 or not targets or inputs[0] != targets[0] or len(targets) > 2:
         raise UsageError(
             f"In {name!r} the inputs {choice.inputs!r} have shape {inputs} and the targets"
-            f" {choice.targets!r} shape {targets}. Both need one sample a row, and the targets at most two"
-            " axes."
+            f" {choice.targets!r} shape {targets}. Both need one sample a row, the inputs at least two axes, and the"
+            " targets at most two."
+        )
+
+
+def check_numbers(dtype: np.dtype[Any], array: str, name: str) -> None:
+    """Refuse an array of a file that holds text, complex numbers or records.
+
+    Raises:
+        UsageError: it does.
+    """
+    if dtype.kind not in "biuf":
+        raise UsageError(
+            f"The array {array!r} of {name!r} is of type {dtype}; only real numbers can be used. Code text as numbers,"
+            " labels as whole ones."
         )
 
 
@@ -147,8 +160,14 @@ def squeeze_targets(targets: np.ndarray) -> np.ndarray:
 
 
 def make_arrays(content: Mapping[str, Any], choice: Choice, target: Target, name: str) -> Arrays:
-    """The chosen arrays of a file as samples in memory."""
+    """The chosen arrays of a file as samples in memory.
+
+    Raises:
+        UsageError: they are no numbers, or do not belong together.
+    """
     inputs = np.asarray(content[choice.inputs])
+    for key in filter(None, (choice.inputs, choice.targets)):
+        check_numbers(np.asarray(content[key]).dtype, key, name)
     if choice.targets is None:
         return Arrays(name, *split_columns(inputs, target, name))
     targets = np.asarray(content[choice.targets])

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hpcopt.data.arrays import Choice, as_images, check_pair, choose, split_columns, squeeze_targets
+from hpcopt.data.arrays import Choice, as_images, check_numbers, check_pair, choose, split_columns, squeeze_targets
 from hpcopt.data.files import damaged, unreadable
 from hpcopt.data.text import Target
-from hpcopt.errors import UsageError
 
 if TYPE_CHECKING:
     import h5py
@@ -28,13 +27,10 @@ class Hdf5Reader:
         self.name, self._path, self._choice, self._target = str(path), path, choice, target
         with _opened(path) as file:
             inputs = file[choice.inputs]
+            for key in filter(None, (choice.inputs, choice.targets)):
+                check_numbers(file[key].dtype, key, self.name)
             if choice.targets is not None:
                 check_pair(inputs.shape, file[choice.targets].shape, choice, self.name)
-            for key in filter(None, (choice.inputs, choice.targets)):
-                if file[key].dtype.kind not in "biuf":
-                    raise UsageError(
-                        f"The data set {key!r} of {self.name!r} is of type {file[key].dtype}; only numbers can be used."
-                    )
             self.rows = int(inputs.shape[0])
             self._row_bytes = max(1, int(np.prod(inputs.shape[1:])) * inputs.dtype.itemsize)
             sample = inputs[:1] if self.rows else np.empty(inputs.shape, inputs.dtype)

@@ -260,16 +260,17 @@ def _refuse_differences(facts: dict[str, object], source: Source, comm: Communic
 
 
 def _refuse_not_finite(shard: Shard) -> None:
-    """Refuse NaN and infinity in inputs and targets."""
+    """Refuse NaN, infinity and what would be infinite in float32, in inputs and targets."""
+    most = float(np.finfo(np.float32).max)
     for what, array in (("input", shard.inputs), ("target", shard.targets)):
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            index = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
+        if array.dtype.kind == "f" and array.size and not (array.min() >= -most and array.max() <= most):
+            index = tuple(int(i) for i in np.argwhere(~(np.abs(array) <= most))[0])
             value, place = array[index], index[0]
             flat = int(np.ravel_multi_index(index[1:], array.shape[1:])) if len(index) > 1 else 0
             where = shard.reader.column(flat) if what == "input" else "the target"
             raise UsageError(
                 f"Row {shard.rows[place]} of {shard.reader.name!r} (counted from 0) has {value} in {where};"
-                " training needs finite numbers. Remove the row or fill in the value."
+                " training needs finite numbers, also as float32. Remove the row or fill in the value."
             )
 
 

@@ -39,8 +39,7 @@ class CsvReader:
     def __init__(self, path: Path, target: Target) -> None:
         self.path = path
         self.name = str(path)
-        # Some programs mark a text as UTF-8 in its first bytes, which belong to no cell.
-        self._text = read_bytes(path).removeprefix(codecs.BOM_UTF8)
+        self._text = _read_text(path)
         ranges = _line_ranges(self._text)
         comment = np.frombuffer(self._text, np.uint8)[ranges[:, 0]] == ord("#") if len(ranges) else np.zeros(0, bool)
         self._lines = ranges[~comment]
@@ -140,7 +139,7 @@ class LibsvmReader:
 
     def __init__(self, path: Path) -> None:
         self.name = str(path)
-        text = read_bytes(path)
+        text = _read_text(path)
         lines = [line for line in (raw.split(b"#")[0].strip() for raw in text.split(b"\n")) if line]
         if not lines:
             raise UsageError(f"The data file {self.name!r} has no rows. A libsvm file holds one sample a line.")
@@ -197,7 +196,9 @@ class LibsvmReader:
         try:
             return np.array(words).astype(np.float64)
         except ValueError as error:
-            raise UsageError(f"The libsvm file {self.name!r} holds something that is not a number: {error}.") from error
+            bad = next((word for word in words if not _all_numbers([word.decode("utf-8", "replace")])), b"something")
+            shown = bad.decode("utf-8", "replace")
+            raise UsageError(f"The libsvm file {self.name!r} holds {shown!r}, which is not a number.") from error
 
 
 def target_columns(target: Target, header: list[str] | None, width: int, name: str) -> list[int]:
@@ -237,6 +238,18 @@ def _column(entry: str | int, header: list[str] | None, width: int, name: str) -
         f"data.target is {entry!r}, which is no column of {name!r}{nearest(entry, header)} The columns"
         f" are {', '.join(header[:20])}{', ...' if len(header) > 20 else ''}."
     )
+
+
+def _read_text(path: Path) -> bytes:
+    """The content of a text file, without the mark of UTF-8 that some programs put before the first cell.
+
+    Raises:
+        UsageError: the file is missing or damaged, or in UTF-16.
+    """
+    text = read_bytes(path).removeprefix(codecs.BOM_UTF8)
+    if text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise UsageError(f"The data file {str(path)!r} is a text in UTF-16. Save it in UTF-8.")
+    return text
 
 
 def _line_ranges(text: bytes) -> np.ndarray:

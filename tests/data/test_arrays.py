@@ -63,7 +63,10 @@ def test_a_single_array_holds_its_targets_as_columns(tmp_path: Path, target: obj
         ({"a": X, "b": Y}, None, None, "no array named inputs, x, images"),
         ({"x": X, "b": Y}, None, None, "no array named targets, labels or y"),
         ({"x": X, "y": Y[:5]}, None, None, r"shape \(6, 2\) and the targets 'y' shape \(5,\)"),
-        ({"x": X, "y": np.zeros((6, 2, 2))}, None, None, "at most two axes"),
+        ({"x": X, "y": np.zeros((6, 2, 2))}, None, None, "the targets at most two"),
+        ({"x": X[:, 0], "y": Y}, None, None, "the inputs at least two axes"),
+        ({"x": X, "y": np.array(list("ababab"))}, None, None, "'y' of .* is of type <U1; only real numbers"),
+        ({"x": 1j * X, "y": Y}, None, None, "'x' of .* is of type complex128; only real numbers"),
     ],
 )
 def test_arrays_that_do_not_fit(

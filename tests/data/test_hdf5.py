@@ -96,7 +96,7 @@ def test_what_cannot_be_opened(tmp_path: Path) -> None:
     (tmp_path / "text.h5").write_text("no HDF5")
     with pytest.raises(UsageError, match="is damaged"):
         open_hdf5(tmp_path / "text.h5", None, None)
-    with pytest.raises(UsageError, match="only numbers"):
+    with pytest.raises(UsageError, match="only real numbers"):
         open_hdf5(write(tmp_path, inputs=np.array([b"a", b"b"]), targets=np.arange(2)), None, None)
     with pytest.raises(UsageError, match=r"inputs' have shape \(50, 4\) and the targets 'targets' shape \(49,\)"):
         open_hdf5(write(tmp_path, inputs=X, targets=Y[1:]), None, None)

@@ -136,6 +136,7 @@ def test_arrays_are_ready_for_torch(comm: Communicator, tmp_path: Path) -> None:
     [
         ("nan", {}, r"Row 2 of .* \(counted from 0\) has nan in column 'b'; training needs finite numbers"),
         ("-inf", {}, r"has -inf in column 'b'"),
+        ("1e39", {}, r"has 1e\+39 in column 'b'; training needs finite numbers, also as float32"),
         ("nan", {"target": "b"}, r"Row 2 of .* has nan in the target"),
         ("oops", {}, r"Line 4, column 1 of .* is 'oops', which is not a number"),
     ],

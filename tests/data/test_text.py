@@ -53,6 +53,16 @@ def test_a_mark_of_utf8_is_no_part_of_the_first_cell(tmp_path: Path, first: str,
     assert everything(reader)[1] == ([1, 3] if target else [0, 1])
 
 
+def test_a_text_in_utf16_is_refused_and_the_mark_of_utf8_is_no_part_of_a_label(tmp_path: Path) -> None:
+    path = tmp_path / "set.libsvm"
+    path.write_text("\ufeff1 1:2\n0 1:3\n", encoding="utf-8")
+    assert everything(LibsvmReader(path)) == ([[2], [3]], [1, 0])
+    path.write_text("1,2\n3,4\n", encoding="utf-16")
+    for reader in (lambda: CsvReader(path, None), lambda: LibsvmReader(path)):
+        with pytest.raises(UsageError, match=r"in UTF-16\. Save it in UTF-8"):
+            reader()
+
+
 def test_only_the_rows_asked_for_are_parsed(tmp_path: Path) -> None:
     """A bad line of another rank's shard is that rank's business; nothing else of the file is touched."""
     reader = csv(tmp_path, "1,2\n3,x\n5,6\n7,8\n")
@@ -161,7 +171,7 @@ def test_libsvm_rows_become_dense(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("1 1:2\n1 2:x\n", "holds something that is not a number"),
+        ("1 1:2\n1 2:x\n", "holds 'x', which is not a number"),
         ("1 1:2\n0 2:3 4\n", "Row 1 of .* is '0 2:3 4'"),
         ("1 0:2\n", "indices from 1"),
         ("1 1:2:3\n", "Row 0"),
