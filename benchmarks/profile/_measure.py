@@ -17,7 +17,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -29,10 +30,12 @@ from rich.console import Console
 from hpcopt.comm.communicator import Communicator
 from hpcopt.comm.launch import choose_threads
 from hpcopt.config import Job, parse_job
+from hpcopt.objective.problem import Problem
+from hpcopt.objective.protocol import Batch
 from hpcopt.train.job import PreparedJob
 from hpcopt.train.progress import Harmless, PlainProgress
+from hpcopt.train.sampler import BatchSequence
 
-WORK = ("values", "gradients", "curvature_products")
 PACKAGE = f"{os.sep}hpcopt{os.sep}"
 
 
@@ -88,58 +91,88 @@ class Calls:
 
 
 class Windows:
-    """A listener that samples ``steps`` steps after ``first`` others, and counts the calls in ``counted`` more."""
+    """Samples ``steps`` steps after ``first`` others, and counts the calls in ``counted`` more.
 
-    def __init__(self, sampler: Sampler | None, first: int, steps: int, counted: int) -> None:
-        self._sampler, self._first, self._last, self._counted = sampler, first, first + steps, counted
+    It is told of every step that begins, those behind the last window among them, and not by the loop's listeners: what
+    a step's figures are handed to takes as long as a part of a small step.
+
+    Args:
+        sampler: of the processor's time; None to count calls only.
+        first, steps, counted: the steps.
+        read: the counts of evaluations (in passes), messages and seconds waited since some time.
+    """
+
+    def __init__(
+        self, sampler: Sampler | None, first: int, steps: int, counted: int, read: Callable[[], dict[str, float]]
+    ) -> None:
+        self._sampler, self._first, self._last, self._end = sampler, first, first + steps, first + steps + counted
+        self._read, self._done = read, -1
         self._calls, self._per_step = Calls(), list[tuple[int, int]]()
         self._begun: dict[str, float] = {}
         self.found: dict[str, float] = {}
 
-    def iteration(self, **columns: float) -> None:
-        """A step is done."""
-        number = columns["iteration"]
-        if number > self._last:
-            self._per_step.append(self._calls.end())
-        elif number == self._last:
-            now = self._now(columns)
-            if self._sampler is not None:
-                self._sampler.end()
-            steps = self._last - self._first
-            self.found = {key: (now[key] - self._begun[key]) / steps for key in now if key not in ("begun", "ended")}
-            self.found |= {"steps": steps, "begun": self._begun["ended"], "ended": now["ended"]}
-        if number == self._first:
+    def step_begins(self) -> None:
+        """Another step begins."""
+        self._done += 1
+        if self._done == self._first:
             if self._sampler is not None:
                 self._sampler.begin()
-            self._begun = self._now(columns)
-        elif self._last <= number < self._last + self._counted:
+            self._begun = self._now()
+        elif self._done == self._last:
+            self._close()
+        elif self._last < self._done <= self._end:
+            self._per_step.append(self._calls.end())
+        if self._last <= self._done < self._end:
             self._calls.begin()
-        elif number == self._last + self._counted:
+        elif self._done == self._end:
             # The seldom rest, such as rows that are written, is no part of most steps.
             counts = zip(*self._per_step, strict=True)
             self.found["function_calls"], self.found["own_calls"] = map(statistics.median, counts)
 
-    def evaluation(self, **columns: float) -> None:
-        """Not of interest."""
+    @contextmanager
+    def on_batches(self) -> Iterator[None]:
+        """Within it a step begins where a run takes its next batch."""
+        take = BatchSequence.next
 
-    def rank_times(
-        self, iteration: int, step: Sequence[float], waited: Sequence[float], others: Sequence[float] = ()
-    ) -> None:
-        """Not of interest."""
+        def taken(sequence: BatchSequence) -> Batch:
+            self.step_begins()
+            return take(sequence)
 
-    def _now(self, columns: dict[str, float]) -> dict[str, float]:
-        counted = {"waited": columns["seconds_waited"], "messages": columns["calls"]}
-        counted["passes"] = sum(columns[key] for key in WORK)
-        return counted | {"cpu": time.thread_time(), "wall": time.perf_counter(), "ended": time.monotonic()}
+        BatchSequence.next = taken  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            BatchSequence.next = take  # type: ignore[method-assign]
+
+    def _close(self) -> None:
+        now = self._now()
+        if self._sampler is not None:
+            self._sampler.end()
+        steps = self._last - self._first
+        self.found = {key: (now[key] - self._begun[key]) / steps for key in now if key != "ended"}
+        self.found |= {"steps": steps, "begun": self._begun["ended"], "ended": now["ended"]}
+
+    def _now(self) -> dict[str, float]:
+        return self._read() | {"cpu": time.thread_time(), "wall": time.perf_counter(), "ended": time.monotonic()}
 
 
-def train(job: Job, comm: Communicator, windows: Windows, folder: Path) -> dict[str, float]:
+def counts_of(objective: Problem) -> dict[str, float]:
+    """What ``Windows`` reads of a run."""
+    work, totals = objective.work, objective.comm.ledger.totals()
+    passes = work.values + work.gradients + work.curvature_products
+    return {"waited": totals.seconds_waited, "messages": totals.calls, "passes": passes}
+
+
+def train(
+    job: Job, comm: Communicator, sampler: Sampler | None, steps: Sequence[int], folder: Path
+) -> dict[str, float]:
     """A run as ``hpcopt run`` makes it, with its record, log and checkpoints. *Collective*."""
     prepared = PreparedJob(job, comm)
     display = Harmless()
     display.start(lambda: PlainProgress(Console(file=io.StringIO()), 1))
-    listeners = [display, windows] if comm.rank == 0 else []
-    prepared.run(folder, fresh=True, listeners=listeners, watched=True)
+    windows = Windows(sampler, *steps, lambda: counts_of(prepared.objective))
+    with windows.on_batches() if comm.rank == 0 else nullcontext():
+        prepared.run(folder, fresh=True, listeners=[display] if comm.rank == 0 else [], watched=True)
     found = windows.found
     if found:
         # A pass is one evaluation of all samples.
@@ -147,7 +180,9 @@ def train(job: Job, comm: Communicator, windows: Windows, folder: Path) -> dict[
     return found
 
 
-def train_by_hand(plan: dict[str, Any], steps: int, comm: Communicator, windows: Windows) -> dict[str, float]:
+def train_by_hand(
+    plan: dict[str, Any], comm: Communicator, sampler: Sampler | None, steps: Sequence[int]
+) -> dict[str, float]:
     """As many steps of gradient descent as one writes them with torch and mpi4py. *Collective*."""
     # Here, since it puts its own checkout first, and hpcopt may have to be another one's.
     from benchmarks.sgd.step import hand_step
@@ -156,11 +191,11 @@ def train_by_hand(plan: dict[str, Any], steps: int, comm: Communicator, windows:
         inputs, targets = (torch.from_numpy(data[key][comm.rank :: comm.size]) for key in "xy")
     given = argparse.Namespace(widths=plan["widths"], batch=plan["batch"] // comm.size)
     step = hand_step(inputs, targets, given)
-    nothing = dict.fromkeys(("seconds_waited", "calls", *WORK), 0.0)
-    for number in range(1, steps + 1):
-        step()
+    windows = Windows(sampler, *steps, lambda: {"waited": 0.0, "messages": 0.0})
+    for _ in range(sum(steps) + 1):
         if comm.rank == 0:
-            windows.iteration(iteration=number, **nothing)
+            windows.step_begins()
+        step()
     return windows.found | {"evaluations": 1.0} if windows.found else {}
 
 
@@ -172,12 +207,11 @@ def main() -> None:
     sampler = Sampler(folder / "perf.data", plan["hertz"]) if comm.rank == 0 and plan["hertz"] else None
     found: dict[str, Any] = {"threads": threads, "methods": {}}
     for name, given in plan["methods"].items():
-        windows = Windows(sampler, given["first"], given["steps"], given["counted"])
+        steps = given["first"], given["steps"], given["counted"]
         if name == plan["by_hand"]:
-            steps = given["first"] + given["steps"] + given["counted"]
-            found["methods"][name] = train_by_hand(plan, steps, comm, windows)
+            found["methods"][name] = train_by_hand(plan, comm, sampler, steps)
         else:
-            found["methods"][name] = train(parse_job(given["job"]), comm, windows, folder / name)
+            found["methods"][name] = train(parse_job(given["job"]), comm, sampler, steps, folder / name)
     if sampler is not None:
         sampler.close()
     if comm.rank == 0:

@@ -96,7 +96,7 @@ SIZES = {
 
 def job(size: Size, method: str, options: str, data: Path) -> str:
     """The job file of a run."""
-    steps = size.first + size.steps + size.counted
+    steps = size.first + size.steps + size.counted + 1
     return "\n".join(
         [
             f'[run]\ndevice = "cpu"\niterations = {steps}\nevaluate_every = {steps}',

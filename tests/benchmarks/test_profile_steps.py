@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.profile import steps
-from benchmarks.profile._measure import Windows, train, train_by_hand
+from benchmarks.profile._measure import train, train_by_hand
 from hpcopt.comm.communicator import Communicator
 from hpcopt.config import parse_job
 
@@ -54,14 +54,13 @@ def test_every_method_has_a_job_on_both_problems(method: str, size: str, tmp_pat
 def test_a_window_is_measured_and_the_calls_after_it_are_counted(comm: Communicator, tmp_path: Path) -> None:
     size = steps.SIZES["tiny"]._replace(first=3, steps=5, counted=4)
     steps.write_data(size, tmp_path / "data.npz")
-    windows = Windows(None, size.first, size.steps, size.counted)
+    windows = size.first, size.steps, size.counted
     job = parse_job(steps.job(size, "adam", "", tmp_path / "data.npz"))
-    found = train(job, comm, windows, tmp_path / "run")
+    found = train(job, comm, None, windows, tmp_path / "run")
     assert (found["steps"], found["evaluations"], found["messages"]) == (5, pytest.approx(1.0), 1.0)
     assert 0 < found["own_calls"] < found["function_calls"]
-    again = Windows(None, size.first, size.steps, size.counted)
     plan = {"data": str(tmp_path / "data.npz"), "widths": [3, 3, 2], "batch": 4}
-    by_hand = train_by_hand(plan, size.first + size.steps + size.counted, comm, again)
+    by_hand = train_by_hand(plan, comm, None, windows)
     assert by_hand["own_calls"] == 0
     rows = steps.rows({"methods": {"adam": found | {"shares": steps.shares(["Python", "torch"])}}}, None)
     assert rows[0][:4] == ["adam", f"{1e3 * found['cpu']:.3f}", "50.0", "0.0"]
