@@ -5,6 +5,7 @@ Shapes: N samples of all ranks, b of them on this rank.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -48,7 +49,7 @@ def by_columns(part: Part, layout: NetworkLayout, comm: Communicator) -> Part:
     Returns:
         Inputs (N, u), and labels (N,) or this rank's target columns (N, v).
     """
-    rows = part.inputs.reshape(len(part.inputs), -1)
+    rows = part.inputs.reshape(len(part.inputs), math.prod(part.inputs.shape[1:]))
     inputs = columns_of(rows, layout.parts_of(0), layout.features(comm.rank), comm)
     if part.targets.ndim == 1:
         targets = columns_of(part.targets[:, None], [Block(0, 1)], Block(0, 1), comm)[:, 0]

@@ -92,7 +92,7 @@ class SampledDiagonal:
     def extremes(self) -> tuple[float, float]:
         """Squares of the smallest and the largest singular value of the window."""
         width, found = self.basis.shape
-        return float(self.squares.min()) if found == width else 0.0, float(self.squares.max())
+        return float(self.squares.min()) if found == width else 0.0, float(self.squares.max(initial=0.0))
 
     def trace(self, damping: Array) -> Array:
         """That of Z^T (G + Lambda I)^-1 Z for each Lambda (k,)."""

@@ -171,6 +171,17 @@ def test_a_window_that_interpolates_the_batch_leaves_a_finite_criterion(form: Fo
     assert bool(np.isfinite(criteria).all())
 
 
+@forms
+@pytest.mark.parametrize("columns", [N, M])
+def test_features_that_are_all_zero_only_shrink_the_weights(form: Form, columns: int) -> None:
+    """As where no unit of the layer before is active."""
+    p = problem(0)._replace(new=np.zeros((M, columns)), targets=np.ones((T, columns)))
+    sampled = form(p)
+    assert sampled.extremes == (0.0, 0.0)
+    np.testing.assert_allclose(cross_validation(sampled, np.array([0.1]), DAMPING, N), T * columns / (N * T) ** 2)
+    np.testing.assert_allclose(sampled.moved(p.weights, 0.1, 0.4), 0.75 * p.weights, rtol=1e-14)
+
+
 def test_gram_matrices_lose_what_triangles_keep() -> None:
     """Features with condition number 1e10, one direction of them next to nothing in the others."""
     drawn = np.random.default_rng(3).standard_normal

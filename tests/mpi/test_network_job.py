@@ -62,6 +62,11 @@ def test_values_are_evaluated_as_labels_are(comm: Communicator, alone: Communica
         assert getattr(ours.final, name) == pytest.approx(wanted, rel=1e-9)
 
 
+def test_a_test_set_of_one_sample_is_evaluated_on_any_number_of_ranks(comm: Communicator, alone: Communicator) -> None:
+    ours, theirs = (prepared(c, "data.test=1", *settings_of("sgd")).run(None) for c in (comm, alone))
+    assert ours.final.test_loss == pytest.approx(theirs.final.test_loss, rel=1e-9)
+
+
 def test_the_ranks_prove_that_they_decide_alike(comm: Communicator, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = [*settings_of("sgd"), "debug.check_agreement=true"]
     prepared(comm, *settings).run(None)
