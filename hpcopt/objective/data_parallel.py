@@ -20,7 +20,7 @@ from hpcopt.objective.buckets import BucketedGradient
 from hpcopt.objective.curvature.kronecker import KroneckerCurvature
 from hpcopt.objective.curvature.signs import signs
 from hpcopt.objective.figures import squares_from_mean, sums
-from hpcopt.objective.fit import check_fit, on
+from hpcopt.objective.fit import check_fit, check_options, on
 from hpcopt.objective.linearization import FORWARD_MODES, ImplicitLinearization
 from hpcopt.objective.local import LocalObjective
 from hpcopt.objective.losses import Loss, make_loss
@@ -58,8 +58,8 @@ class DataParallelObjective(WholeVectors):
             see the samples as they are.
 
     Raises:
-        UsageError: shapes of inputs, targets and outputs do not fit together, no rank has a sample, or the ranks have
-            different models.
+        UsageError: shapes of inputs, targets and outputs do not fit together, no rank has a sample, the ranks have
+            different models, or an option breaks its rule.
 
     Attributes:
         holds_layers: every rank holds the layers whole, so that ``kronecker`` is offered.
@@ -89,6 +89,7 @@ class DataParallelObjective(WholeVectors):
         stochastic = StochasticState(model, seed, comm.rank)
         shard = Shard(model, make_loss(loss), *data, parameters, stochastic, micro_batch, [self._own_part], augment)
         with comm.together("checking the data against the model"):
+            check_options(weight_decay, micro_batch=micro_batch)
             outputs, draws = check_fit(shard)
         self.samples = int(comm.reduce_scalars([float(len(shard.evaluated()[0]))], label="samples")[0])
         most = comm.reduce_scalars([outputs, draws], op="max", label="samples")

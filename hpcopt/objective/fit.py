@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from hpcopt.checks import is_number, is_whole
 from hpcopt.errors import UsageError
 from hpcopt.objective.shard import Shard
 
@@ -14,6 +15,19 @@ def on(array: torch.Tensor | np.ndarray, dtype: torch.dtype, device: torch.devic
     tensor = torch.as_tensor(array)
     kind = dtype if tensor.is_floating_point() else torch.int64
     return tensor.to(device=device, dtype=kind).contiguous()
+
+
+def check_options(weight_decay: float, **counts: int | None) -> None:
+    """Refuse what is no coefficient of |w|^2 / 2, and numbers that are given and below 1.
+
+    Raises:
+        UsageError: see above.
+    """
+    if not is_number(weight_decay, 0.0):
+        raise UsageError(f"weight_decay = {weight_decay!r} is not allowed; it must be a number of at least 0.")
+    for name, count in counts.items():
+        if count is not None and not is_whole(count, 1):
+            raise UsageError(f"{name} = {count!r} is not allowed; it must be a whole number of at least 1.")
 
 
 def check_fit(shard: Shard) -> tuple[int, bool]:

@@ -249,6 +249,11 @@ class TestWhatDoesNotFit:
             with pytest.raises(UsageError, match="batch normalisation was given a single sample"):
                 evaluate(objective.initial_vector(), objective.full_batch)
 
+    @pytest.mark.parametrize("options", [{"micro_batch": 0}, {"micro_batch": -3}, {"weight_decay": math.nan}])
+    def test_options_that_break_their_rule(self, comm: Communicator, options: dict[str, Any]) -> None:
+        with pytest.raises(UsageError, match="is not allowed; it must be a"):
+            sharded(comm, **options)
+
     def test_no_sample_at_all(self, comm: Communicator) -> None:
         nothing = torch.zeros(0, FEATURES, dtype=torch.float64)
         with pytest.raises(UsageError, match="no rank has a training sample"):

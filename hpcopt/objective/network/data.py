@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from hpcopt.checks import is_number, is_whole
 from hpcopt.comm.communicator import Communicator
 from hpcopt.errors import UsageError, nearest
 from hpcopt.kernels.interface import ACTIVATIONS
@@ -84,27 +83,6 @@ def _on_own_ranks(sizes: Sequence[int], split: Sequence[int] | None, ranks: int)
             "leave it out for the split that has the smallest blocks."
         )
     return layout
-
-
-def check_count(**counts: int | None) -> None:
-    """Refuse numbers that are given and below 1.
-
-    Raises:
-        UsageError: see above.
-    """
-    for name, count in counts.items():
-        if count is not None and not is_whole(count, 1):
-            raise UsageError(f"{name} = {count!r} is not allowed; it must be a whole number of at least 1.")
-
-
-def check_decay(weight_decay: float) -> None:
-    """Refuse what is no coefficient of |w|^2 / 2.
-
-    Raises:
-        UsageError: see above.
-    """
-    if not is_number(weight_decay, 0.0):
-        raise UsageError(f"weight_decay = {weight_decay!r} is not allowed; it must be a number of at least 0.")
 
 
 def check_names(**names: str) -> None:

@@ -16,12 +16,11 @@ from hpcopt.comm.communicator import Communicator
 from hpcopt.kernels.choice import kernels_on
 from hpcopt.objective import vectors
 from hpcopt.objective.curvature.signs import signs
+from hpcopt.objective.fit import check_options
 from hpcopt.objective.local import Pace
 from hpcopt.objective.network.data import (
     Array,
     check_alike,
-    check_count,
-    check_decay,
     check_names,
     check_same,
     is_labels,
@@ -123,8 +122,8 @@ class NetworkObjective(CutVariables):
         self.comm, self.weight_decay = comm, weight_decay
         with comm.together("laying out the network"):
             check_names(activation=activation, loss=loss, init=init, jacobian=jacobian, factors=factors)
-            check_count(micro_batch=micro_batch, memory_limit=memory_limit, pipeline=pipeline, instances=instances)
-            check_decay(weight_decay)
+            counts = {"micro_batch": micro_batch, "pipeline": pipeline, "instances": instances}
+            check_options(weight_decay, memory_limit=memory_limit, **counts)
             self.partition = make_layout(sizes, grid, comm.size, mapping, split)
             self.inputs = own_inputs(inputs, self.partition, comm.rank)
             self.targets = own_targets(targets, self.partition, comm.rank, self.inputs)
