@@ -48,8 +48,11 @@ def test_the_numbers_are_those_of_one_rank(
     assert_same(ours, after(sharded(alone, loss, weight_decay=0.1), **options))
 
 
-def test_ranks_without_samples_take_part(comm: Communicator, alone: Communicator) -> None:
-    assert_same(after(sharded(comm, count=2)), after(sharded(alone, count=2)))
+@pytest.mark.parametrize("more", [False, True])
+def test_ranks_with_a_single_sample_or_none_take_part(comm: Communicator, alone: Communicator, more: bool) -> None:
+    """Two samples, or one more than there are ranks, so that the first has two."""
+    count = comm.size + 1 if more else 2
+    assert_same(after(sharded(comm, count=count)), after(sharded(alone, count=count)))
 
 
 @pytest.mark.parametrize("shards", [1, 2])

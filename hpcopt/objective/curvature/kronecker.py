@@ -156,12 +156,11 @@ class KroneckerCurvature:
     def _find_layers(self) -> list[FactoredLayer]:
         """The layers whose gradients are what their calls make them, as two samples of every rank show."""
         objective, shard = self._objective, self._objective.shard
-        layers, wrong = candidates(shard.module, shard.parameters), [0.0]
-        wrong *= len(layers)
-        # Batch normalisation refuses a single sample.
-        if layers and len(shard.inputs) > 1:
-            with objective.comm.together("looking at the layers of the model"):
-                few = shard.inputs[:2]
+        layers, few = candidates(shard.module, shard.parameters), shard.inputs[:2]
+        wrong = [0.0] * len(layers)
+        with objective.comm.together("looking at the layers of the model"):
+            # Batch normalisation refuses a single sample.
+            if layers and len(few) > 1:
                 shard.prepare(objective.initial_vector())
                 with shard.stochastic.frozen((0, 0), 0, few.device, may_update=False):
                     wrong = [float(not right) for right in explains_gradient(shard.module, few, layers)]
