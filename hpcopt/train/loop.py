@@ -145,7 +145,7 @@ class TrainingLoop:
         check_agreement(objective.comm, self._shared(state, report), done)
         replicas = getattr(objective, "across", None)
         if replicas is not None:
-            with objective.comm.together("comparing the replicas"):
+            with objective.comm.together("comparing the replicas", groups=True):
                 check_agreement(replicas, state["parameters"], done)
 
     def _shared(self, state: State, report: StepReport) -> torch.Tensor:
