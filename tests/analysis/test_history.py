@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -150,6 +151,17 @@ def test_a_damaged_record_is_refused(tmp_path: Path) -> None:
     (path / "metrics.h5").write_bytes(b"not HDF5")
     with pytest.raises(UsageError, match="cannot be read"):
         _ = open_run(path).history
+
+
+def test_a_record_damaged_in_its_structure_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    path = write_run(tmp_path / "a", epochs=3) / "metrics.h5"
+    content = bytearray(path.read_bytes())
+    for found in re.finditer(b"EAHD", bytes(content)):  # where it says which chunks a column has
+        content[found.start() + 10] ^= 1
+    path.write_bytes(content)
+    words = [sys.executable, "-c", "import sys, hpcopt; hpcopt.open_run(sys.argv[1]).history", str(path.parent)]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, timeout=60, check=False)
+    assert "UsageError: The record" in done.stderr
 
 
 def test_another_hdf5_file_and_a_newer_schema_are_refused(tmp_path: Path) -> None:

@@ -25,6 +25,9 @@ from hpcopt.train.run.record import (
 Tables = dict[str, np.recarray]
 T = TypeVar("T")
 
+FLAGS = 11
+"""Byte of a file of HDF5 1.10 (superblock 3) that is 0 when no writer has it open."""
+
 ATTEMPTS = 5
 PAUSE_SECONDS = 0.05
 
@@ -97,7 +100,7 @@ def earlier_rows(path: Path, iterations: int, ranks: int) -> dict[str, list[dict
 def _opened(path: Path) -> Iterator[h5py.File]:
     """The record, open for reading. Raises UsageError for what HDF5 refuses, here or in the block."""
     try:
-        with _retrying(lambda: h5py.File(path, "r", libver="latest", swmr=True, locking="best-effort")) as file:
+        with _retrying(lambda: _open(path)) as file:
             _check_format(path, file)
             yield file
     except (OSError, KeyError, RuntimeError) as error:
@@ -105,6 +108,19 @@ def _opened(path: Path) -> Iterator[h5py.File]:
             f"The record {path} cannot be read: {str(error).splitlines()[0]}. It is damaged or was not written by "
             "hpcopt; the other files of the run are not affected."
         ) from error
+
+
+def _open(path: Path) -> h5py.File:
+    """Open the record, as one that is being written only where it is, or was when its writer was killed.
+
+    In that mode HDF5 tries a hundred times to read damaged metadata, and doubles its pause each time: for ever.
+    """
+    with open(path, "rb") as file:
+        superblock = file.read(FLAGS + 1)
+    if superblock[FLAGS:] in (b"", b"\0"):
+        # Without a lock, which would keep a run that goes on from writing.
+        return h5py.File(path, "r", libver="latest", locking=False)
+    return h5py.File(path, "r", libver="latest", swmr=True, locking="best-effort")
 
 
 def _check_format(path: Path, file: h5py.File) -> None:
