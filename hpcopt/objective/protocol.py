@@ -8,12 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
-
-if TYPE_CHECKING:
-    from hpcopt.objective.curvature.kronecker import KroneckerCurvature
 
 Vector = torch.Tensor
 """One contiguous float32 or float64 buffer of n numbers on the objective's device."""
@@ -284,15 +281,6 @@ class Objective(Protocol):
 
     def linearize(self, w: Vector, batch: Batch) -> Linearization:
         """The linearisation at w. *Collective* in its products."""
-        ...
-
-    @property
-    def kronecker(self) -> KroneckerCurvature:
-        """The curvature in Kronecker factors, layer by layer. The first call is *collective*.
-
-        Raises:
-            UsageError: on all ranks, when the ranks do not hold the layers of a model whole.
-        """
         ...
 
     def dot(self, x: Vector, y: Vector) -> float:

@@ -43,7 +43,7 @@ from hpcopt.solvers.agreement import agreed_coefficients, agreed_dot, agreed_inn
 from hpcopt.solvers.block_direction import BlockSolver
 from hpcopt.solvers.checks import check_choice, check_count, check_flag, check_number, fail
 from hpcopt.solvers.damping import DAMPING_MAX, DAMPING_MIN, after_failure, after_step
-from hpcopt.solvers.preconditioners.kronecker import KroneckerFactors
+from hpcopt.solvers.preconditioners.kronecker import KroneckerFactors, curvature_of
 from hpcopt.solvers.preconditioners.protocol import Identity, Preconditioner
 from hpcopt.solvers.solver import State, StepReport
 from hpcopt.solvers.start import count_failure, empty_start, evaluate_start, noise
@@ -191,7 +191,7 @@ class Newton:
     def _wants_factors(self, objective: Objective) -> bool:
         """Whether P is built from Kronecker factors."""
         if self.preconditioner == "auto" and self.direction == "full" and getattr(objective, "holds_layers", False):
-            return objective.kronecker.offers("true")
+            return curvature_of(objective).offers("true")
         return self.preconditioner == "kronecker"
 
     def step(self, objective: Objective, state: State, batch: Batch) -> tuple[State, StepReport]:

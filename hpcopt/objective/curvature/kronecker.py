@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -24,7 +24,7 @@ from hpcopt.layout.assignment import balanced_assignment
 from hpcopt.objective.curvature.factored_layers import FactoredLayer, Moments, candidates, explains_gradient, traced
 from hpcopt.objective.curvature.fisher import OutputErrors, check_kind
 from hpcopt.objective.curvature.triangles import pack, triangle_size
-from hpcopt.objective.protocol import Batch, Vector
+from hpcopt.objective.protocol import Batch, Objective, Vector
 from hpcopt.random import key64
 
 if TYPE_CHECKING:
@@ -219,3 +219,16 @@ class KroneckerCurvature:
             gradient += passed * 3 * a * o
         part = batch.total / self._objective.samples
         self._objective.work.gradients += part * (spent / gradient if gradient > 0 else 1.0)
+
+
+class KroneckerObjective(Objective, Protocol):
+    """An objective whose ranks may all hold the layers of a model whole."""
+
+    @property
+    def kronecker(self) -> KroneckerCurvature:
+        """The curvature in Kronecker factors, layer by layer. The first call is *collective*.
+
+        Raises:
+            UsageError: on all ranks, when the ranks do not hold the layers whole.
+        """
+        ...

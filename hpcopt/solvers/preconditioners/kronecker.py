@@ -9,13 +9,13 @@ diagonal c of the curvature. Each layer is inverted on one rank. Shapes: n varia
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 
 from hpcopt.linalg.kronecker import damped_inverses, multiply
 from hpcopt.objective.curvature.fisher import KINDS
-from hpcopt.objective.curvature.kronecker import KroneckerCurvature, PendingFactors
+from hpcopt.objective.curvature.kronecker import KroneckerCurvature, KroneckerObjective, PendingFactors
 from hpcopt.objective.curvature.triangles import pack, triangle_size, unpack
 from hpcopt.objective.protocol import Batch, Objective, Vector
 from hpcopt.solvers.checks import check_choice, check_count, check_number
@@ -60,7 +60,7 @@ class KroneckerFactors:
         Raises:
             UsageError: on all ranks, when the objective offers no factors.
         """
-        curvature = objective.kronecker
+        curvature = curvature_of(objective)
         curvature.check(self.fisher)
         layers, others = curvature.layers, curvature.others
         places = [(x.weight.start, -1 if x.bias is None else x.bias.start, x.inputs, x.outputs) for x in layers]
@@ -86,7 +86,7 @@ class KroneckerFactors:
         number = step if step < self.factor_every else self.factor_every - 1 + step // self.factor_every
         samples = objective.subset(batch, self.factor_samples, number)
         w: Vector = state["parameters"]  # type: ignore[assignment]
-        return objective.kronecker.begin(w, samples, self.fisher, number)
+        return curvature_of(objective).begin(w, samples, self.fisher, number)
 
     def end(self, objective: Objective, state: State, pending: PendingFactors | None, damping: float) -> None:
         """Average the factors with the past ones and invert. *Collective*.
@@ -103,7 +103,7 @@ class KroneckerFactors:
             return
         state["factor_refreshes"] = int(state["factor_refreshes"]) + 1
         factors.lerp_(new, max(1 - self.factor_memory, 1 / int(state["factor_refreshes"])))
-        self._invert(objective.kronecker, state, max(damping, DAMPING_LEAST))
+        self._invert(curvature_of(objective), state, max(damping, DAMPING_LEAST))
 
     def apply(self, state: State, vector: Vector) -> Vector:
         """P r, a new vector (n,): two products of matrices a layer."""
@@ -177,3 +177,12 @@ class _Squares:
         """Start and stop of each other tensor with its part of the diagonal."""
         parts = self.diagonal.split([stop - start for start, stop in self._others])
         return [(start, stop, part) for (start, stop), part in zip(self._others, parts, strict=True)]
+
+
+def curvature_of(objective: Objective) -> KroneckerCurvature:
+    """The curvature of an objective in Kronecker factors. *Collective* when first asked for.
+
+    Raises:
+        UsageError: on all ranks, when the ranks do not hold the layers of a model whole.
+    """
+    return cast(KroneckerObjective, objective).kronecker
