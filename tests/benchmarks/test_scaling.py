@@ -136,7 +136,9 @@ def test_the_worker_tells_what_inspect_does(tmp_path: Path, monkeypatch: pytest.
     found = json.loads((tmp_path / "told.json").read_text(encoding="utf-8"))
     assert list(found["runs"]) == ["a"]
     assert found["runs"]["a"]["iterations"] == 3
-    assert min(split(found["runs"]["a"])) > 0
+    shares = split(found["runs"]["a"])
+    assert min(shares.computing, shares.evaluation, shares.files) > 0
+    assert shares.communication == shares.waiting == 0, "a rank that is alone sends nothing"
     assert (len(found["hosts"]), list(found["allreduce"])) == (1, ["8", "262144"])
 
 
