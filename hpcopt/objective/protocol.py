@@ -46,8 +46,8 @@ class Work:
         gradients: forward and backward passes.
         curvature_products: products with the Gauss-Newton matrix; J v and J^T u are half of one each.
         curvature_cost: of a product, in gradients. A layer with w weights takes 2 w operations a sample forward, 4 w
-            backward, and 4 w for either half of a product, whose forward pass is not repeated: 8 w over 6 w. Measured
-            on 784-512-256-10: 1.1 (no tangents of the inputs, ``benchmarks/newton/products.py``).
+            backward, and 4 w for either half of a product, whose forward pass is not repeated: 8 w over 6 w. Less
+            where the first layer is large, whose inputs have neither tangents nor gradients: 1.1 on 784-512-256-10.
     """
 
     values: float = 0.0
@@ -57,7 +57,7 @@ class Work:
 
     @property
     def gradient_equivalents(self) -> float:
-        """Weighted sum: a value costs 1/3, a gradient 1, a curvature product its measured cost in gradients."""
+        """Weighted sum: a value costs 1/3, a gradient 1, a curvature product its cost in gradients."""
         return self.values / 3 + self.gradients + self.curvature_products * self.curvature_cost
 
 
