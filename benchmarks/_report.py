@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
+import shlex
 import subprocess
 from collections.abc import Sequence
 from datetime import datetime, timezone
@@ -13,6 +15,10 @@ from pathlib import Path
 from hpcopt import __version__
 
 PACKAGES = ("torch", "numpy", "mpi4py", "h5py", "scipy")
+OWN = ("runs", "output")
+"""Options that say where runs and the report lie, which changes no figure."""
+REPEATED = ("set", "newton")
+"""Options that are given once for each of their values."""
 
 
 def environment_lines(ranks: int | None = None) -> list[str]:
@@ -34,6 +40,33 @@ def write_report(path: str | Path, title: str, command: str, lines: Sequence[str
     text = [f"# {title}", "", "```", command, "```", "", *environment_lines(ranks), "", *lines, ""]
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_text("\n".join(text), encoding="utf-8")
+
+
+def spelled(options: argparse.Namespace, *left_out: str) -> str:
+    """The options of a measurement as words behind its script: those at their defaults too, which may change.
+
+    The folder of the data stands as DIR. Flags that are off, options without a value, ``OWN``, and ``left_out``, such
+    as arguments without a name, have no words.
+    """
+    words: list[str] = []
+    for name, value in vars(options).items():
+        if name in (*OWN, *left_out) or value is None or value is False:
+            continue
+        flag, values = f"--{name.replace('_', '-')}", value if isinstance(value, list) else [value]
+        if name == "root":
+            words += [flag, "DIR"]
+        elif name in REPEATED:
+            words += [word for setting in values for word in (flag, _without_root(setting))]
+        elif value is True:
+            words.append(flag)
+        else:
+            words += [flag, *(f"{each:g}" if isinstance(each, float) else str(each) for each in values)]
+    return "".join(f" {shlex.quote(word)}" for word in words)
+
+
+def _without_root(setting: str) -> str:
+    """A setting of a job, with DIR for the folder of the data."""
+    return "data.root=DIR" if setting.startswith("data.root=") else setting
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

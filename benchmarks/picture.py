@@ -38,7 +38,7 @@ class Gap:
 
 
 def main() -> None:
-    """Read both reports and draw."""
+    """Read the three reports and draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", default="docs/images/results.png")
     args = parser.parse_args()

@@ -18,7 +18,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks._report import table, write_report
+from benchmarks._report import spelled, table, write_report
 from benchmarks._runs import JOBS, percent, reductions, trained
 
 NETWORKS = {"mnist": "784-512-256-10", "cifar10": "3072-512-512-10"}
@@ -92,17 +92,6 @@ def report(told: dict[int, dict[str, Any]], args: argparse.Namespace) -> list[st
     ]
 
 
-def command(args: argparse.Namespace) -> str:
-    """The line that repeats the measurement."""
-    ranks = " ".join(map(str, args.ranks))
-    words = f"python benchmarks/apts/accuracy.py --root DIR --data {args.data} --batch {args.batch} --ranks {ranks}"
-    words += f" --epochs {args.epochs} --preset {args.preset} --seed {args.seed}"
-    words += f" --evaluate-every {args.evaluate_every:g}"
-    if args.stop_at is not None:
-        words += f" --stop-at {args.stop_at:g}"
-    return words + "".join(f" --set {setting}" for setting in args.set)
-
-
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -135,7 +124,7 @@ def main() -> None:
     print("\n".join(lines))
     if args.output:
         title = f"APTS on {'MNIST' if args.data == 'mnist' else 'CIFAR-10'} with nothing tuned"
-        write_report(args.output, title, command(args), lines)
+        write_report(args.output, title, f"python benchmarks/apts/accuracy.py{spelled(args)}", lines)
 
 
 if __name__ == "__main__":

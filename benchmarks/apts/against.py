@@ -21,7 +21,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks._report import table, write_report
+from benchmarks._report import spelled, table, write_report
 from benchmarks._runs import JOBS, percent, reductions, trained
 from hpcopt.solvers.adam import Adam
 from hpcopt.solvers.sgd import SGD
@@ -70,7 +70,8 @@ class Entry:
 def train(args: argparse.Namespace) -> list[Entry]:
     """APTS, then the others in turn."""
     job = JOBS / f"{args.data}-apts.toml"
-    common = [f"run.seed={args.seed}", f"data.batch={args.batch}", *args.set]
+    batch = '"full"' if args.batch == "full" else args.batch
+    common = [f"run.seed={args.seed}", f"data.batch={batch}", *args.set]
 
     def run(name: str, settings: list[str]) -> dict[str, Any]:
         return trained(job, args.ranks, args.runs, f"{args.data}-{name}", args.root, [*common, *settings])
@@ -129,7 +130,7 @@ def report(entries: list[Entry], args: argparse.Namespace) -> list[str]:
     seconds = min(entry.seconds for entry in entries if not entry.diverged)
     head = ["method, learning rate", "final %", "best %", "train loss", "gradients", "seconds"]
     head += [f"% at {seconds:.1f} s", "reductions"]
-    batch = "full batch" if args.batch == '"full"' else f"batches of {int(args.batch):,}"
+    batch = "full batch" if args.batch == "full" else f"batches of {int(args.batch):,}"
     return [
         f"{args.data}, the network and loss of jobs/{args.data}-apts.toml, {batch}, {args.ranks} ranks, float32, seed"
         f" {args.seed}; test accuracy in %. APTS: {entries[0].told['epochs']:g} epochs.",
@@ -155,9 +156,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--runs", type=Path, default=Path("runs/benchmark-against"))
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--output", type=Path)
-    args = parser.parse_args()
-    args.batch = '"full"' if args.batch == "full" else args.batch
-    return args
+    return parser.parse_args()
 
 
 def main() -> None:
@@ -166,10 +165,8 @@ def main() -> None:
     lines = report(train(args), args)
     print("\n".join(lines))
     if args.output:
-        words = f"python benchmarks/apts/against.py --root DIR --data {args.data} --batch {args.batch.strip(chr(34))}"
-        words += f" --epochs {args.epochs} --ranks {args.ranks} --seed {args.seed}"
-        words += "".join(f" --set {setting}" for setting in args.set)
-        write_report(args.output, "APTS beside SGD and Adam", words, lines)
+        command = f"python benchmarks/apts/against.py{spelled(args)}"
+        write_report(args.output, "APTS beside SGD and Adam", command, lines)
 
 
 if __name__ == "__main__":

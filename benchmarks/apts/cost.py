@@ -23,7 +23,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks._report import table, write_report
+from benchmarks._report import spelled, table, write_report
 from hpcopt.comm.communicator import Communicator
 from hpcopt.comm.ledger import Ledger
 from hpcopt.config import parse_job, read_job
@@ -175,9 +175,8 @@ def main() -> None:
         ]
         print("\n".join(lines))
         if args.output:
-            extra = "".join(f" --set {setting}" for setting in args.set)
-            words = f"mpirun -n {comm.size} python benchmarks/apts/cost.py --root DIR --iterations {args.iterations}"
-            write_report(args.output, "What an iteration of APTS costs", words + extra, lines)
+            command = f"mpirun -n {comm.size} python benchmarks/apts/cost.py{spelled(args)}"
+            write_report(args.output, "What an iteration of APTS costs", command, lines)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks._report import table, write_report
+from benchmarks._report import spelled, table, write_report
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 JOB = """
@@ -89,7 +89,7 @@ def main() -> None:
     ]
     print("\n".join(lines))
     if args.output:
-        command = f"python benchmarks/apts/quorum.py --ranks {args.ranks} --seconds {args.seconds}"
+        command = f"python benchmarks/apts/quorum.py{spelled(args)}"
         write_report(args.output, "APTS with a straggling rank", command, lines)
 
 

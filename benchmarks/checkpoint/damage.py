@@ -25,7 +25,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks._report import table, write_report
+from benchmarks._report import spelled, table, write_report
 from hpcopt.checkpoint.store import CheckpointStore
 from hpcopt.checkpoint.verify import verify
 from tests.support.checkpoints import on_ranks
@@ -122,7 +122,7 @@ def main() -> int:
     lines = [f"Seed {options.seed}.", "", *table(["damage", *columns[:3], "false alarms before it"], rows)]
     print("\n".join(lines))
     if options.output:
-        command = f"python benchmarks/checkpoint/damage.py --seed {options.seed}"
+        command = f"python benchmarks/checkpoint/damage.py{spelled(options)}"
         write_report(options.output, "Damage to a checkpoint", command, lines)
     return int(total["found"] + total["named"] != 2 * total["trials"] or total["alarms"] > 0)
 

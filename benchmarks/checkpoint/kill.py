@@ -19,9 +19,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks._report import table, write_report
+from benchmarks._report import spelled, table, write_report
 from hpcopt.checkpoint.folder import FOLDER, set_aside
-from tests.fault.test_resume import JOB, MODELS, assert_equal_runs, run_until_done
+from tests.fault.test_resume import run_until_done
+from tests.support.held import JOB, assert_equal_runs, write_job
 
 ITERATIONS = 300
 RANKS = 2
@@ -32,10 +33,7 @@ def prepare(path: Path) -> Path:
     """A folder with the job."""
     path.mkdir()
     job = JOB.replace("iterations = 60", f"iterations = {ITERATIONS}")
-    job = job.replace("evaluate_every = 2", "evaluate_every = 20")
-    (path / "job.toml").write_text(job)
-    (path / "mymodels.py").write_text(MODELS)
-    return path
+    return write_job(path, job.replace("evaluate_every = 2", "evaluate_every = 20"))
 
 
 def main() -> None:
@@ -63,7 +61,7 @@ def main() -> None:
     ]
     print("\n".join(lines))
     if options.output:
-        command = f"python benchmarks/checkpoint/kill.py --kills {options.kills} --seed {options.seed}"
+        command = f"python benchmarks/checkpoint/kill.py{spelled(options)}"
         write_report(options.output, "Killing a run again and again", command, lines, RANKS)
 
 

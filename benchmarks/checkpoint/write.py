@@ -25,7 +25,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks._report import table, write_report
+from benchmarks._report import spelled, table, write_report
 from hpcopt.checkpoint.folder import FOLDER
 from hpcopt.checkpoint.store import CheckpointStore
 from hpcopt.checkpoint.verify import verify
@@ -146,7 +146,7 @@ def main() -> None:
         lines = report(options.parameters, rounds, extra)
         print("\n".join(lines))
         if options.output:
-            command = f"mpirun -n {comm.size} python benchmarks/checkpoint/write.py"
+            command = f"mpirun -n {comm.size} python benchmarks/checkpoint/write.py{spelled(options, 'directory')}"
             write_report(options.output, "Writing a checkpoint", command, lines)
 
 

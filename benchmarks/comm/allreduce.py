@@ -21,7 +21,7 @@ import torch
 from mpi4py import MPI
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from benchmarks._report import table, write_report
+from benchmarks._report import spelled, table, write_report
 from hpcopt.comm.communicator import Communicator
 
 SIZES = (16, 1024, 65536, 2**20, 4 * 2**20, 16 * 2**20)
@@ -95,7 +95,7 @@ def verdicts(figures: list[Figure]) -> list[str]:
     ]
 
 
-def main() -> int:
+def main() -> None:
     """Measure, print the table on rank 0, and write it where ``--output`` says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=201, help="rounds a size (default %(default)s)")
@@ -119,10 +119,9 @@ def main() -> int:
         lines = [*table(head, rows), "", *verdicts(figures)]
         print("\n".join(lines))
         if options.output:
-            command = f"mpirun -n {comm.size} python benchmarks/comm/allreduce.py --rounds {options.rounds}"
+            command = f"mpirun -n {comm.size} python benchmarks/comm/allreduce.py{spelled(options)}"
             write_report(options.output, "Allreduce through Communicator beside bare mpi4py", command, lines)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -29,7 +29,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks._report import write_report
+from benchmarks._report import spelled, write_report
 from benchmarks._runs import Run, directory_of, finished, told
 from benchmarks.compare.baselines import BASELINES
 from benchmarks.compare.picture import draw
@@ -164,11 +164,8 @@ def main() -> None:
         for name, problem in problems.items():
             draw(args.output.with_suffix("") / f"{name}.png", name, problem, found[name])
             lines.append(f"- [{name}]({args.output.stem}/{name}.png)")
-        words = f"python benchmarks/compare/compare.py --root DIR --sets {' '.join(args.sets)}"
-        words += f" --seeds {' '.join(map(str, args.seeds))} --ranks {args.ranks}"
-        words += f" --budget {args.budget:g}" if args.budget else ""
-        words += "" if len(args.methods) == len(METHODS) + len(BASELINES) else f" --methods {' '.join(args.methods)}"
-        write_report(args.output, "With nothing tuned, beside what a user would take instead", words, lines)
+        command = f"python benchmarks/compare/compare.py{spelled(args)}"
+        write_report(args.output, "With nothing tuned, beside what a user would take instead", command, lines)
 
 
 if __name__ == "__main__":

@@ -3,11 +3,11 @@
     python benchmarks/gpu/run.py [--root DIR] [--output benchmarks/results/gpu-NAME.md]
 
 Kernels against float64 and against the rates that the device reaches itself; iterations of conjugate gradients recorded
-as CUDA graphs and not; one Gauss-Newton product against
-torch.func and, where it is installed, curvlinops (``benchmarks/newton/products.py`` says how); reductions by 2 and 4
-ranks that share the GPU, through the host and, if a probe finds that the MPI library can, directly; and seconds to 97 %
-on MNIST for each method on 1, 2 and 4 ranks, with ``--root``, the folder with MNIST's files. The report is written anew
-after every part. Without a GPU it says so and measures nothing; ``--device cpu`` is a dry run with small arrays.
+as CUDA graphs and not; one Gauss-Newton product against torch.func and, where it is installed, curvlinops
+(``benchmarks/newton/products.py`` says how); reductions by 2 and 4 ranks that share the GPU, through the host and, if a
+probe finds that the MPI library can, directly; and seconds to 97 % on MNIST for each method on 1, 2 and 4 ranks, with
+``--root``, the folder with MNIST's files. The report is written anew after every part. Without a GPU it says so and
+measures nothing; ``--device cpu`` is a dry run with small arrays.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from time import perf_counter
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from benchmarks._report import table, write_report
+from benchmarks._report import spelled, table, write_report
 from benchmarks._runs import JOBS, trained
 from benchmarks.gpu import kernels
 from benchmarks.newton import products
@@ -39,11 +39,11 @@ RANKS = (1, 2, 4)
 TARGET = 0.97
 RUN_SECONDS = 25
 METHODS = {
-    "newton": ("mnist-newton.toml", []),
-    "nlcg": ("mnist-nlcg.toml", []),
-    "apts": ("mnist-apts.toml", []),
-    "trust_region": ("mnist-trust-region.toml", []),
-    "sgd": ("mnist-sgd.toml", []),
+    "newton": "mnist-newton.toml",
+    "nlcg": "mnist-nlcg.toml",
+    "apts": "mnist-apts.toml",
+    "trust_region": "mnist-trust-region.toml",
+    "sgd": "mnist-sgd.toml",
 }
 PRODUCT_TARGET = 0.5
 """Of torch.func's time, for a product by factors."""
@@ -113,11 +113,11 @@ def training_lines(device: torch.device, root: str | None, left: Callable[[], fl
     cells = []
     with tempfile.TemporaryDirectory() as folder:
         for ranks in RANKS:
-            for name, (job, own) in METHODS.items():
+            for name, job in METHODS.items():
                 if left() < RUN_SECONDS + 15:
                     cells.append([name, str(ranks), "no time left", "", ""])
                     continue
-                told = trained(JOBS / job, ranks, Path(folder), f"{name}-{ranks}", root, [*settings, *own])
+                told = trained(JOBS / job, ranks, Path(folder), f"{name}-{ranks}", root, settings)
                 best = told["best"]["test_accuracy"]
                 reached = f"{told['seconds']:.1f}" if best >= TARGET else "not reached"
                 cells.append([name, str(ranks), reached, f"{100 * best:.2f}", str(told["iterations"])])
@@ -160,7 +160,7 @@ def main() -> int:
         lines += [f"## {title}", "", *found, ""]
         print("\n".join([f"## {title}", "", *found, ""]), flush=True)
         if output is not None:
-            write_report(output, "hpcopt on a GPU", "python benchmarks/gpu/run.py --root DIR", lines)
+            write_report(output, "hpcopt on a GPU", f"python benchmarks/gpu/run.py{spelled(args)}", lines)
     print(f"{perf_counter() - start:.0f} s")
     return int(any(line.startswith("FAILED") for line in lines))
 

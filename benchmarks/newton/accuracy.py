@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks._report import table, write_report
+from benchmarks._report import spelled, table, write_report
 from benchmarks._runs import JOBS, percent, trained
 from benchmarks.apts.against import DEFAULTS, RATES, Entry
 
@@ -166,11 +166,8 @@ def main() -> None:
     lines = report([train(data, args) for data in args.sets], args)
     print("\n".join(lines))
     if args.output:
-        words = f"python benchmarks/newton/accuracy.py --root DIR --sets {' '.join(args.sets)}"
-        words += f" --iterations {args.iterations} --batch {args.batch} --ranks {args.ranks} --seed {args.seed}"
-        words += "".join(f" --set {setting}" for setting in args.set)
-        words += "".join(f" --newton {setting}" for setting in args.newton)
-        write_report(args.output, "Newton beside Adam: test accuracy in equal time", words, lines, args.ranks)
+        command = f"python benchmarks/newton/accuracy.py{spelled(args)}"
+        write_report(args.output, "Newton beside Adam: test accuracy in equal time", command, lines, args.ranks)
 
 
 if __name__ == "__main__":

@@ -3,9 +3,9 @@
     python benchmarks/newton/combination.py [--starts 2] [--output benchmarks/results/newton-combination.md]
 
 784-128-64-10, sigmoid, squared loss, 2,000 images of mnist-5k to train and 1,000 to test, 15 incoming weights a unit,
-the Gauss-Newton matrix on a fifth of the batch, 40 full batches. Nothing is timed: products and losses do not depend on
-the machine, but for rounding. f counts |o - y|^2 once, as Wang et al. 2018 do, so it is twice the objective; in its
-units the first lambda is 1 and the regularisation |w|^2 / (2 l), l the number of images.
+the Gauss-Newton matrix on a fifth of the batch, no preconditioner, 40 full batches. Nothing is timed: products and
+losses do not depend on the machine, but for rounding. f counts |o - y|^2 once, as Wang et al. 2018 do, so it is twice
+the objective; in its units the first lambda is 1 and the regularisation |w|^2 / (2 l), l the number of images.
 """
 
 from __future__ import annotations
@@ -19,11 +19,14 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks._report import table, write_report
+from benchmarks._report import spelled, table, write_report
 from benchmarks.newton._problem import Outcome, prepared
 from hpcopt.comm.communicator import Communicator
 
-SETTINGS = ("run.iterations=40", "parallel.layout=data", "model.init=torch", "solver.preset=default")
+SETTINGS = (
+    *("run.iterations=40", "parallel.layout=data", "model.init=torch"),
+    *("solver.preset=default", "solver.preconditioner=none", "solver.subset_least=1"),
+)
 VARIANTS: dict[str, list[str]] = {
     "1e-3, without combination": ["solver.cg_tolerance=1e-3", "solver.combine=false"],
     "1e-3": ["solver.cg_tolerance=1e-3"],
@@ -48,7 +51,7 @@ def sparse(model: torch.nn.Module, seed: int) -> None:
 
 def run(variant: str, seed: int) -> tuple[float, ...]:
     """Final f, best accuracy, accuracies after 10 and 20 steps, products of conjugate gradients, median step."""
-    job = prepared(Communicator(), *SETTINGS, "solver.subset_least=1", *VARIANTS[variant])
+    job = prepared(Communicator(), *SETTINGS, *VARIANTS[variant])
     outcome = Outcome()
     sparse(job.objective.shard.module, seed)
     job.run(None, listeners=[outcome])
@@ -71,7 +74,7 @@ def main() -> None:
     head = ["cg_tolerance", "f", "best test accuracy, %", "after 10 / 20 steps, %", "products", "median alpha"]
     lines = [f"Means over {options.starts} starts.", "", *table(head, rows)]
     if options.output:
-        command = f"python benchmarks/newton/combination.py --starts {options.starts} --output {options.output}"
+        command = f"python benchmarks/newton/combination.py{spelled(options)}"
         title = "Newton: the combination with the previous direction, and the tolerance of conjugate gradients"
         write_report(options.output, title, command, lines)
 

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from benchmarks._report import table, write_report
+from benchmarks._report import spelled, table, write_report
 from hpcopt.comm.communicator import Communicator
 from hpcopt.layout.network import GridLayout, network_grid
 from hpcopt.objective.network.objective import NetworkObjective
@@ -187,7 +187,7 @@ def main() -> None:
     lines = report([[started(ranks, chosen.sizes, *case) for ranks in chosen.ranks] for case in cases], chosen)
     print("\n".join(lines))
     if chosen.output:
-        command = f"OMP_NUM_THREADS=1 python benchmarks/newton/memory.py --ranks {' '.join(map(str, chosen.ranks))}"
+        command = f"OMP_NUM_THREADS=1 python benchmarks/newton/memory.py{spelled(chosen)}"
         write_report(chosen.output, "Memory of a rank, network on a grid", command, lines, max(chosen.ranks))
 
 

@@ -34,7 +34,7 @@ import torch
 from torch.func import functional_call, jvp, vjp
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from benchmarks._report import table, write_report
+from benchmarks._report import spelled, table, write_report
 from hpcopt.comm.communicator import Communicator
 from hpcopt.objective.data_parallel import DataParallelObjective
 from hpcopt.objective.losses import CrossEntropy
@@ -309,7 +309,7 @@ def main() -> int:
     lines += verdicts(times)
     print("\n".join(lines))
     if chosen.output:
-        command = f"OMP_NUM_THREADS={chosen.threads} python benchmarks/newton/products.py --rounds {chosen.rounds}"
+        command = f"OMP_NUM_THREADS={chosen.threads} python benchmarks/newton/products.py{spelled(chosen)}"
         if CURVLINOPS in made:
             command = f"PYTHONPATH=other {command}"
         busy = " (provisional: measured on a busy machine)" if before > QUIET else ""

@@ -17,7 +17,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks._report import table, write_report
+from benchmarks._report import spelled, table, write_report
 from benchmarks.newton._problem import Outcome, run
 from hpcopt.comm.communicator import Communicator
 
@@ -69,7 +69,7 @@ def _report(found: dict[str, list[Outcome]], own: float, ranks: int, options: ar
             f"conjugate gradients takes {1e3 * own:.1f} ms, on the slow rank {options.factor:g} times as long. Load "
             f"average at the end: {os.getloadavg()[0]:.1f}; where it is above the number of ranks, others computed too."
         )
-        command = f"OMP_NUM_THREADS=1 mpirun -n {ranks} python benchmarks/newton/slow_rank.py --output {options.output}"
+        command = f"OMP_NUM_THREADS=1 mpirun -n {ranks} python benchmarks/newton/slow_rank.py{spelled(options)}"
         write_report(options.output, "Newton: what a slow rank costs", command, [about, "", *table(head, rows)])
 
 

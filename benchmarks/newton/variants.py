@@ -21,7 +21,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks._report import table, write_report
+from benchmarks._report import spelled, table, write_report
 from benchmarks.newton._problem import run
 from hpcopt.comm.communicator import Communicator
 
@@ -100,12 +100,8 @@ def main() -> None:
 
 def report(options: argparse.Namespace, ranks: int, rows: list[list[str]]) -> None:
     """Write the table and how it was made."""
-    given = f"--starts {options.starts} --steps {options.steps} --output {options.output}"
-    cut = ""
-    if options.split:
-        given += f" --split {' '.join(map(str, options.split))}"
-        cut = f", the paper's mapping with split {'-'.join(map(str, options.split))}"
-    command = f"OMP_NUM_THREADS=1 mpirun -n {ranks} python benchmarks/newton/variants.py {given}"
+    cut = f", the paper's mapping with split {'-'.join(map(str, options.split))}" if options.split else ""
+    command = f"OMP_NUM_THREADS=1 mpirun -n {ranks} python benchmarks/newton/variants.py{spelled(options)}"
     lines = [f"Starts: {options.starts}, {options.steps} steps, {ranks} ranks{cut}.", "", *table(HEAD, rows)]
     write_report(options.output, "Newton: block-diagonal directions and early termination", command, lines)
 

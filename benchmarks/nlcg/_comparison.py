@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from benchmarks._report import table, write_report
+from benchmarks._report import spelled, table, write_report
 from benchmarks._runs import JOBS, Run, percent, trained
 
 RATES = {
@@ -206,13 +206,9 @@ def deliver(args: argparse.Namespace, title: str, command: str, lines: Sequence[
     Args:
         args: the command line.
         title: of the report.
-        command: the script with the options that are its own; those of all comparisons are added.
+        command: the script, to which the options are added.
         lines: the report.
     """
     print("\n".join(lines))
     if args.output:
-        command += f" --seeds {' '.join(map(str, args.seeds))} --ranks {args.ranks} --patience {args.patience:g}"
-        command += " --tune-once" if args.tune_once else ""
-        command += "" if len(args.methods) == len(METHODS) else f" --methods {' '.join(args.methods)}"
-        command += "".join(f" --set {setting}" for setting in args.set)
-        write_report(args.output, title, command, lines, args.ranks)
+        write_report(args.output, title, command + spelled(args), lines, args.ranks)

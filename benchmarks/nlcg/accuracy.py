@@ -95,9 +95,7 @@ def main() -> None:
     for name in args.problems:
         variants = LINE_SEARCH if args.line_search and name == "full" else {}
         found[name] = trained_on_all(PROBLEMS[name], args, variants)
-    command = f"python benchmarks/nlcg/accuracy.py --root DIR --problems {' '.join(args.problems)}"
-    command += " --line-search" if args.line_search else ""
-    deliver(args, "NLCG beside tuned methods", command, report(found, args))
+    deliver(args, "NLCG beside tuned methods", "python benchmarks/nlcg/accuracy.py", report(found, args))
 
 
 if __name__ == "__main__":

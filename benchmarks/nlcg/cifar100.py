@@ -24,7 +24,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks._report import table, write_report
+from benchmarks._report import spelled, table, write_report
 from benchmarks._runs import JOBS, percent, trained
 
 JOB = JOBS / "cifar100-nlcg.toml"
@@ -134,10 +134,7 @@ def main(words: Sequence[str] | None = None) -> None:
     lines = report({batch: train(batch, args) for batch in sizes}, args)
     print("\n".join(lines))
     if args.output:
-        command = f"python benchmarks/nlcg/cifar100.py --root DIR --batches {' '.join(map(str, args.batches))}"
-        command += f" --methods {' '.join(args.methods)} --epochs {args.epochs:g} --seed {args.seed}"
-        command += f" --ranks {args.ranks}" + ("" if args.limit is None else f" --limit {args.limit}")
-        command += "".join(f" --set {setting}" for setting in args.set)
+        command = f"python benchmarks/nlcg/cifar100.py{spelled(args)}"
         write_report(args.output, "The published table of NLCG: CIFAR-100, ResNet-32", command, lines, args.ranks)
 
 

@@ -91,12 +91,11 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
 def main(words: Sequence[str] | None = None) -> None:
     """Train with every method at every size of the batch and report."""
     args = arguments(words)
-    command = f"python benchmarks/nlcg/cnn.py --root DIR --batches {' '.join(args.batches)} --epochs {args.epochs:g}"
-    command += "" if args.limit is None else f" --limit {args.limit}"
     own = [] if args.limit is None else [f"data.limit={args.limit}"]
     trained = argparse.Namespace(**vars(args) | {"set": [*own, *args.set]})
     found = [(problem, trained_on_all(problem, trained)) for problem in problems(args)]
-    deliver(args, "NLCG on a small convolutional network beside tuned methods", command, report(found, args))
+    title, command = "NLCG on a small convolutional network beside tuned methods", "python benchmarks/nlcg/cnn.py"
+    deliver(args, title, command, report(found, args))
 
 
 if __name__ == "__main__":

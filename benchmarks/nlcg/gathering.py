@@ -26,7 +26,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks._report import table, write_report
+from benchmarks._report import spelled, table, write_report
 from hpcopt.comm.communicator import Communicator
 from hpcopt.comm.mpi_library import library_name
 from hpcopt.kernels.choice import sweeps_on
@@ -156,7 +156,7 @@ def main() -> None:
         return
     print("\n".join(text), flush=True)
     if options.output:
-        own = f"python {' '.join(sys.argv)}"
+        own = f"python benchmarks/nlcg/gathering.py{spelled(options)}"
         hosts = f'python benchmarks/scaling/hosts.py --rates {options.link:g} --delay 0 --run "{own}"'
         command = hosts if options.link else f"mpirun -n {comm.size} {own}"
         write_report(options.output, "Gathering w beside the evaluation", command, text)

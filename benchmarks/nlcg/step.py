@@ -24,7 +24,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks._report import table, write_report
+from benchmarks._report import spelled, table, write_report
 from hpcopt.kernels import choice
 from hpcopt.objective import vectors
 from hpcopt.objective.protocol import Batch, Objective, Vector
@@ -154,7 +154,8 @@ def main() -> None:
     ]
     print("\n".join(lines))
     if args.output:
-        write_report(args.output, "One step of the published NLCG", "python benchmarks/nlcg/step.py", lines)
+        command = f"OMP_NUM_THREADS={torch.get_num_threads()} python benchmarks/nlcg/step.py{spelled(args)}"
+        write_report(args.output, "One step of the published NLCG", command, lines)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks._report import table, write_report
+from benchmarks._report import spelled, table, write_report
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 BY_HAND = "by hand"
@@ -228,11 +228,11 @@ def main(words: Sequence[str] | None = None) -> None:
                 lines += report(name, ranks, measure(*given, REPOSITORY, folder / "now"), before)
     print("\n".join(lines))
     if args.output:
-        chosen = f"--sizes {' '.join(args.sizes)} --ranks {' '.join(map(str, args.ranks))}"
+        command = f"python benchmarks/profile/steps.py{spelled(args, 'before')}"
         if args.before:
-            chosen += " --before DIR"
+            command += " --before DIR"
             lines += [f"DIR is a checkout of commit {commit(args.before)}."]
-        write_report(args.output, "Where a step's time goes", f"python benchmarks/profile/steps.py {chosen}", lines)
+        write_report(args.output, "Where a step's time goes", command, lines)
 
 
 def commit(checkout: Path) -> str:

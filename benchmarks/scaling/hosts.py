@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks._report import table, write_report
+from benchmarks._report import spelled, table, write_report
 from benchmarks.scaling._jobs import ENVIRONMENT, ran
 from benchmarks.scaling._network import Hosts, Link, NotPossibleError
 from benchmarks.scaling._split import split
@@ -188,9 +188,7 @@ def report(found: Mapping[float, tuple[list[Row], str]], options: argparse.Names
     if options.output:
         picture = options.output.with_suffix(".png")
         text += [f"![Seconds by rate]({picture.name})"]
-        rates = " ".join(f"{rate:g}" for rate in options.rates)
-        command = f"python benchmarks/scaling/hosts.py --hosts {options.hosts} --ranks-a-host {options.ranks_a_host} "
-        command += f"--rates {rates} --delay {options.delay:g} --seconds {options.seconds:g} --output {options.output}"
+        command = f"python benchmarks/scaling/hosts.py{spelled(options)}"
         write_report(options.output, "Methods over networks of different rates", command, text)
         draw({rate: rows for rate, (rows, _) in found.items()}, picture)
 

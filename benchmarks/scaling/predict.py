@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks._report import table, write_report
+from benchmarks._report import spelled, table, write_report
 from benchmarks.scaling._jobs import ENVIRONMENT, JOB, ran
 
 if TYPE_CHECKING:
@@ -218,8 +218,7 @@ def main() -> None:
     if options.output:
         text += ["Rates, as `hpcopt doctor --measure` found them:", "", "```", json.dumps(rates["rates"]), "```", ""]
         text += [f"![Time of a step on up to {FAR[-1]} ranks]({options.output.with_suffix('.png').name})"]
-        words = [*map(str, options.ranks), "--methods", *(f"'{name}'" for name in options.methods)]
-        command = f"python benchmarks/scaling/predict.py --ranks {' '.join(words)} --output {options.output}"
+        command = f"python benchmarks/scaling/predict.py{spelled(options)}"
         write_report(options.output, "Predicted and measured time of a step", command, text)
         draw(rows, curves, options.output.with_suffix(".png"))
 

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks._report import table, write_report
+from benchmarks._report import spelled, table, write_report
 from benchmarks.scaling._jobs import ran
 from benchmarks.scaling._split import Split, split, strong, weak
 
@@ -189,8 +189,7 @@ def main() -> None:
     print("\n".join(text))
     if options.output:
         text += [f"![Time of a step by its parts]({options.output.with_suffix('.png').name})"]
-        words = ["--ranks", *map(str, options.ranks), "--methods", *options.methods, "--output", str(options.output)]
-        command = f"python benchmarks/scaling/run.py {' '.join(words)}"
+        command = f"python benchmarks/scaling/run.py{spelled(options)}"
         write_report(options.output, "Strong and weak scaling", command, text)
         draw(found, cores, options.output.with_suffix(".png"))
 

@@ -22,7 +22,7 @@ from mpi4py import MPI
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks._gloo import start_gloo
-from benchmarks._report import table, write_report
+from benchmarks._report import spelled, table, write_report
 from hpcopt.comm.communicator import Communicator
 from hpcopt.comm.launch import choose_threads
 from hpcopt.objective.data_parallel import DataParallelObjective
@@ -155,7 +155,7 @@ def report(times: dict[str, list[float]], args: argparse.Namespace, threads: int
     lines += table(["variant", "median ms a step", "min", "max", "hpcopt / this, median over blocks"], rows)
     print("\n".join(lines))
     if args.output:
-        command = f"mpirun -n {MPI.COMM_WORLD.size} python benchmarks/sgd/step.py"
+        command = f"mpirun -n {MPI.COMM_WORLD.size} python benchmarks/sgd/step.py{spelled(args)}"
         write_report(args.output, "One data-parallel SGD step", command, lines)
 
 

@@ -48,7 +48,7 @@ def arguments(description: str | None, epochs: int) -> argparse.ArgumentParser:
     parser.add_argument("--epochs", type=int, default=epochs)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
-    parser.add_argument("--set", nargs="*", default=[], help="table.key=value of the job file")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--output", type=Path)
     return parser
 
@@ -71,12 +71,6 @@ def losses(result: Result, epochs: Sequence[int]) -> list[float]:
 def medians(rows: Sequence[Sequence[float]]) -> list[float]:
     """The median of each column."""
     return [median(column) for column in zip(*rows, strict=True)]
-
-
-def shown(settings: Sequence[str]) -> str:
-    """The settings as words of a command, without where the data lie."""
-    words = [word for word in settings if not word.startswith("data.root")]
-    return " ".join(["", "--set", *words]) if words else ""
 
 
 def text(numbers: Sequence[float]) -> str:

@@ -17,7 +17,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks._report import table, write_report
+from benchmarks._report import spelled, table, write_report
 from benchmarks.slimtrain._rates import JOBS, arguments, losses, medians, text, trained
 from hpcopt.data.functions import open_cdr
 from hpcopt.random import permutation
@@ -73,7 +73,7 @@ def main() -> None:
     ]
     print("\n".join(lines))
     if args.output:
-        command = f"python benchmarks/slimtrain/cdr.py --root DIR --epochs {args.epochs} --seeds {args.seeds}"
+        command = f"python benchmarks/slimtrain/cdr.py{spelled(args)}"
         write_report(args.output, "slimTrain and Adam on convection, diffusion and reaction", command, lines, ranks=1)
 
 

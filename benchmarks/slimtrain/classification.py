@@ -24,7 +24,7 @@ from torch.nn import functional
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks._report import table, write_report
+from benchmarks._report import spelled, table, write_report
 from hpcopt.comm.communicator import Communicator
 from hpcopt.data.load import load
 from hpcopt.data.options import DataOptions
@@ -170,9 +170,7 @@ def main() -> None:
     ]
     print("\n".join(lines))
     if args.output:
-        command = (
-            f"python benchmarks/slimtrain/classification.py --root DIR --epochs {args.epochs} --seeds {args.seeds}"
-        )
+        command = f"python benchmarks/slimtrain/classification.py{spelled(args)}"
         write_report(args.output, "A last layer solved for cross-entropy by a bound", command, lines, ranks=1)
 
 

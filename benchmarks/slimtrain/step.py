@@ -20,8 +20,7 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks._report import table, write_report
-from benchmarks.slimtrain._rates import shown
+from benchmarks._report import spelled, table, write_report
 from hpcopt.comm.communicator import Communicator
 from hpcopt.config import parse_job, read_job
 from hpcopt.train.job import PreparedJob
@@ -77,7 +76,7 @@ def main() -> None:
     """Measure and report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("job", type=Path)
-    parser.add_argument("--set", nargs="*", default=[], help="table.key=value of the job file")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--blocks", type=int, default=20)
     parser.add_argument("--length", type=int, default=25, help="steps a block")
     parser.add_argument("--output", type=Path)
@@ -94,7 +93,7 @@ def main() -> None:
     ]
     print("\n".join(lines))
     if args.output:
-        command = f"python benchmarks/slimtrain/step.py {args.job}{shown(args.set)}"
+        command = f"python benchmarks/slimtrain/step.py {args.job}{spelled(args, 'job')}"
         write_report(args.output, f"One step of slimTrain and of Adam: {args.job.stem}", command, lines, ranks=1)
 
 

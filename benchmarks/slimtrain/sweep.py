@@ -12,8 +12,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks._report import table, write_report
-from benchmarks.slimtrain._rates import arguments, losses, medians, shown, text, trained
+from benchmarks._report import spelled, table, write_report
+from benchmarks.slimtrain._rates import arguments, losses, medians, text, trained
 
 
 def main() -> None:
@@ -37,10 +37,9 @@ def main() -> None:
     ]
     print("\n".join(lines))
     if args.output:
-        rates = " ".join(f"{rate:g}" for rate in args.rates)
-        words = f"{args.job} --epochs {args.epochs} --seeds {args.seeds} --rates {rates}{shown(args.set)}"
+        command = f"python benchmarks/slimtrain/sweep.py {args.job}{spelled(args, 'job')}"
         title = f"slimTrain and Adam by learning rate: {args.job.stem}"
-        write_report(args.output, title, f"python benchmarks/slimtrain/sweep.py {words}", lines, ranks=1)
+        write_report(args.output, title, command, lines, ranks=1)
 
 
 if __name__ == "__main__":

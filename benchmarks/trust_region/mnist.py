@@ -16,7 +16,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks._report import table, write_report
+from benchmarks._report import spelled, table, write_report
 from hpcopt.comm.communicator import Communicator
 from hpcopt.comm.launch import choose_threads
 from hpcopt.config import parse_job, read_job
@@ -100,7 +100,7 @@ def main() -> None:
         lines = [f"784-512-256-10, {comm.size} ranks, float32, seed {args.seed}.", "", *table(HEAD, rows)]
         print("\n".join(lines))
         if args.output:
-            command = f"mpirun -n {comm.size} python benchmarks/trust_region/mnist.py --root DIR"
+            command = f"mpirun -n {comm.size} python benchmarks/trust_region/mnist.py{spelled(args)}"
             write_report(args.output, "MNIST with nothing tuned", command, lines)
 
 

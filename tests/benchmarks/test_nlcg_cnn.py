@@ -73,5 +73,6 @@ def test_the_whole_benchmark_in_short(
     shown = capsys.readouterr().out
     assert "The first 24 images." in shown
     written = (tmp_path / "report.md").read_text()
-    assert "--batches 12 --epochs 2 --limit 24 --seeds 0 --ranks 2 --patience 1 --methods adam lbfgs --set" in written
+    assert "--root DIR --seeds 0 --methods adam lbfgs --ranks 2 --patience 1 --set 'model.channels=[2]'" in written
+    assert " --batches 12 --epochs 2 --limit 24\n" in written
     assert all(shown.count(f"\n| {method.replace('-', ', ')} ") == 2 for method in methods)
