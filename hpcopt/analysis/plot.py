@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from hpcopt.analysis.compare import labels_of
 from hpcopt.analysis.history import Run
 from hpcopt.analysis.summary import best_row, task
 from hpcopt.errors import UsageError
+from hpcopt.train.run.directory import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -53,7 +55,7 @@ MARKED_REJECTIONS = 200
 
 
 def plot_runs(runs: Sequence[Run], output: Path) -> None:
-    """Draw runs into an image file, whose format follows from its suffix.
+    """Draw runs into an image file, whose format follows from its suffix. It appears whole or not at all.
 
     Top left the losses, top right what is learnt (accuracy, explained variance, or the gradient norm), below the
     radius or step size and the time the ranks waited.
@@ -75,14 +77,22 @@ def plot_runs(runs: Sequence[Run], output: Path) -> None:
         figure = Figure(figsize=(11, 7.2), layout="constrained")
         FigureCanvasAgg(figure)
         _draw(figure, runs)
-        try:
-            output.parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(output)
-        except (OSError, ValueError) as error:
-            raise UsageError(
-                f"The figure {output} could not be written: {error}. Give a file this process may write, with a suffix "
-                "such as .png, .pdf or .svg."
-            ) from error
+        _save(figure, output)
+
+
+def _save(figure: Figure, output: Path) -> None:
+    picture = io.BytesIO()
+    try:
+        figure.savefig(picture, format=output.suffix[1:])
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(output, picture.getvalue())
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error).rstrip(".")
+        raise UsageError(
+            f"The figure {output} could not be written: {reason}. Nothing of it is left, and a file of that name is as "
+            "it was; give a file on a disk with enough space that this process may write to, with a suffix such as "
+            ".png, .pdf or .svg."
+        ) from error
 
 
 def _draw(figure: Figure, runs: Sequence[Run]) -> None:

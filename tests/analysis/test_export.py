@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import os
-import resource
-import signal
 import stat
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -130,17 +128,6 @@ def test_others_may_read_the_file_as_the_umask_says(suffix: str, checkpoint: Che
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / f"model{suffix}").stat().st_mode) == 0o640
-
-
-@pytest.fixture
-def little_space() -> Iterator[None]:
-    """No file may grow beyond 64 KiB, as on a full disk."""
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, handler)
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)

@@ -85,3 +85,21 @@ def test_a_file_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
         plot_runs([run], tmp_path / "file" / "a.png")
     with pytest.raises(UsageError, match=r"suffix such as \.png"):
         plot_runs([run], tmp_path / "a.wrong")
+    with pytest.raises(UsageError, match=r"suffix such as \.png"):
+        plot_runs([run], tmp_path / "a")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "file"]
+
+
+def test_without_space_an_earlier_figure_stays_and_nothing_is_left(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    run = open_run(write_run(tmp_path / "a"))
+    target = tmp_path / "out" / "a.png"
+    plot_runs([run], target)
+    earlier = target.read_bytes()
+    assert len(earlier) > 1 << 16
+    request.getfixturevalue("little_space")
+    with pytest.raises(UsageError, match=r"could not be written: File too large\. Nothing of it is left"):
+        plot_runs([run, run], target)
+    assert [entry.name for entry in target.parent.iterdir()] == ["a.png"]
+    assert target.read_bytes() == earlier
