@@ -6,8 +6,10 @@ A compressed text has no random access, so every rank decompresses the file, but
 from __future__ import annotations
 
 import codecs
+import csv
 import io
 import re
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +22,12 @@ Target = str | int | list[str] | list[int] | None
 LABEL_NAMES = ("label", "class", "target")
 """Headers that mark the target column when the user does not say which it is."""
 
+NEWLINE = b"\n"
+
 _PAIRS = re.compile(rb"[^\s:]+(?:\s+[1-9]\d*:[^\s:]+)*")
+
+MISSING = ("", "?", "na", "n/a", "null", "none")
+"""Cells, in lower case, that stand for a number that is missing: they make no header of a first row."""
 
 MAX_DENSE_BYTES = 2**36
 """A sparse file that would take more memory than this as a dense table is refused instead of killing the machine."""
@@ -29,11 +36,12 @@ MAX_DENSE_BYTES = 2**36
 class CsvReader:
     """Rows of numbers separated by commas, semicolons, tabs or blanks; lines that begin with # are comments.
 
-    The header is a first line that holds text, or the comment just above the first row if it has a name for each
-    column. Inputs are float64, (n, features).
+    The header is a first line with a cell that is neither a number nor one of ``MISSING``, or the comment just above
+    the first row if it has a name for each column. Inputs are float64, (n, features).
 
     Raises:
-        UsageError: the file is missing or damaged, has no rows, or no such target column.
+        UsageError: the file is missing or damaged, has no rows, names in its header that do not fit them, or no such
+            target column.
     """
 
     def __init__(self, path: Path, target: Target) -> None:
@@ -45,15 +53,14 @@ class CsvReader:
         self._lines = ranges[~comment]
         if not len(self._lines):
             raise self._empty()
-        self._delimiter = _delimiter(self._line(self._lines[-1]))
-        before = [self._line(span).lstrip("#") for span in ranges[: int(np.argmin(comment))]][-1:]
-        if not _all_numbers(self._cells(self._lines[0])):
-            before, self._lines = [self._line(self._lines[0])], self._lines[1:]
-            if not len(self._lines):
-                raise self._empty()
+        # Of two lines, since the last one may be cut off.
+        marks = [_delimiter(self._line(span)) for span in self._lines[:-3:-1]]
+        self._delimiter = next(filter(None, marks), None)
+        above = [self._cells(span) for span in ranges[: int(np.argmin(comment))][-1:]]
+        header = self._take_header()
         width = len(self._cells(self._lines[0]))
-        names = [name.strip().strip('"') for line in before for name in line.split(self._delimiter)]
-        self.header = names if len(names) == width else None
+        self._check_names(header, width)
+        self.header = next((names for names in (header, *above) if names and len(names) == width), None)
         self.targets = target_columns(target, self.header, width, self.name)
         self.features = [column for column in range(width) if column not in self.targets]
         if not self.features:
@@ -92,36 +99,70 @@ class CsvReader:
         targets = table[:, self.targets]
         return table[:, self.features], targets[:, 0] if len(self.targets) == 1 else targets
 
+    def _take_header(self) -> list[str] | None:
+        """The cells of the first line where it holds text, and then it is no row; else None."""
+        cells = self._cells(self._lines[0])
+        if all(_is_number(cell) or cell.lower() in MISSING for cell in cells):
+            return None
+        self._lines = self._lines[1:]
+        if not len(self._lines):
+            raise self._empty()
+        return cells
+
+    def _check_names(self, header: list[str] | None, width: int) -> None:
+        """Refuse names of which nobody could say to which columns they belong; a line of one cell may be a title."""
+        if header and self._delimiter and len(header) not in (1, width):
+            raise UsageError(
+                f"The header of {self.name!r} has {len(header)} names, the first row has {width} columns. Give every"
+                " column a name, or remove the header."
+            )
+
     def _parse(self, text: str, rows: np.ndarray) -> np.ndarray:
         width = len(self.features) + len(self.targets)
+        table = self._table(text)
+        if table is None or table.shape != (len(rows), width):
+            raise self._bad_line(text, rows, width)
+        return table
+
+    def _table(self, text: str) -> np.ndarray | None:
+        """The numbers of some lines, None where it is not numbers that they hold, as many in each."""
         try:
-            table = np.loadtxt(io.StringIO(text), delimiter=self._delimiter, comments=None, quotechar='"', ndmin=2)
-            if table.shape == (len(rows), width):
-                return table
+            return np.loadtxt(io.StringIO(text), delimiter=self._delimiter, comments=None, quotechar='"', ndmin=2)
         except ValueError:
-            pass
-        raise self._bad_line(text, rows, width)
+            return None
 
     def _bad_line(self, text: str, rows: np.ndarray, width: int) -> UsageError:
         """The error for the first line that is not ``width`` numbers."""
-        for line, row in zip(text.split("\n"), rows, strict=True):
-            number = self._text.count(b"\n", 0, int(self._lines[row, 0])) + 1
-            cells = line.split(self._delimiter)
+        lines = text.split("\n")
+        for line, row in zip(lines, rows, strict=True):
+            cells = _split(line, self._delimiter)
             if len(cells) != width:
                 return UsageError(
-                    f"Line {number} of {self.name!r} has {len(cells)} columns, the first row has {width}."
+                    f"Line {self._number(row)} of {self.name!r} has {len(cells)} columns, the first row has {width}."
                     " Every row needs the same number of columns."
                 )
             for column, cell in enumerate(cells):
-                if not _all_numbers([cell]):
+                if not _is_number(cell):
+                    named = " If it is a header, give the columns names that are no numbers."
                     return UsageError(
-                        f"Line {number}, column {column} of {self.name!r} is {cell.strip()!r}, which is"
-                        " not a number. Missing values and text must be filled in or coded as numbers."
+                        f"Line {self._number(row)}, column {column} of {self.name!r} is {cell!r}, which is not a"
+                        " number. Missing values and text must be filled in or coded as numbers, with a decimal point."
+                        + (named if row == 0 and self.header is None else "")
                     )
+        for line, row in zip(lines, rows, strict=True):
+            if self._table(line) is None:
+                return UsageError(
+                    f"Line {self._number(row)} of {self.name!r} is {line[:60]!r}, which cannot be read: a number may"
+                    " stand in quotation marks, with nothing before or between them."
+                )
         return UsageError(f"The data file {self.name!r} cannot be read as a table of numbers.")
 
+    def _number(self, row: int) -> int:
+        """The number of a row's line in the file, from 1."""
+        return self._text.count(NEWLINE, 0, int(self._lines[row, 0])) + 1
+
     def _cells(self, span: np.ndarray) -> list[str]:
-        return self._line(span).split(self._delimiter)
+        return _split(self._line(span).lstrip("#"), self._delimiter)
 
     def _empty(self) -> UsageError:
         return UsageError(f"The data file {self.name!r} has no rows. A csv file holds one sample a line.")
@@ -196,7 +237,7 @@ class LibsvmReader:
         try:
             return np.array(words).astype(np.float64)
         except ValueError as error:
-            bad = next((word for word in words if not _all_numbers([word.decode("utf-8", "replace")])), b"something")
+            bad = next((word for word in words if not _is_number(word.decode("utf-8", "replace"))), b"something")
             shown = bad.decode("utf-8", "replace")
             raise UsageError(f"The libsvm file {self.name!r} holds {shown!r}, which is not a number.") from error
 
@@ -247,6 +288,8 @@ def _read_text(path: Path) -> bytes:
         UsageError: the file is missing or damaged, or in UTF-16.
     """
     text = read_bytes(path).removeprefix(codecs.BOM_UTF8)
+    if NEWLINE not in text:
+        text = text.replace(b"\r", NEWLINE)
     if text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise UsageError(f"The data file {str(path)!r} is a text in UTF-16. Save it in UTF-8.")
     return text
@@ -265,12 +308,23 @@ def _line_ranges(text: bytes) -> np.ndarray:
 
 
 def _delimiter(line: str) -> str | None:
-    return next((mark for mark in (",", ";", "\t") if mark in line), None)
+    # The comma of a row that holds another one too is a decimal comma, which the error then shows.
+    return next((mark for mark in (";", "\t", ",") if mark in line), None)
 
 
-def _all_numbers(cells: list[str]) -> bool:
+def _split(line: str, delimiter: str | None) -> list[str]:
+    """The cells of a line, without quotes and the blanks around them."""
+    cells = line.split(delimiter)
+    if '"' in line and delimiter:
+        with suppress(csv.Error):
+            cells = next(csv.reader([line], delimiter=delimiter, skipinitialspace=True))
+    return [cell.strip().strip('"') for cell in cells]
+
+
+def _is_number(cell: str) -> bool:
     try:
-        [float(cell.strip().strip('"')) for cell in cells]
+        float(cell)
     except ValueError:
         return False
-    return True
+    # Python reads these, a parser of tables does not.
+    return cell.isascii() and "_" not in cell

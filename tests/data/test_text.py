@@ -35,14 +35,35 @@ def everything(reader: CsvReader | LibsvmReader) -> tuple[list[object], list[obj
         "1 2 0\n  \n3  4 1\n",
         '"a","b","c"\n"1","2","0"\n3,4,1\n# the end\n',
         "1e0,2.0,-0\n# a comment\n3,+4,1.0\n",
+        'a,"b, in m","the ""label"""\n1,2,0\n3,4,1\n',
+        "Measured in May\n1,2,0\n3,4,1\n",
+        ",a,b\n1,2,0\n3,4,1\n",
+        "a,1,2\n1,2,0\n3,4,1\n",
+        "1,2,0\r3,4,1\r",
     ],
-    ids=["plain", "header", "# header", "semicolon", "tab", "blanks", "quotes", "exponents"],
+    ids=(
+        "plain header comment semicolon tab blanks quotes exponents comma-in-name title nameless number-as-name returns"
+    ).split(),
 )
 @pytest.mark.parametrize("name", ["set.csv", "set.csv.gz"])
 def test_usual_forms_of_csv(tmp_path: Path, text: str, name: str) -> None:
     reader = csv(tmp_path, text, name=name)
     assert (reader.rows, reader.shape) == (2, (2,))
     assert everything(reader) == ([[1, 2], [3, 4]], [0, 1])
+
+
+@pytest.mark.parametrize("first", ["1,,0", ",,", "?,2,0", "1, NA ,0", '1,"",0', "1,null,None", ",0,1"])
+def test_a_first_row_in_which_a_number_is_missing_is_a_row_and_refused(tmp_path: Path, first: str) -> None:
+    """As a header it would be lost without a word."""
+    reader = csv(tmp_path, f"{first}\n1,2,0\n3,4,1\n")
+    assert (reader.rows, reader.header) == (3, None)
+    with pytest.raises(UsageError, match=r"Line 1, column \d of .* is not a number\..* If it is a header"):
+        reader.read(np.arange(3))
+
+
+def test_names_in_quotation_marks_may_hold_the_delimiter(tmp_path: Path) -> None:
+    reader = csv(tmp_path, '"a, b","the label"\n1,2\n', "a, b")
+    assert (reader.header, reader.targets) == (["a, b", "the label"], [0])
 
 
 @pytest.mark.parametrize(("first", "target"), [("", None), ("label,a,b\n", "label")])
@@ -113,6 +134,8 @@ def test_the_last_column_is_the_target_without_a_header(tmp_path: Path) -> None:
         ("", None, "has no rows"),
         ("a,b\n", None, "has no rows"),
         ("# only this\n", None, "has no rows"),
+        ("1\n2\n", None, "All 1 columns of .* are targets"),
+        ("a,b\n1,2,0\n", None, "header of .* has 2 names, the first row has 3 columns"),
     ],
 )
 def test_a_csv_that_cannot_be_opened(tmp_path: Path, text: str, target: object, message: str) -> None:
@@ -127,6 +150,11 @@ def test_a_csv_that_cannot_be_opened(tmp_path: Path, text: str, target: object, 
         ("1,2\n# c\n3,\n", "Line 3, column 1 of .* is ''"),
         ("1,2\n3,4,5\n", "Line 2 of .* has 3 columns, the first row has 2"),
         ("1,2\n3\n4,5,6\n", "Line 2 of .* has 1 columns"),
+        ("1,2\n" * 999 + "3\n", "Line 1000 of .* has 1 columns"),
+        ("1,2\n3,4,\n", "Line 2 of .* has 3 columns"),
+        ("a;b\n1,5;2\n", "Line 2, column 0 of .* is '1,5', which .* with a decimal point.$"),
+        ("1,2\n1_000,2\n", "Line 2, column 0 of .* is '1_000'"),
+        ('1,2\n1, "2"\n', "Line 2 of .* cannot be read: a number may stand in quotation marks"),
     ],
 )
 def test_the_bad_line_is_named(tmp_path: Path, text: str, message: str) -> None:
