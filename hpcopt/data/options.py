@@ -49,7 +49,7 @@ class DataOptions:
 
     test: str | float | int | bool | None = None
     """The test set: a file, a fraction between 0 and 1 (drawn from the run's seed), a number n (the last n samples), or
-    false for none. Default: the set's own test set; none for a file without a partner NAME_test."""
+    false for none. Default: the set's own test set; for a file NAME_train.* its partner NAME_test.*, if it is there."""
 
     batch: int | str = "full"
     """Samples in a batch over all ranks, or "full" for the whole training set in every step."""
