@@ -14,10 +14,10 @@ from hpcopt.comm.communicator import Communicator
 from hpcopt.errors import UsageError
 from hpcopt.linalg import kronecker as linear_algebra
 from hpcopt.objective.curvature.kronecker import KroneckerCurvature
-from hpcopt.objective.curvature.triangles import triangle_size, unpack
 from hpcopt.objective.data_parallel import DataParallelObjective
 from hpcopt.solvers.preconditioners.kronecker import BOOST, KroneckerFactors
 from hpcopt.solvers.solver import State
+from tests.support.factors import matrices
 from tests.support.problems import sharded
 
 DAMPING = 0.04
@@ -38,14 +38,6 @@ def refresh(objective: DataParallelObjective, solver: KroneckerFactors, state: S
     return found
 
 
-def matrices(objective: DataParallelObjective, state: State) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """A, G, A, G, ... in a state, and the diagonal."""
-    orders = [order for layer in objective.kronecker.layers for order in (layer.inputs, layer.outputs)]
-    sizes = [triangle_size(order) for order in orders]
-    *packed, diagonal = state["factors"].split([*sizes, objective.kronecker.size - sum(sizes)])  # type: ignore[union-attr]
-    return [unpack(part, order) for part, order in zip(packed, orders, strict=True)], diagonal
-
-
 @pytest.mark.parametrize(("weight_decay", "decay_norms"), [(0.0, True), (0.3, True), (0.3, False)])
 def test_p_is_the_inverse_of_damped_products(comm: Communicator, weight_decay: float, decay_norms: bool) -> None:
     torch.manual_seed(0)
@@ -54,7 +46,7 @@ def test_p_is_the_inverse_of_damped_products(comm: Communicator, weight_decay: f
     solver = KroneckerFactors()
     state = start(objective, solver)
     refresh(objective, solver, state, 2)
-    (a1, g1, a2, g2), diagonal = matrices(objective, state)
+    ((a1, g1), (a2, g2)), diagonal = matrices(objective.kronecker, state["factors"])  # type: ignore[arg-type]
     damping, of_norm = DAMPING + weight_decay, DAMPING + weight_decay * decay_norms
     blocks = []
     for a, g in ((a1, g1), (a2, g2)):
