@@ -55,8 +55,9 @@ def test_the_network_is_that_of_one_process(
     def numbers(network: NetworkObjective, own: torch.Tensor) -> tuple[float, float, list[torch.Tensor]]:
         value, gradient = network.value_and_gradient(w[own], network.full_batch)
         linear = network.linearize(w[own], network.full_batch)
-        vectors = [gradient, linear.gauss_newton(v[own])]
-        outputs = [network.predict(w[own], network.full_batch), linear.curvatures(v[own][None])]
+        pushed = linear.jvp(v[own])
+        vectors = [gradient, linear.gauss_newton(v[own]), linear.vjp(pushed.sin())]
+        outputs = [network.predict(w[own], network.full_batch), linear.curvatures(v[own][None]), pushed]
         if network.comm.size > 1:
             vectors = [assemble(network.partition, comm.allgather_objects(vector)) for vector in vectors]
         return value, network.value(w[own], network.full_batch), vectors + outputs

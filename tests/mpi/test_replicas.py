@@ -14,6 +14,7 @@ from hpcopt.comm.communicator import Communicator
 from hpcopt.errors import HpcoptError, UsageError
 from hpcopt.layout.network import network_grid
 from hpcopt.objective.network.replicas import NetworkReplicas
+from hpcopt.objective.protocol import Batch
 from hpcopt.train.job import PreparedJob
 from tests.support.network_jobs import BLOCKS, prepared
 from tests.support.networks import THREE, on_grid, positions, replicated, start
@@ -32,28 +33,39 @@ def replicas(comm: Communicator) -> int:
     return 2 if comm.size % 2 == 0 else comm.size
 
 
-def test_value_gradient_and_product_are_those_of_one_rank(
-    comm: Communicator, alone: Communicator, replicas: int
+@pytest.mark.parametrize("chosen", [None, [0, 3, 4, 8, 10], [10]], ids=["full", "mini", "fewer than replicas"])
+@pytest.mark.parametrize("jacobian", ["explicit", "implicit"])
+@pytest.mark.parametrize("loss", ["squared", "cross_entropy"])
+def test_value_gradient_and_products_are_those_of_one_rank(
+    comm: Communicator, alone: Communicator, replicas: int, loss: str, jacobian: str, chosen: list[int] | None
 ) -> None:
     grid, found = network_grid(THREE, comm.size // replicas), []
+    options = {"weight_decay": 0.01, "jacobian": jacobian}
     for objective in (
-        replicated(comm, replicas, grid, THREE, weight_decay=0.01),
-        on_grid(alone, (1, 1), THREE, weight_decay=0.01),
+        replicated(comm, replicas, grid, THREE, loss, **options),
+        on_grid(alone, (1, 1), THREE, loss, **options),
     ):
-        w = start(THREE)
+        w, v, batch, first = start(THREE), start(THREE, 8), objective.full_batch, 0
         if isinstance(objective, NetworkReplicas):
-            mine = positions(objective.replica.partition, objective.replica.comm.rank)
-            w = w[mine]
-        value, gradient = objective.value_and_gradient(w, objective.full_batch)
-        linear = objective.linearize(w, objective.full_batch)
-        found.append((value, gradient, linear.gauss_newton(gradient), linear.curvatures(w[None])))
+            mine, first = positions(objective.replica.partition, objective.replica.comm.rank), objective.shards()[0]
+            w, v = w[mine], v[mine]
+        if chosen:
+            own = [i - first for i in chosen if 0 <= i - first < objective.shards()[1]]
+            batch = Batch(torch.tensor(own, dtype=torch.int64), len(own), len(chosen))
+        value, gradient = objective.value_and_gradient(w, batch)
+        linear = objective.linearize(w, batch)
+        pushed = linear.jvp(v)
+        vectors = gradient, linear.gauss_newton(v), linear.vjp(pushed.sin())
+        found.append((value, vectors, linear.curvatures(torch.stack([w, v])), pushed))
         objective.free()
-    (value, *vectors, curvature), (expected, *wanted, bend) = found
+    (value, vectors, curvature, pushed), (expected, wanted, bend, outputs) = found
+    values, pieces = zip(*comm.allgather_objects((value, pushed)), strict=True)
+    assert list(values) == [value] * comm.size
     assert value == pytest.approx(expected, rel=1e-13)
-    assert comm.allgather_objects(value) == [value] * comm.size
     for vector, whole in zip(vectors, wanted, strict=True):
         torch.testing.assert_close(vector, whole[mine], rtol=1e-12, atol=1e-13)
     torch.testing.assert_close(curvature, bend, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(torch.cat(pieces[:: comm.size // replicas]), outputs, rtol=1e-12, atol=1e-13)
 
 
 @pytest.mark.parametrize(
