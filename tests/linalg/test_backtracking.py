@@ -20,8 +20,8 @@ def test_the_longest_of_the_halved_steps_that_falls_enough_is_taken() -> None:
 
 
 def test_what_falls_less_than_the_slope_promises_is_not_enough() -> None:
-    assert backtrack(lambda step: 1 - 0.04 * step, 1.0, -1.0, 0.05, 10).step == 0
-    assert backtrack(lambda step: 1 - 0.06 * step, 1.0, -1.0, 0.05, 10).step == 1
+    assert backtrack(lambda step: 1 - 0.18 * step, 1.0, -4.0, 0.05, 10).step == 0
+    assert backtrack(lambda step: 1 - 0.22 * step, 1.0, -4.0, 0.05, 10).step == 1
 
 
 def test_the_search_has_an_end() -> None:

@@ -128,9 +128,3 @@ def test_a_grid_that_no_network_fits_is_refused_by_all(comm: Communicator) -> No
         pytest.skip("one rank fits every network")
     with pytest.raises(UsageError, match=r"No grid of \d ranks fits"):
         NetworkObjective((1, 1, 1), "relu", "squared", torch.zeros(4, 1), torch.zeros(4, 1), comm)
-
-
-def test_the_communicators_are_given_back(comm: Communicator) -> None:
-    objective = on_grid(comm, network_grid(SIZES[0], comm.size), SIZES[0])
-    objective.free()
-    objective.free()

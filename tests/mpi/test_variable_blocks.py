@@ -209,7 +209,9 @@ def test_no_sample_is_evaluated_or_counted_twice(comm: Communicator, alone: Comm
     assert metrics.test_loss == pytest.approx(expected.test_loss, rel=1e-14)
 
 
-def test_what_an_evaluation_sends(comm: Communicator, shards: int) -> None:
+def test_an_evaluation_sends_one_vector_and_with_the_part_of_its_row_two_at_most(
+    comm: Communicator, shards: int
+) -> None:
     objective = on_grid(comm, shards)
     w, columns = objective.initial_vector(), comm.size // shards
     comm.ledger.clear()
@@ -238,11 +240,6 @@ def test_one_column_is_the_layout_by_samples_bit_for_bit(comm: Communicator) -> 
     for mine, same in zip(mini_batches(ours, 10, 3), batches_of(theirs, 10), strict=True):
         for one, other in zip(ours.value_and_gradients(w, mine), theirs.value_and_gradients(w, same), strict=True):
             assert torch.equal(torch.as_tensor(one), torch.as_tensor(other))
-
-
-def test_communicators_of_rows_and_columns_are_given_back(comm: Communicator, shards: int) -> None:
-    for _ in range(3):
-        on_grid(comm, shards).free()
 
 
 @pytest.mark.mpi(min_size=2)
