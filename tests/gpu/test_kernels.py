@@ -39,7 +39,9 @@ def assert_same(found: torch.Tensor, expected: np.ndarray, tolerance: float) -> 
 
 @pytest.mark.parametrize("dtype", PRECISIONS)
 @pytest.mark.parametrize("softmax", [True, False])
-def test_a_block_at_once(launcher: CupyLauncher, device: torch.device, dtype: torch.dtype, softmax: bool) -> None:
+def test_products_with_a_block_at_once_are_those_of_the_reference(
+    launcher: CupyLauncher, device: torch.device, dtype: torch.dtype, softmax: bool
+) -> None:
     m, n, t, s, q, p = given(device, dtype, (B, C, V), (B, C, U), (B, V), (B, U), (B, C), (B, C))
     p = torch.softmax(p, 1) if softmax else None
     eq = exact(q)
@@ -50,7 +52,7 @@ def test_a_block_at_once(launcher: CupyLauncher, device: torch.device, dtype: to
         assert_same(one, other, TOLERANCE[dtype])
 
 
-def test_factors_that_need_more_shared_memory_than_comes_unasked(launcher: CupyLauncher, device: torch.device) -> None:
+def test_factors_may_need_more_shared_memory_than_comes_unasked(launcher: CupyLauncher, device: torch.device) -> None:
     m, t, q = given(device, torch.float32, (4, 10, 2000), (4, 2000), (4, 10))
     eq = exact(q)
     (expected,) = REFERENCE.bend([exact(m)], [exact(t)], eq, None, 1.0)
@@ -60,7 +62,9 @@ def test_factors_that_need_more_shared_memory_than_comes_unasked(launcher: CupyL
 
 @pytest.mark.parametrize("dtype", PRECISIONS)
 @pytest.mark.parametrize("activation", ["sigmoid", "tanh", "relu"])
-def test_the_recursion(launcher: CupyLauncher, device: torch.device, dtype: torch.dtype, activation: str) -> None:
+def test_the_recursion_of_factors_is_that_of_the_reference(
+    launcher: CupyLauncher, device: torch.device, dtype: torch.dtype, activation: str
+) -> None:
     m, w, z, last = given(device, dtype, (B, C, V), (U, V), (B, U), (V, C))
     kernels = CupyKernels(launcher)
     expected = REFERENCE.scale_by_slope(activation, exact(z), REFERENCE.pull_back(exact(m), exact(w)))
@@ -71,7 +75,9 @@ def test_the_recursion(launcher: CupyLauncher, device: torch.device, dtype: torc
 
 
 @pytest.mark.parametrize("dtype", PRECISIONS)
-def test_products_and_sweeps_of_long_vectors(launcher: CupyLauncher, device: torch.device, dtype: torch.dtype) -> None:
+def test_products_and_sweeps_of_long_vectors_are_those_in_float64(
+    launcher: CupyLauncher, device: torch.device, dtype: torch.dtype
+) -> None:
     vectors, n = CupyVectors(launcher), 1 << 20
     x, y = given(device, dtype, (2, n), (6, n))
     torch.testing.assert_close(vectors.inner(x, y), x.double() @ y.double().T, rtol=1e-10, atol=1e-8)
@@ -85,7 +91,7 @@ def test_products_and_sweeps_of_long_vectors(launcher: CupyLauncher, device: tor
         assert_same(found, exact(expected), TOLERANCE[dtype])
 
 
-def test_conjugate_gradients_with_their_scalars_on_the_device(
+def test_conjugate_gradients_with_their_scalars_on_the_device_take_the_same_steps(
     launcher: CupyLauncher, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (a, g) = given(device, torch.float64, (200, 200), (200,))

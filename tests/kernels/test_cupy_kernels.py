@@ -44,7 +44,7 @@ def assert_same(found: torch.Tensor, expected: np.ndarray, tolerance: float) -> 
     assert difference <= tolerance * max(float(np.linalg.norm(expected)), 1.0)
 
 
-def test_products_with_the_factors(kernels: CupyKernels, dtype: torch.dtype) -> None:
+def test_products_with_the_factors_are_those_of_the_reference(kernels: CupyKernels, dtype: torch.dtype) -> None:
     m, t, y, q = given(dtype, (B, C, V), (B, V), (B, C), (B, C))
     em, et, ey, eq = exact(m, t, y, q)
     kernels.add_outputs(m, t, q)
@@ -56,7 +56,7 @@ def test_products_with_the_factors(kernels: CupyKernels, dtype: torch.dtype) -> 
 @pytest.mark.parametrize("softmax", [True, False])
 @pytest.mark.parametrize("widths", [(), (V,), (V, 1), (3, V, 2, 33), (1, 2, 3, 4, 5)])
 @pytest.mark.parametrize("room", [0, 1 << 20])
-def test_a_block_at_once(
+def test_products_with_a_block_at_once_are_those_of_the_reference(
     kernels: CupyKernels, emulation: Emulation, monkeypatch, softmax: bool, widths: tuple[int, ...], room: int
 ) -> None:
     monkeypatch.setattr(emulation, "shared_limit", room or C * 4)
@@ -85,7 +85,7 @@ def test_a_block_is_one_launch_and_more_layers_than_fit_are_done_by_parts(
         assert len(emulation.launches) == (1 if names == {"bent"} else 2 * len(widths))
 
 
-def test_factors_in_half_the_bytes(kernels: CupyKernels) -> None:
+def test_factors_in_half_the_bytes_are_used_as_they_are_rounded(kernels: CupyKernels) -> None:
     m, t, q = given(torch.float32, (B, C, V), (B, V), (B, C))
     half = m.to(torch.bfloat16)
     eq, eh = exact(q)[0], exact(half)[0]
@@ -98,7 +98,7 @@ def test_factors_in_half_the_bytes(kernels: CupyKernels) -> None:
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_slopes_and_the_factors_before_the_output_layer(
+def test_slopes_and_the_factors_before_the_output_layer_are_those_of_the_reference(
     kernels: CupyKernels, dtype: torch.dtype, activation: str
 ) -> None:
     w, z, d, m = given(dtype, (V, C), (B, V), (B, V), (B, C, V))

@@ -36,7 +36,7 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
 
 
 @pytest.mark.parametrize(("k", "l"), [(1, 1), (2, 22), (5, 4)])
-def test_inner_products(vectors: CupyVectors, dtype: torch.dtype, k: int, l: int) -> None:  # noqa: E741
+def test_inner_products_are_those_in_float64(vectors: CupyVectors, dtype: torch.dtype, k: int, l: int) -> None:  # noqa: E741
     x, y = draw(dtype, k, SIZE), draw(dtype, l, SIZE, seed=1)
     found = vectors.inner(x, y)
     assert found.dtype == torch.float64
@@ -50,7 +50,7 @@ def test_products_of_nothing_are_0(vectors: CupyVectors) -> None:
 @pytest.mark.parametrize("keeps", [True, False])
 @pytest.mark.parametrize("pair", [Pair(0.5, 0.3, 0.2, -0.01), None])
 @pytest.mark.parametrize("undo", [0.0, 0.25])
-def test_the_sweeps_of_nlcg(
+def test_sweeps_of_nlcg_are_those_of_torch(
     vectors: CupyVectors, dtype: torch.dtype, keeps: bool, pair: Pair | None, undo: float
 ) -> None:
     assert_sweeps_of_nlcg(vectors, [draw(dtype, SIZE, seed=seed) for seed in range(7)], keeps, pair, undo)

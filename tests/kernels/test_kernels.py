@@ -34,7 +34,7 @@ def same(tensor, array, dtype):
 
 
 @pytest.mark.parametrize("biased", [True, False])
-def test_affine(dtype, biased):
+def test_a_layer_is_its_matrix_and_its_biases(dtype, biased):
     z, v, b = arrays((B, U), (U, V), (V,))
     expected = REFERENCE.affine(z, v, b if biased else None)
     np.testing.assert_allclose(expected, [[z[i] @ v[:, j] + biased * b[j] for j in range(V)] for i in range(B)])
@@ -43,7 +43,7 @@ def test_affine(dtype, biased):
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_activations_and_their_slopes_from_their_values(dtype, activation):
+def test_slopes_of_activations_are_found_from_their_values(dtype, activation):
     (s,) = arrays((B, V))
     s[0, 0] = 0
     (ts,) = tensors(dtype, s)
@@ -62,7 +62,7 @@ def test_activations_and_their_slopes_from_their_values(dtype, activation):
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_last_factors(dtype, activation):
+def test_the_last_factors_are_weights_times_slopes(dtype, activation):
     w, z = arrays((U, C), (B, U))
     z = REFERENCE.activate(activation, z)
     ones = np.ones((B, U))
@@ -74,7 +74,7 @@ def test_last_factors(dtype, activation):
 
 
 @pytest.mark.parametrize("shape", [(B, V), (B, C, V)])
-def test_pull_back(dtype, shape):
+def test_errors_are_pulled_back_through_the_weights(dtype, shape):
     e, w = arrays(shape, (U, V))
     expected = REFERENCE.pull_back(e, w)
     np.testing.assert_allclose(expected, e @ w.T)
@@ -82,7 +82,7 @@ def test_pull_back(dtype, shape):
     same(TORCH.pull_back(te, tw), expected, dtype)
 
 
-def test_products_with_the_factors_and_their_adjoint(dtype):
+def test_products_with_the_factors_and_with_their_adjoint_are_those_of_each_instance(dtype):
     m, t, y, q = arrays((B, C, V), (B, V), (B, C), (B, C))
     expected = q.copy()
     REFERENCE.add_outputs(m, t, expected)

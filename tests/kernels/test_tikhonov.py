@@ -70,7 +70,7 @@ def test_criteria_that_are_all_alike_leave_lambda_as_it_is(step: CompiledStep) -
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("place", [0, 1])
-def test_what_is_not_finite_shows(step: CompiledStep, bad: float, place: int) -> None:
+def test_what_is_not_finite_shows_in_the_step(step: CompiledStep, bad: float, place: int) -> None:
     given = draw(5, 17, 3)
     given[place][2, 1] = bad
     assert not bool(taken(step, *given, 0.5).isfinite().all())

@@ -64,7 +64,7 @@ def test_only_hz_is_negative_and_not_below_its_floor() -> None:
     assert conjugacy("hz", pack) == pytest.approx(-1 / (2.0 * FLOOR))
 
 
-def test_the_cap_and_the_epsilon() -> None:
+def test_beta_is_at_most_the_cap_and_epsilon_is_added_to_its_denominator() -> None:
     pack = Pack(3.0, 2.0)
     assert conjugacy("fr", pack) == 1.5
     assert conjugacy("fr", pack, most=1.0) == 1.0

@@ -219,7 +219,7 @@ def test_local_work_is_counted_on_all_ranks(comm: Communicator) -> None:
     assert same_everywhere(comm, torch.tensor([objective.work.gradients], dtype=torch.float64))
 
 
-def test_more_ranks_than_samples_in_a_batch(comm: Communicator) -> None:
+def test_a_batch_of_fewer_samples_than_ranks_makes_a_step(comm: Communicator) -> None:
     objective = unequal(comm)
     state, reports = steps(APTS(), objective, 8, 1)
     assert any(report.accepted for report in reports)
@@ -249,7 +249,7 @@ def test_float32_scalars_are_exact(comm: Communicator) -> None:
     assert third == pytest.approx(comm.size / 3, rel=1e-15)
 
 
-def test_a_run_by_the_loop(comm: Communicator) -> None:
+def test_a_run_by_the_loop_goes_down_and_ends_alike_on_all_ranks(comm: Communicator) -> None:
     result = minimize(unequal(comm), APTS(), epochs=5, batch=12)
     assert result.final.train_loss < result.initial.train_loss
     assert same_everywhere(comm, result.parameters)

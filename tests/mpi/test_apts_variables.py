@@ -181,7 +181,7 @@ def test_local_work_counts_every_rank_s_whole_evaluations(comm: Communicator, sh
     assert objective.work.gradients == pytest.approx(1 + trials + 2 * 3, rel=1e-12)
 
 
-def test_more_ranks_than_samples_in_a_batch(comm: Communicator, shards: int) -> None:
+def test_a_batch_of_fewer_samples_than_ranks_makes_a_step(comm: Communicator, shards: int) -> None:
     objective = on_grid(comm, shards)
     state, reports = steps(APTS(), objective, 6, 1)
     assert any(report.accepted for report in reports)

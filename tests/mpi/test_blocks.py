@@ -67,7 +67,7 @@ def test_what_is_sent_lives_until_it_has_come(comm: Communicator) -> None:
 
 
 @pytest.mark.parametrize("chunk", [1, 2**30])
-def test_more_ranks_than_items(chunk: int) -> None:
+def test_ranks_without_an_item_gather_and_scatter_with_the_others(chunk: int) -> None:
     comm = Communicator(chunk=chunk)
     counts = [2] + [0] * (comm.size - 1)
     part = torch.arange(float(counts[comm.rank]))

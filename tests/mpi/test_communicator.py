@@ -117,7 +117,7 @@ def test_blocking_calls_may_come_between(comm: Communicator) -> None:
 @types
 @kinds
 @pytest.mark.parametrize("count", SIZES)
-def test_bcast_from_every_rank(comm: Communicator, dtype: str, kind: str, count: int) -> None:
+def test_bcast_brings_the_buffer_of_any_rank_to_all(comm: Communicator, dtype: str, kind: str, count: int) -> None:
     for root in range(comm.size):
         buffer = make(kind, numbers(comm.rank, count, dtype))
         assert comm.bcast(buffer, root) is buffer

@@ -96,7 +96,9 @@ def test_numbers_that_are_not_finite_on_one_rank_are_refused_on_all(comm: Commun
     assert torch.equal(solver.apply(state, w), w)
 
 
-def test_convolutions_with_batch_normalisation_of_equal_shards(comm: Communicator, alone: Communicator) -> None:
+def test_factors_of_convolutions_are_those_of_one_rank_where_no_layer_mixes_samples(
+    comm: Communicator, alone: Communicator
+) -> None:
     count = 12
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(count, 2, 5, 5, generator=generator, dtype=torch.float64)

@@ -16,6 +16,7 @@ from hpcopt.objective.data_parallel import DataParallelObjective
 from hpcopt.objective.protocol import Batch, Vector
 from hpcopt.solvers.registry import SOLVERS, make_solver
 from hpcopt.train.minimize import minimize
+from tests.support.listeners import Ear
 from tests.support.problems import loss_for, sharded
 
 pytestmark = pytest.mark.mpi
@@ -43,29 +44,13 @@ SPLIT_BY_RANKS = {"apts"}
 """Methods whose steps are those of each rank's own samples: their number of ranks is part of the method."""
 
 
-class Ear:
-    """Keeps what the loop tells, on the rank that is told."""
-
-    def __init__(self) -> None:
-        self.rows: list[dict[str, float]] = []
-
-    def iteration(self, **columns: float) -> None:
-        self.rows.append(columns)
-
-    def evaluation(self, **columns: float) -> None:
-        pass
-
-    def rank_times(self, *_: Any) -> None:
-        pass
-
-
 def curve(comm: Communicator, name: str, options: dict[str, Any], batch: int | str) -> tuple[np.ndarray, Vector]:
     """Loss at the start of each iteration, the same on all ranks, and the final parameters."""
     objective, ear = sharded(comm, loss_for(name), weight_decay=0.01), Ear()
     solver = make_solver(name, options, 10.0)
     result = minimize(objective, solver, iterations=ITERATIONS, batch=batch, listeners=[ear])
     losses = np.full(ITERATIONS, math.nan)
-    losses[: len(ear.rows)] = [row["loss"] for row in ear.rows]
+    losses[: len(ear.iterations)] = [row["loss"] for row in ear.iterations]
     return np.array(comm.broadcast_object(losses)), result.parameters
 
 

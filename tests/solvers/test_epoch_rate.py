@@ -70,7 +70,7 @@ def test_a_rate_at_which_the_loss_stays_above_the_least_is_not_halved_for_ever()
     assert after([5.0, 4.0] + [4.3, 4.5] * 8)["rate_factor"] > 0.1
 
 
-def test_an_epoch_that_raises_the_loss_by_less_is_not() -> None:
+def test_an_epoch_that_raises_the_loss_by_less_is_not_taken_back() -> None:
     state = after([5.0, 4.0, 7.9])
     assert torch.equal(state["parameters"], torch.full((3,), 2.0))  # type: ignore[arg-type]
     assert bool(state["first_moment"].all())  # type: ignore[union-attr]

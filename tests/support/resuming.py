@@ -25,6 +25,7 @@ from hpcopt.train.protocol import Criteria, Result
 from hpcopt.train.restored import snapshot_from
 from hpcopt.train.run.requests import Requests
 from hpcopt.train.sampler import Sampler
+from tests.support.listeners import Ear
 from tests.support.problems import loss_for, samples, sharded, small_network
 
 TIMES = {"seconds", "wall_seconds", "seconds_waited"}
@@ -44,21 +45,8 @@ class AsksOnce(Requests):
         return self._asked == self._at
 
 
-class Ear:
-    """Keeps the rows of a record, on the rank that is told."""
-
-    def __init__(self) -> None:
-        self.iterations: list[dict[str, Any]] = []
-        self.evaluations: list[dict[str, Any]] = []
-
-    def iteration(self, **columns: Any) -> None:
-        self.iterations.append(columns)
-
-    def evaluation(self, **columns: Any) -> None:
-        self.evaluations.append(columns)
-
-    def rank_times(self, *_: Any) -> None:
-        pass
+class Reader(Ear):
+    """Gives what it was told as text."""
 
     def rows(self) -> list[str]:
         """All rows as text, which is the same only for the same bits, without what a clock says."""
@@ -92,7 +80,7 @@ class Started:
     def __init__(self, comm: Communicator, case: Case, directory: Path | None, asks_at: int = 0) -> None:
         model = small_network(dropout=case.dropout, batch_norm=case.batch_norm).to(case.dtype)
         make = case.objective or sharded
-        self.comm, self.case, self.ear = comm, case, Ear()
+        self.comm, self.case, self.ear = comm, case, Reader()
         self.objective = make(comm, loss=loss_for(case.solver), model=model, weight_decay=0.01, seed=3)
         self.solver = make_solver(case.solver, case.options, 10.0)
         device = self.objective.model.device
@@ -146,7 +134,7 @@ def run_in_pieces(
 
     ``between`` is called before every start but the first, with its number.
     """
-    ear = Ear()
+    ear = Reader()
     for number, asks_at in enumerate((*pieces, 0)):
         if number:
             between(number)

@@ -103,7 +103,7 @@ def test_a_save_that_becomes_slower_is_made_less_often(start: Started, clock: Si
     assert len(simulate(start, keeper, clock, 600.0)) < often / 10
 
 
-def test_every_so_many_seconds(start: Started, clock: SimpleNamespace) -> None:
+def test_it_is_saved_every_so_many_seconds(start: Started, clock: SimpleNamespace) -> None:
     keeper = keeper_of(start, FakeStore(), every_seconds=10.0)
     assert simulate(start, keeper, clock, 35.0) == [10.0, 20.0, 30.0]
 

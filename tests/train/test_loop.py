@@ -23,27 +23,8 @@ from hpcopt.train.minimize import plan_batches
 from hpcopt.train.protocol import Criteria, Listener, Result
 from hpcopt.train.sampler import Sampler
 from hpcopt.train.tolerated import Tolerated
+from tests.support.listeners import Ear
 from tests.support.problems import sharded
-
-
-class Ear:
-    """Remembers all it is told."""
-
-    def __init__(self) -> None:
-        self.iterations: list[dict[str, Any]] = []
-        self.evaluations: list[dict[str, Any]] = []
-        self.times: list[tuple[int, Sequence[float], Sequence[float], Sequence[float]]] = []
-
-    def iteration(self, **columns: Any) -> None:
-        self.iterations.append(columns)
-
-    def evaluation(self, **columns: Any) -> None:
-        self.evaluations.append(columns)
-
-    def rank_times(
-        self, iteration: int, step: Sequence[float], waited: Sequence[float], others: Sequence[float]
-    ) -> None:
-        self.times.append((iteration, step, waited, others))
 
 
 class Seldom(Tolerated):

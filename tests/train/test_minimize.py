@@ -23,6 +23,7 @@ from hpcopt.solvers.sgd import SGD
 from hpcopt.solvers.solver import State, StepReport, StopReason
 from hpcopt.train.agreement import check_agreement
 from hpcopt.train.minimize import minimize
+from tests.support.listeners import Ear
 from tests.support.problems import samples, sharded, small_network
 
 
@@ -119,34 +120,16 @@ def test_a_run_that_was_saved_is_not_overwritten_when_it_must_not_go_on(comm: Co
 
 
 def test_a_schedule_ends_with_the_run(comm: Communicator) -> None:
-    rates: list[float] = []
-
-    class Ear:
-        def iteration(self, **columns: float) -> None:
-            rates.append(columns["step_size"])
-
-        def evaluation(self, **columns: float) -> None: ...
-
-        def rank_times(self, *_: Any) -> None: ...
-
-    minimize(sharded(comm), SGD(learning_rate=1.0, schedule="linear"), epochs=4, listeners=[Ear()])
-    assert rates == pytest.approx([1.0, 0.75, 0.5, 0.25])
+    ear = Ear()
+    minimize(sharded(comm), SGD(learning_rate=1.0, schedule="linear"), epochs=4, listeners=[ear])
+    assert [row["step_size"] for row in ear.iterations] == pytest.approx([1.0, 0.75, 0.5, 0.25])
 
 
 def test_a_schedule_ends_with_the_run_also_when_batches_grow(comm: Communicator) -> None:
-    rates: list[float] = []
-
-    class Ear:
-        def iteration(self, **columns: float) -> None:
-            rates.append(columns["step_size"])
-
-        def evaluation(self, **columns: float) -> None: ...
-
-        def rank_times(self, *_: Any) -> None: ...
-
+    ear = Ear()
     growth = {"batch": 19, "batch_growth": 2.0, "batch_growth_every": 1, "batch_growth_tolerance": 100.0}
-    minimize(sharded(comm), SGD(learning_rate=1.0, schedule="linear"), epochs=4, listeners=[Ear()], **growth)
-    assert rates == pytest.approx([1.0, 0.875, 0.75, 0.5, 0.25])
+    minimize(sharded(comm), SGD(learning_rate=1.0, schedule="linear"), epochs=4, listeners=[ear], **growth)
+    assert [row["step_size"] for row in ear.iterations] == pytest.approx([1.0, 0.875, 0.75, 0.5, 0.25])
 
 
 @pytest.mark.parametrize(

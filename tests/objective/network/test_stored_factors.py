@@ -96,7 +96,7 @@ def test_products_without_the_rounding_use_the_activations_that_are_kept(comm: C
         torch.testing.assert_close(rounded.exact.gauss_newton(each), full.gauss_newton(each), rtol=1e-10, atol=1e-13)
 
 
-def test_also_those_that_are_made_anew(comm: Communicator) -> None:
+def test_products_without_the_rounding_are_made_anew_where_nothing_is_kept(comm: Communicator) -> None:
     objective, full = linearized(comm, "full")
     _, whole = linearized(comm, "bfloat16")
     streamed = ExplicitLinearization(whole._objective, objective.initial_vector(), objective.full_batch, 4000)

@@ -32,7 +32,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
-def test_nobody_has_asked() -> None:
+def test_nothing_is_pending_before_somebody_has_asked() -> None:
     with closing(Requests().listen()) as requests:
         assert not requests.pending
 

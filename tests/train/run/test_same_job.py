@@ -73,7 +73,7 @@ def test_how_long_and_where_may_change(saved: Path, setting: str) -> None:
         ("solver.name=adam", r"solver\.name = 'sgd', the job now says 'adam'"),
     ],
 )
-def test_what_is_computed_may_not(saved: Path, setting: str, says: str) -> None:
+def test_what_is_computed_may_not_change(saved: Path, setting: str, says: str) -> None:
     with pytest.raises(UsageError, match=says) as error:
         check_same_job(job(setting), saved)
     for advice in ("give it back its value", "--run-dir", "--fresh"):
