@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from hpcopt.linalg.hager_zhang import DELTA, EPSILON, SIGMA, HagerZhang
+from hpcopt.linalg.hager_zhang import DELTA, EPSILON, SIGMA, HagerZhang, secant
 from hpcopt.linalg.line_search import Point, Search
 from tests.linalg.test_line_search import FUNCTIONS
 
@@ -32,6 +32,39 @@ def test_the_wolfe_conditions_or_their_approximate_form_hold_at_the_end(name: st
     decreases = value(t) - value(0.0) <= DELTA * t * fall
     flat = value(t) <= value(0.0) + EPSILON * abs(value(0.0)) and slope(t) <= (2 * DELTA - 1) * fall
     assert decreases or flat
+
+
+def steps(value: Function, slope: Function, first: float, evaluations: int = 40) -> list[float]:
+    """All trials of a search."""
+    tried: list[float] = []
+    search(lambda t: tried.append(t) or value(t), slope, first, evaluations)  # type: ignore[func-returns-value]
+    return tried[1:]  # behind the value at the start
+
+
+@pytest.mark.parametrize("first", [1e-3, 0.1, 10.0, 1e3])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_the_trials_do_not_depend_on_the_scale_of_the_values(name: str, first: float) -> None:
+    value, slope = FUNCTIONS[name]
+    for factor in (2.0**-20, 2.0**20):  # exact in binary
+        scaled = steps(lambda t, c=factor: c * value(t), lambda t, c=factor: c * slope(t), first)  # type: ignore[misc]
+        assert scaled == steps(value, slope, first)
+
+
+def test_a_bracket_that_secant_steps_hardly_shrink_is_halved() -> None:
+    """The slope is -1 nearly everywhere, so that the first secant step is close to 0 and the second one outside."""
+    tried = steps(lambda t: -t + 1001 / 21 * t**21, lambda t: -1 + 1001 * t**20, 1.0)
+    assert tried[:3] == pytest.approx([1.0, 1 / 1001, 0.5 * (1 + 1 / 1001)])
+
+
+def test_a_step_that_is_too_long_is_cut_to_the_middle_of_the_bracket() -> None:
+    tried = steps(lambda t: -t if t < 4 else math.inf, lambda t: -1.0, 1.0)
+    assert tried[:5] == [1.0, 5.0, 3.0, 4.0, 3.5]
+
+
+def test_the_secant_step_is_exact_on_a_quadratic() -> None:
+    ends = [Point(t, (t - 2) ** 2, 2 * (t - 2), None) for t in (0.5, 3.0)]
+    assert secant(*ends) == pytest.approx(2.0)
+    assert math.isnan(secant(ends[0], ends[0]))
 
 
 def test_a_good_first_step_costs_one_evaluation() -> None:

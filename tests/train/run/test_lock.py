@@ -51,6 +51,20 @@ def test_a_lock_of_an_earlier_process_with_the_same_number_is_taken_over(tmp_pat
     RunDirectory.create(tmp_path / "a", fresh=False).close()
 
 
+def test_a_process_is_told_from_others_by_when_it_started() -> None:
+    if run_lock.this_process().started is None:
+        pytest.skip("this system does not tell when a process started")
+
+    def seconds_up() -> float:
+        return float(Path("/proc/uptime").read_text().split()[0])
+
+    before = seconds_up()
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        started = run_lock._start_time(child.pid)
+        assert started is not None
+        assert before - 0.1 <= started / os.sysconf("SC_CLK_TCK") <= seconds_up() + 0.1
+
+
 def test_a_lock_of_a_living_process_is_refused_with_its_host_pid_and_job(tmp_path: Path) -> None:
     write_lock(tmp_path / "a", job="4711")
     with pytest.raises(UsageError, match=rf"process {os.getpid()} on {run_lock.this_process().host} \(job 4711\)"):
