@@ -10,8 +10,6 @@ OMPI_MCA_mpi_yield_when_idle=true``). The data, 1,797 handwritten digits, come w
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -20,8 +18,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks._report import spelled, table, write_report
+from benchmarks._runs import trained
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 JOB = """
 [run]
 device = "cpu"
@@ -44,16 +42,9 @@ def run(folder: Path, quorum: float | None, slowed: bool, args: argparse.Namespa
         settings += [f"debug.slow_rank={args.ranks - 1}", f"debug.slow_seconds={args.seconds}"]
     if quorum is not None:
         settings.append(f"parallel.quorum={quorum}")
-    job, directory = folder / "job.toml", folder / f"run-{quorum}-{slowed}"
+    job = folder / "job.toml"
     job.write_text(JOB, encoding="utf-8")
-    hpcopt = [sys.executable, "-m", "hpcopt"]
-    options = [word for setting in settings for word in ("--set", setting)]
-    command = ["mpirun", "-n", str(args.ranks), *hpcopt, "run", str(job), "--run-dir", str(directory), *options]
-    subprocess.run(command, cwd=REPOSITORY, check=True)
-    command = [*hpcopt, "inspect", str(directory), "--json"]
-    told = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
-    result: dict[str, Any] = json.loads(told.stdout)
-    return result
+    return trained(job, args.ranks, folder, f"run-{quorum}-{slowed}", str(folder), settings)
 
 
 def row(name: str, told: dict[str, Any]) -> list[str]:
