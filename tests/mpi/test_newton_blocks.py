@@ -99,7 +99,7 @@ def test_a_run_in_two_pieces_has_the_bits_of_one(comm: Communicator, shared_path
     pieces, again = train(comm, shared_path / "run", *settings)
     assert pieces.resumed_from == 3
     assert torch.equal(w, again)
-    assert pieces.final == whole.final
+    assert repr(pieces.final) == repr(whole.final)  # figures that do not apply are NaN, which equals nothing
     np.testing.assert_array_equal(counts(shared_path / "whole"), counts(shared_path / "run"))
 
 

@@ -158,7 +158,7 @@ def test_a_test_set_may_be_arrays_of_numpy_as_the_samples_may(comm: Communicator
         minimize(sharded(comm), SGD(), epochs=1, test=given, test_accuracy=1.0).final
         for given in (test, tuple(part.numpy() for part in test))
     )
-    assert ours == theirs
+    assert repr(ours) == repr(theirs)  # figures that do not apply are NaN, which equals nothing
     assert math.isfinite(ours.test_loss)
 
 
