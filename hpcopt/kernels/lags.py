@@ -41,12 +41,31 @@ class CompiledLags:
     """
 
     def __init__(self, library: ctypes.CDLL) -> None:
-        self._sums, self._residuals = library.lag_sums, library.lag_residuals
+        self._inputs, self._sums, self._grams = library.lag_inputs, library.lag_sums, library.lag_grams
+        self._residuals = library.lag_residuals
+
+    def inputs(self, features: torch.Tensor, down: tuple[int, int], across: tuple[int, int]) -> torch.Tensor:
+        """``features`` (b, c, height, width), in float32 or float64, as inputs: channels last, between zeros.
+
+        Args:
+            features: contiguous, on the processor.
+            down: zeros above and below.
+            across: zeros left and right.
+        """
+        check_arguments(features.dtype, torch.device("cpu"), features)
+        samples, channels, height, width = features.shape
+        shape = samples, down[0] + height + down[1], across[0] + width + across[1], channels
+        inputs = torch.empty(shape, dtype=torch.float64)
+        given = [None, features] if features.dtype == torch.float64 else [features, None]
+        _call(self._inputs, [*given, inputs], [samples, height, width, *down, *across, channels], [])
+        return inputs
 
     def sums(
         self, inputs: torch.Tensor, lags: Sequence[tuple[int, int]], down: Sequence[int], across: Sequence[int]
-    ) -> torch.Tensor:
-        """For each lag and piece the sum of x y^T over its positions, y that far from x, (lags, pieces, c, c).
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """For each lag and piece the sum of x y^T over its positions, y that far from x, and for each piece that of x.
+
+        They are (lags, pieces, c, c) and (pieces, c).
 
         Args:
             inputs: see above.
@@ -59,8 +78,31 @@ class CompiledLags:
         far = [top * line + left * channels for top, left in lags]
         pieces = len(down) - 1, len(across) - 1
         sums = inputs.new_zeros(len(lags), pieces[0] * pieces[1], channels, channels)
-        _call(self._sums, [inputs, sums], [samples, sample, line, len(lags), *pieces, channels], [*far, *down, *across])
-        return sums
+        single, sizes = inputs.new_zeros(sums.shape[1:3]), [samples, sample, line, len(lags), *pieces, channels]
+        _call(self._sums, [inputs, sums, single], sizes, [*far, *down, *across])
+        return sums, single
+
+    def grams(
+        self,
+        sums: tuple[torch.Tensor, torch.Tensor],
+        samples: int,
+        table: Sequence[int],
+        widths: Sequence[int],
+        last: int,
+    ) -> list[torch.Tensor]:
+        """Z Z^T of every block.
+
+        Args:
+            sums: what ``sums`` gave.
+            samples: b.
+            table: for each block its taps, positions and pairs of taps; of every pair the taps, of how many lags and
+                pieces the sums are taken, and which; and of every tap, how many pieces it sees, and which.
+            widths: of the blocks, without the column of the bias.
+            last: 1 where there is one, else 0.
+        """
+        grams = [torch.empty(width + last, width + last, dtype=torch.float64) for width in widths]
+        _call(self._grams, [*sums, *grams], [len(grams), samples, last, sums[1].shape[1]], table)
+        return grams
 
     def residuals(
         self,

@@ -21,6 +21,10 @@ MOST_COLUMNS = 512
 """Above it a matrix does not fit in a nearby cache, and LAPACK's eigenvectors by blocks take less time."""
 
 
+TOGETHER = 8
+"""Trials of one operation; LANES of ``arrow.c``."""
+
+
 class CompiledStep:
     """A step in one call.
 
@@ -92,16 +96,16 @@ class CompiledBlocks:
             numbers: |R|^2; Lambda before; N t; the least part of it that counts as free; and the part by which criteria
                 must differ.
         """
-        (t, m), every, widths = weights.shape, trials.shape[0], [len(own) for own in columns]
-        most = max(widths)
-        held = 5 * len(widths) + 2 * t + every * (4 + 6 * t) + sum(n * (n + 3 + 2 * t) for n in widths)
-        found = torch.empty(t * m + 4 + held + max(every, 56) * (1 + 3 * most), dtype=torch.float64)
+        (t, m), widths = weights.shape, [len(own) for own in columns]
+        most, every = max(widths), -(-trials.shape[0] // TOGETHER) * TOGETHER
+        held = (5 + TOGETHER) * len(widths) + TOGETHER + 2 * t + every * (5 + 6 * t) + sum(n * (n + 3 + 2 * t) for n in widths)
+        found = torch.empty(t * m + 4 + held + max(every, 56) * (1 + 3 * most) + most, dtype=torch.float64)
         given = [weights, trials, *(each.contiguous() for state in states for each in state)]
         check_arguments(torch.float64, found.device, *given)
         out = found.data_ptr()
         first, second, *others = (each.data_ptr() for each in given)
         addresses = first, second, out, out + 8 * (t * m + 4), *others
-        sizes = len(widths), t, m, every - 1, *widths, *(number for own in columns for number in own)
+        sizes = len(widths), t, m, trials.shape[0] - 1, *widths, *(number for own in columns for number in own)
         self._function(
             (ctypes.c_void_p * len(addresses))(*addresses), (ctypes.c_int64 * len(sizes))(*sizes),
             (ctypes.c_double * 5)(*numbers),

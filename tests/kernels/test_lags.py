@@ -46,12 +46,25 @@ def test_normal_equations_and_loss_are_those_of_rows(
 def test_sums_are_over_all_positions_of_a_piece(lags: CompiledLags, channels: int, lag: tuple[int, int]) -> None:
     drawn = torch.randn(3, 13, 11, channels, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     down, across = [1, 2, 11], [2, 8, 9]
-    found = lags.sums(drawn, [lag], down, across)
+    found, single = lags.sums(drawn, [lag], down, across)
     places = [(slice(*rows), slice(*columns)) for rows in ((1, 2), (2, 11)) for columns in ((2, 8), (8, 9))]
     far = torch.roll(drawn, (-lag[0], -lag[1]), (1, 2))
-    for sums, (rows, columns) in zip(found[0], places, strict=True):
+    for sums, alone, (rows, columns) in zip(found[0], single, places, strict=True):
         expected = torch.einsum("byxc,byxd->cd", drawn[:, rows, columns], far[:, rows, columns])
         torch.testing.assert_close(sums, expected, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(alone, drawn[:, rows, columns].sum((0, 1, 2)), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("channels", [1, 16])
+def test_inputs_are_the_features_with_channels_last_between_zeros(
+    lags: CompiledLags, channels: int, dtype: torch.dtype
+) -> None:
+    features = torch.randn(3, channels, 5, 4, generator=torch.Generator().manual_seed(0)).to(dtype)
+    found = lags.inputs(features, (2, 1), (0, 3))
+    expected = torch.zeros(3, 8, 7, channels, dtype=torch.float64)
+    expected[:, 2:7, 0:4] = features.movedim(1, -1)
+    assert torch.equal(found, expected)
 
 
 def test_inputs_of_single_precision_are_refused(lags: CompiledLags) -> None:

@@ -8,6 +8,8 @@
 
 #define ROUNDING 2.220446049250313e-16
 #define HALVINGS 56
+// Trials are so many at a time; the last one is repeated where they are fewer.
+#define LANES 8
 
 // A block in its basis: T by its diagonal and what is beside it, the reflections that lead there (n, n), and as rows
 // (1 + 2 t, n) the border v, R Z^T and W.
@@ -15,6 +17,11 @@ typedef struct {
     count n;
     double *reflections, *diagonal, *beside, *rows;
 } block;
+
+// The next place where a line of the cache begins, which registers then fill with one access.
+INLINE double *aligned(double *place) {
+    return place + (-(uintptr_t)place / sizeof(double)) % LANES;
+}
 
 INLINE double product(const double *x, const double *y, count n) {
     double sum = 0;
@@ -34,27 +41,58 @@ INLINE void reflect(const block *own, count k, double *x) {
     if (half > 0) add(x + k + 1, -product(u, x + k + 1, own->n - k - 1) / half, u, own->n - k - 1);
 }
 
-// Makes the symmetric matrix in the place of the reflections tridiagonal (Householder), and takes the rows along.
+// Two rows x and y after the change by a reflection, u and q with their own numbers in these; and sum += x_by x + y_by y.
+INLINE void change_rows(
+    double *restrict x, double *restrict y, const double *restrict u, const double *restrict q, const double *x_own,
+    const double *y_own, double x_by, double y_by, double *restrict sum, count n
+) {
+    double x_u = x_own[0], x_q = x_own[1], y_u = y_own[0], y_q = y_own[1];
+#pragma omp simd
+    for (count j = 0; j < n; ++j) {
+        x[j] -= x_u * q[j] + x_q * u[j];
+        y[j] -= y_u * q[j] + y_q * u[j];
+        sum[j] += x_by * x[j] + y_by * y[j];
+    }
+}
+
+// Makes the symmetric matrix in the place of the reflections tridiagonal (Householder), and takes the rows along. Each
+// row comes once for a reflection: what the one before changes in it, then its part of the product with the next one.
+// Vectors are whole, with zeros before what they are about, so that all loops are of one length. Room: 4 n.
 INLINE void tridiagonalise(block *own, count number, double *room) {
     count n = own->n;
-    double *a = own->reflections;
+    double *a = own->reflections, *u = room, *q = u + n, *next = q + n, *seen = next + n;
+    for (count j = 0; j < n; ++j) u[j] = q[j] = 0;
     for (count k = 0; k < n; ++k) {
-        double *u = a + k * n + k + 1, square = k + 2 < n ? product(u, u, n - k - 1) : 0;
-        own->diagonal[k] = a[k * n + k];
-        own->beside[k] = k + 1 < n ? *u : 0;
-        a[k * n + k] = 0;
-        if (!(square > own->beside[k] * own->beside[k])) continue;
-        own->beside[k] = -copysign(sqrt(square), *u);
-        *u -= own->beside[k];
-        double half = a[k * n + k] = product(u, u, n - k - 1) / 2;
-        for (count i = k + 1; i < n; ++i) room[i] = product(a + i * n + k + 1, u, n - k - 1) / half;
-        add(room + k + 1, -product(u, room + k + 1, n - k - 1) / (2 * half), u, n - k - 1);
-        for (count i = k + 1; i < n; ++i) {
-            double one = u[i - k - 1], other = room[i];
-#pragma omp simd
-            for (count j = k + 1; j < n; ++j) a[i * n + j] -= one * room[j] + other * u[j - k - 1];
+        double *row = a + k * n, half = 0;
+        add(row, -u[k], q, n), add(row, -q[k], u, n);
+        own->diagonal[k] = row[k];
+        own->beside[k] = k + 1 < n ? row[k + 1] : 0;
+        for (count j = 0; j < n; ++j) next[j] = j > k ? row[j] : 0, seen[j] = 0;
+        double square = k + 2 < n ? product(next, next, n) : 0;
+        if (square > own->beside[k] * own->beside[k]) {
+            own->beside[k] = -copysign(sqrt(square), next[k + 1]);
+            next[k + 1] -= own->beside[k];
+            half = product(next, next, n) / 2;
+        } else {
+            for (count j = 0; j < n; ++j) next[j] = 0;
         }
-        for (count row = 0; row < number; ++row) reflect(own, k, own->rows + row * n);
+        // The row that is finished stands in where one is left over.
+        for (count i = k + 1, from = i / LANES * LANES; i < n; i += 2) {
+            count last = i + 1 == n;
+            const double own[] = {u[i], q[i], last ? 0 : u[i + 1], last ? 0 : q[i + 1]};
+            double *one = a + i * n + from, *other = (last ? row : a + (i + 1) * n) + from, next_by = last ? 0 : next[i + 1];
+            change_rows(one, other, u + from, q + from, own, own + 2, next[i], next_by, seen + from, n - from);
+        }
+        for (count j = k + 1; j < n; ++j) row[j] = u[j] = next[j];
+        u[k] = 0, row[k] = half;
+        if (half > 0) {
+            for (count j = 0; j <= k; ++j) seen[j] = 0;
+            double shift = product(seen, u, n) / (2 * half * half);
+            for (count j = 0; j < n; ++j) q[j] = seen[j] / half - shift * u[j];
+        } else {
+            for (count j = 0; j < n; ++j) q[j] = 0;
+        }
+        for (count r = 0; r < number; ++r) reflect(own, k, own->rows + r * n);
     }
 }
 
@@ -155,11 +193,11 @@ INLINE double left_of(double corner, double seen, double damping) {
 // Number of the trial with the least sGCV, or k where all are alike. The bias of a step (t,) for each is left in steps.
 INLINE count least_trial(
     const double *sums, double corner, const double *right, const double *weights, const double *dampings,
-    const double *trials, const double *numbers, count k, count t, double *steps
+    const double *trials, const double *numbers, count every, count k, count t, double *steps
 ) {
-    count every = k + 1, found = k;
+    count found = k;
     double least = INFINITY, most = -INFINITY;
-    for (count i = 0; i < every; ++i) {
+    for (count i = 0; i <= k; ++i) {
         double seen = sums[every + i], bent = sums[2 * every + i], left = left_of(corner, seen, dampings[i]);
         double trace = sums[i] + (bent - 2 * seen + corner) / left, residual = numbers[0];
         for (count o = 0; o < t; ++o) {
@@ -211,20 +249,22 @@ INLINE void bounds_of(const block *blocks, count number, double corner, double *
 // that of the bias. numbers: |R|^2, Lambda, N t, least part of it that is free, part by which criteria must differ; where
 // they do not, lambda is the last trial. The four numbers: Lambda, bounds of the least and largest sigma^2, |R|^2.
 ON_EVERY_PROCESSOR void tikhonov_blocks(double *const *arrays, const count *sizes, const double *numbers) {
-    count number = sizes[0], t = sizes[1], m = sizes[2], every = sizes[3] + 1;
+    count number = sizes[0], t = sizes[1], m = sizes[2], k = sizes[3], every = (k / LANES + 1) * LANES;
     const count *widths = sizes + 4, *columns = widths + number;
-    const double *weights = arrays[0], *trials = arrays[1];
+    const double *weights = arrays[0];
     double *out = arrays[2], *next = arrays[3] + number * (sizeof(block) / sizeof(double)), corner = 0;
     block *blocks = (block *)arrays[3];
-    double *right = next, *last = right + t, *dampings = last + t, *steps = dampings + every, *sums = steps + every * t;
+    double *right = next, *last = right + t, *trials = last + t, *dampings = trials + every;
+    double *steps = dampings + every, *sums = steps + every * t;
     next = sums + (3 + 5 * t) * every;
-    for (count i = 0; i < every; ++i) dampings[i] = numbers[1] + trials[i];
+    for (count i = 0; i < every; ++i) trials[i] = arrays[1][i < k ? i : k], dampings[i] = numbers[1] + trials[i];
     for (count i = 0; i < (3 + 5 * t) * every; ++i) sums[i] = 0;
     for (count o = 0; o < t; ++o) right[o] = 0, last[o] = weights[o * m + m - 1];
     for (count b = 0; b < number; ++b) {
         count n = widths[b];
         const double *gram = arrays[4 + 2 * b], *cross = arrays[5 + 2 * b];
         block *own = blocks + b;
+        next = aligned(next);
         *own = (block){n, next, next + n * n, next + n * n + n, next + n * n + 2 * n};
         next = own->rows + (1 + 2 * t) * n;
         for (count i = 0; i < n; ++i) {
@@ -239,11 +279,12 @@ ON_EVERY_PROCESSOR void tikhonov_blocks(double *const *arrays, const count *size
         for (count o = 0; o < t; ++o) right[o] += cross[n * t + o];
         columns += n;
     }
+    next = aligned(next);
     for (count b = 0; b < number; ++b) {
         tridiagonalise(blocks + b, 1 + 2 * t, next);
         sum_up(blocks + b, dampings, trials, every, t, next, sums);
     }
-    count chosen = least_trial(sums, corner, right, last, dampings, trials, numbers, every - 1, t, steps);
+    count chosen = least_trial(sums, corner, right, last, dampings, trials, numbers, every, k, t, steps);
     columns = widths + number;
     for (count b = 0; b < number; ++b, columns += blocks[b - 1].n) {
         const block *own = blocks + b;

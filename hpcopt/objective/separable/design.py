@@ -189,7 +189,7 @@ class ParityBlocks:
         self.blocks = [number[down[:, None], across].flatten() for down, across in product(*taps)]
         self._known: dict[tuple[int, int], Known] = {}
         self._sums: dict[tuple[int, int], LagProducts] = {}
-        self._latest: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._latest: tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]] | None = None
 
     def ordered(self, weight: torch.Tensor) -> torch.Tensor:
         """The weight (inputs, t, kernel) as (t, kernel, inputs): in a row, runs of numbers are then copied."""
@@ -218,7 +218,7 @@ class ParityBlocks:
         """See ``Design``."""
         if (lags := self._lags(features, targets)) is None:
             return None
-        residual, square = lags.residuals(self._inputs(lags, features), self._image(targets), *self._flat(weights))
+        residual, square = lags.residuals(*self._given(lags, features, targets), *self._flat(weights))
         return residual.view(len(features), self.outputs, *self._made(features)), square
 
     def normal(
@@ -227,8 +227,8 @@ class ParityBlocks:
         """See ``Design``."""
         if (lags := self._lags(features, targets)) is None:
             return None
-        inputs, last = self._inputs(lags, features), weights.shape[1] - self.width
-        return lags.normal(inputs, self._image(targets), *self._flat(weights), last, scale)
+        given, last = self._given(lags, features, targets), weights.shape[1] - self.width
+        return lags.normal(*given, *self._flat(weights), last, scale)
 
     def operations(self, samples: float, size: Sequence[int]) -> float | None:
         """See ``Design``."""
@@ -284,17 +284,17 @@ class ParityBlocks:
         lags = self._sums[height, width]
         return lags if lags.pays(samples) else None
 
-    def _inputs(self, lags: LagProducts, features: torch.Tensor) -> torch.Tensor:
-        """Those of ``LagProducts``, which are needed twice of one batch, and kept in between."""
+    def _given(
+        self, lags: LagProducts, features: torch.Tensor, targets: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Inputs and targets as ``LagProducts`` takes them: needed twice of one batch, and kept in between."""
         latest, self._latest = self._latest, None
         if latest is not None and latest[0] is features:
             return latest[1]
-        inputs = lags.inputs(features.detach())
-        self._latest = features, inputs
-        return inputs
-
-    def _image(self, targets: torch.Tensor) -> torch.Tensor:
-        return targets.reshape(len(targets), self.outputs, -1).to(torch.float64)
+        image = targets.reshape(len(targets), self.outputs, -1).to(torch.float64)
+        given = lags.inputs(features.detach()), image
+        self._latest = features, given
+        return given
 
     def _flat(self, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """W without the column of the bias, and that, zeros where there is none."""

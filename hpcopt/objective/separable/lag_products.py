@@ -11,13 +11,12 @@ a block.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import combinations_with_replacement, pairwise, product
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch.nn import functional
 
 from hpcopt.kernels.lags import CompiledLags
 from hpcopt.objective.separable.protocol import Normal
@@ -54,37 +53,34 @@ class LagProducts:
         self._compiled, self._channels, self._size = compiled, channels, size
         strips = [[axis.strip(r, n) for r in range(axis.stride)] for axis, n in zip(axes, size, strict=True)]
         self._blocks = list(product(strips[0], strips[1]))
-        self._pairs = [_pairs(*block, size) for block in self._blocks]
-        every = [pair for pairs in self._pairs for pair in pairs]
+        by_block = [_pairs(*block, size) for block in self._blocks]
+        every = [pair for pairs in by_block for pair in pairs]
         self._lags = sorted({pair.lag for pair in every})
         ranges = [pair.down for pair in every], [pair.across for pair in every]
         self._cuts = [_cuts(own, n) for own, n in zip(ranges, size, strict=True)]
         self._margins = [_margins(own, n) for own, n in zip(strips, size, strict=True)]
+        self._edges = [[cut + margin[0] for cut in own] for own, margin in zip(self._cuts, self._margins, strict=True)]
         self._table = self._outputs(axes)
-        pieces = (len(self._cuts[0]) - 1) * (len(self._cuts[1]) - 1)
-        self._sums = len(self._lags) * pieces
-        takes = np.zeros((len(every), len(self._lags), pieces))
-        for number, pair in enumerate(every):
-            takes[number, self._lags.index(pair.lag)] = self._taken(pair)
-        self._takes = takes.reshape(len(every), self._sums)
-        own = [(pairs, n) for pairs, block in zip(self._pairs, self._blocks, strict=True) for n in range(_taps(block))]
-        sums = [next(pair for pair in pairs if pair[:2] == (number, number)) for pairs, number in own]
-        self._sees = np.array([self._taken(pair) for pair in sums]).reshape(len(own), pieces)
+        self._pieces = (len(self._cuts[0]) - 1) * (len(self._cuts[1]) - 1)
+        self._grams = [number for both in zip(self._blocks, by_block, strict=True) for number in self._taken(*both)]
 
     def pays(self, samples: float) -> bool:
         """Whether a pair of taps is put together of fewer sums than there are positions."""
-        return self._sums < samples * self._size[0] * self._size[1]
+        return len(self._lags) * self._pieces < samples * self._size[0] * self._size[1]
 
     def operations(self, samples: float, outputs: int) -> float:
-        """Those of ``normal``: products of every lag, pairs made of them, and twice what all outputs see."""
-        products = samples * len(self._lags) * self._size[0] * self._size[1] + self._takes.size
-        seen = sum(_taps(block) * block[0].positions * block[1].positions for block in self._blocks)
-        return 2.0 * self._channels**2 * products + 4.0 * samples * seen * self._channels * outputs
+        """Those of ``normal``: products of every lag, sums of them for every pair, and twice what all outputs see."""
+        products = 2 * samples * len(self._lags) * self._size[0] * self._size[1] + len(self._grams)
+        seen = sum(
+            down.positions * across.positions * len(own)
+            for (down, across), own in zip(self._blocks, self._columns, strict=True)
+        )
+        return float(self._channels**2 * products) + 4.0 * samples * seen * outputs
 
     def inputs(self, features: torch.Tensor) -> torch.Tensor:
         """(b, c, height, width) as float64, channels last, with the zeros around them that taps may see."""
-        (above, below), (left, right) = self._margins
-        return functional.pad(features.to(torch.float64).movedim(1, -1), (0, 0, left, right, above, below)).contiguous()
+        plain = features if features.dtype in (torch.float32, torch.float64) else features.to(torch.float64)
+        return self._compiled.inputs(plain.contiguous(), *self._margins)
 
     def residuals(
         self, inputs: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, bias: torch.Tensor
@@ -114,44 +110,35 @@ class LagProducts:
         """
         square = scale * scale
         found = self._compiled.residuals(inputs, weights, bias, targets, self._table, len(self._blocks), products=True)
-        (above, _), (left, _) = self._margins
-        cuts = [[cut + margin for cut in own] for own, margin in zip(self._cuts, (above, left), strict=True)]
-        sums = self._compiled.sums(inputs, self._lags, *cuts).numpy().reshape(self._sums, -1)
-        grams = (square * self._takes @ sums).reshape(-1, self._channels, self._channels)
-        single = inputs.numpy().sum(0)[: cuts[0][-1], : cuts[1][-1]]
-        single = np.add.reduceat(np.add.reduceat(single, cuts[0][:-1], axis=0), cuts[1][:-1], axis=1)
-        edges = square * self._sees @ single.reshape(-1, self._channels)
+        sums, widths = self._compiled.sums(inputs, self._lags, *self._edges), list(map(len, self._columns))
+        grams = self._compiled.grams(sums, len(inputs), self._grams, widths, last)
         assert found.cross is not None
         assert found.totals is not None
         cross, totals, states = square * found.cross.numpy(), square * found.totals.numpy(), []
-        for number, (block, pairs) in enumerate(zip(self._blocks, self._pairs, strict=True)):
-            count, taps = len(inputs) * block[0].positions * block[1].positions, _taps(block)
-            gram = self._gram(grams[: len(pairs)], pairs, edges[:taps], square * count, last)
-            right = np.concatenate([cross[:, self._columns[number]].T, totals[number : number + 1][:last]])
-            grams, edges = grams[len(pairs) :], edges[taps:]
-            tail = 0.0 if number else square * float(found.square)
-            states.append(Normal(torch.from_numpy(gram), torch.from_numpy(right), tail))
+        tail = square * float(found.square)
+        for number, (gram, columns) in enumerate(zip(grams, self._columns, strict=True)):
+            right = np.concatenate([cross[:, columns].T, totals[number : number + 1][:last]])
+            states.append(Normal(gram.mul_(square), torch.from_numpy(right), 0.0 if number else tail))
         return states
 
-    def _gram(self, products: np.ndarray, pairs: list[Pair], edges: np.ndarray, count: float, last: int) -> np.ndarray:
-        """Z Z^T of one block from the products of its pairs, the sums of what its taps see, and its positions."""
-        taps, channels, inner = len(edges), self._channels, edges.size
-        gram = np.empty((inner + last, inner + last))
-        by_tap = gram[:inner, :inner].reshape(taps, channels, taps, channels)
-        first, second = [pair.first for pair in pairs], [pair.second for pair in pairs]
-        by_tap[second, :, first, :] = products.swapaxes(1, 2)
-        by_tap[first, :, second, :] = products
-        gram[:inner, inner:], gram[inner:, :inner] = edges.reshape(-1, 1), edges.reshape(1, -1)
-        gram[inner:, inner:] = count
-        return gram
+    def _taken(self, block: tuple[Strip, Strip], pairs: Sequence[Pair]) -> Iterator[int]:
+        """What ``CompiledLags.grams`` needs to know of a block."""
+        yield from (len(block[0].starts) * len(block[1].starts), block[0].positions * block[1].positions, len(pairs))
+        for pair in pairs:
+            pieces, lag = self._inside(pair), self._lags.index(pair.lag)
+            yield from (pair.first, pair.second, len(pieces), *(lag * self._pieces + piece for piece in pieces))
+        for pair in sorted(pairs):
+            if pair.first == pair.second:
+                pieces = self._inside(pair)
+                yield from (len(pieces), *pieces)
 
-    def _taken(self, pair: Pair) -> np.ndarray:
-        """Which pieces a pair takes, 1 or 0, down and across in one row."""
-        inside = [
-            np.array([low <= start and stop <= high for start, stop in pairwise(cuts)], dtype=float)
+    def _inside(self, pair: Pair) -> list[int]:
+        """Numbers of the pieces that a pair takes, down and across in one row."""
+        rows, columns = (
+            [low <= start and stop <= high for start, stop in pairwise(cuts)]
             for (low, high), cuts in zip((pair.down, pair.across), self._cuts, strict=True)
-        ]
-        return np.outer(*inside).ravel()
+        )
+        return [number for number, both in enumerate(product(rows, columns)) if all(both)]
 
     def _outputs(self, axes: Sequence[Axis]) -> list[int]:
         """What ``CompiledLags.residuals`` needs to know of every block; its columns of W are noted on the way."""
@@ -168,10 +155,6 @@ class LagProducts:
         return table
 
 
-def _taps(block: tuple[Strip, Strip]) -> int:
-    return len(block[0].starts) * len(block[1].starts)
-
-
 def _starts(down: Strip, across: Strip) -> list[tuple[int, int]]:
     """For each tap of a block the input that its first output sees."""
     return list(product(down.starts, across.starts))
@@ -183,12 +166,12 @@ def _pairs(down: Strip, across: Strip, size: tuple[int, int]) -> list[Pair]:
     for one, other in combinations_with_replacement(range(len(starts)), 2):
         first, second = (one, other) if starts[one] <= starts[other] else (other, one)
         (top, left), (bottom, right) = starts[first], starts[second]
-        ranges = _inside(top, down.positions, size[0]), _inside(left, across.positions, size[1])
+        ranges = _clipped(top, down.positions, size[0]), _clipped(left, across.positions, size[1])
         pairs.append(Pair(first, second, (bottom - top, right - left), *ranges))
     return pairs
 
 
-def _inside(start: int, positions: int, length: int) -> tuple[int, int]:
+def _clipped(start: int, positions: int, length: int) -> tuple[int, int]:
     """Begin and end of those inputs that there are."""
     return min(max(start, 0), length), min(max(start + positions, 0), length)
 

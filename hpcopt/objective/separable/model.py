@@ -166,17 +166,14 @@ class BatchFeatures:
 
         def summed() -> list[Normal]:
             """Over the pieces of the samples."""
-            total = nothing
+            total: list[Normal] = []
             for features, targets in self._given():
                 new = self._layer.normal(features, targets, self._weights, scale)
-                total = [
-                    Normal(a.gram + b.gram, a.cross + b.cross, a.square + b.square)
-                    for a, b in zip(total, new, strict=True)
-                ]
-            return total
+                total = list(map(_both, total, new)) if total else new
+            return total or self._layer.no_rows()
 
-        nothing, scale = self._layer.no_rows(), 1 / math.sqrt(self._batch.total)
-        return self._shard.guarded(summed, lambda: nothing)
+        scale = 1 / math.sqrt(self._batch.total)
+        return self._shard.guarded(summed, self._layer.no_rows)
 
     def value_and_gradient(self, weights: torch.Tensor) -> tuple[float, Vector]:
         """The objective with ``weights`` in the last layer, and its gradient in the others. *Collective*."""
@@ -246,6 +243,11 @@ class EvaluatedFeatures(BatchFeatures):
                 with evaluation(shard.module):
                     features = self._layer.features(inputs)
                 yield features, targets
+
+
+def _both(one: Normal, other: Normal) -> Normal:
+    """Those of the rows of both."""
+    return Normal(one.gram + other.gram, one.cross + other.cross, one.square + other.square)
 
 
 @contextmanager

@@ -26,6 +26,7 @@ LAYERS: dict[str, tuple[nn.Module, int]] = {
     "unlike axes": (nn.ConvTranspose2d(2, 2, (5, 3), stride=(3, 1), padding=(1, 0)), 3),
     "outputs that see nothing": (nn.ConvTranspose2d(2, 2, 2, stride=3, output_padding=1), 9),
     "dilation": (nn.ConvTranspose2d(2, 2, 3, stride=2, dilation=(3, 2), padding=(2, 0)), 4),
+    "many channels": (nn.ConvTranspose2d(16, 2, 4, stride=2, padding=1), 4),
 }
 
 
@@ -36,7 +37,9 @@ def made(name: str) -> tuple[nn.Module, LastLayer, torch.Tensor, torch.Tensor]:
     for parameter in layer.parameters():
         nn.init.normal_(parameter)
     shape = (BATCH, 5, 6) if name == "linear at every place" else (BATCH, 6)
-    features = torch.randn(shape if isinstance(layer, nn.Linear) else (BATCH, 2, 5, 4), dtype=torch.float64)
+    if not isinstance(layer, nn.Linear):
+        shape = BATCH, layer.in_channels, 5, 4
+    features = torch.randn(shape, dtype=torch.float64)
     parameters = FlatParameters(nn.Sequential(nn.Tanh(), layer), torch.float64, torch.device("cpu"))
     described = LastLayer(nn.Sequential(nn.Tanh(), layer, nn.Flatten()), parameters)
     seen = described.features(features)
