@@ -98,8 +98,9 @@ class CompiledBlocks:
         """
         (t, m), widths = weights.shape, [len(own) for own in columns]
         most, every = max(widths), -(-trials.shape[0] // TOGETHER) * TOGETHER
-        held = (5 + TOGETHER) * len(widths) + TOGETHER + 2 * t + every * (5 + 6 * t) + sum(n * (n + 3 + 2 * t) for n in widths)
-        found = torch.empty(t * m + 4 + held + max(every, 56) * (1 + 3 * most) + most, dtype=torch.float64)
+        held = (5 + TOGETHER) * len(widths) + TOGETHER + 2 * t + every * (5 + 6 * t)
+        held += sum(n * (n + 3 + 2 * t) for n in widths) + max(every, 56) * (1 + 3 * most)
+        found = torch.empty(t * m + 4 + held, dtype=torch.float64)
         given = [weights, trials, *(each.contiguous() for state in states for each in state)]
         check_arguments(torch.float64, found.device, *given)
         out = found.data_ptr()
