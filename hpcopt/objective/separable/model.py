@@ -16,7 +16,7 @@ import torch
 
 from hpcopt.comm.own_operation import allreduce_by
 from hpcopt.errors import UsageError
-from hpcopt.objective.figures import CHUNK
+from hpcopt.objective.figures import chunk_of
 from hpcopt.objective.losses import Squared
 from hpcopt.objective.protocol import Batch, Vector
 from hpcopt.objective.reductions import tell
@@ -237,8 +237,9 @@ class EvaluatedFeatures(BatchFeatures):
     def _pieces(self) -> Iterator[Piece]:
         shard = self._shard
         shard.prepare(self._w)
-        step = min(CHUNK, shard.micro_batch or CHUNK)
-        for inputs, targets in zip(*(part.split(step) for part in shard.evaluated()), strict=True):
+        samples = shard.evaluated()
+        step = chunk_of(samples[0], shard.micro_batch)
+        for inputs, targets in zip(*(part.split(step) for part in samples), strict=True):
             if len(inputs):
                 with evaluation(shard.module):
                     features = self._layer.features(inputs)
