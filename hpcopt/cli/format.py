@@ -13,6 +13,9 @@ from rich.table import Table
 NONE = "-"
 """Shown for what is unknown or does not apply."""
 
+FIVE_DIGITS = 9999.5
+"""From here on a rounded number has five digits, which four significant ones would show with an exponent."""
+
 COLOURS = {"finished": "green", "saved": "yellow", "running": "cyan", "diverged": "red", "failed": "red"}
 
 
@@ -20,7 +23,9 @@ def number(value: float | None) -> str:
     """Four significant digits, without an exponent where that is short."""
     if value is None:
         return NONE
-    return f"{value:.4g}" if value == 0 or 1e-3 <= abs(value) < 1e4 else _large_or_small(value)
+    if value == 0 or 1e-3 <= abs(value) < FIVE_DIGITS:
+        return f"{value:.4g}"
+    return f"{value:,.0f}" if FIVE_DIGITS <= abs(value) < 1e7 else f"{value:.3e}"
 
 
 def whole(value: float | None) -> str:
@@ -88,7 +93,3 @@ def grid(rows: Iterable[tuple[str, Any]]) -> Table:
     for name, value in rows:
         made.add_row(name, NONE if value is None else str(value))
     return made
-
-
-def _large_or_small(value: float) -> str:
-    return f"{value:,.0f}" if 1e4 <= abs(value) < 1e7 else f"{value:.3e}"

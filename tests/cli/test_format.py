@@ -5,7 +5,10 @@ from hpcopt.cli.format import NONE, duration, in_bytes, number, share, table, wh
 
 @pytest.mark.parametrize(
     ("value", "shown"),
-    [(0.0, "0"), (0.12345, "0.1235"), (1e-5, "1.000e-05"), (123456.0, "123,456"), (1e9, "1.000e+09"), (None, NONE)],
+    [
+        *((0.0, "0"), (0.12345, "0.1235"), (1e-5, "1.000e-05"), (9999.4, "9999"), (9999.6, "10,000")),
+        *((-9999.6, "-10,000"), (123456.0, "123,456"), (1e9, "1.000e+09"), (None, NONE)),
+    ],
 )
 def test_numbers_have_four_digits(value: float | None, shown: str) -> None:
     assert number(value) == shown
@@ -27,7 +30,7 @@ def test_times_have_two_units(seconds: float | None, shown: str) -> None:
     assert duration(seconds) == shown
 
 
-def test_counts_and_shares() -> None:
+def test_counts_have_commas_and_shares_are_percentages() -> None:
     assert (whole(1234567), whole(None)) == ("1,234,567", NONE)
     assert (share(0.98765), share(None)) == ("98.77 %", NONE)
 
