@@ -126,10 +126,12 @@ def decode_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
     content = load_npz(path)
     if "residual" in content:
         content["images"] = decode_residual(content["residual"])
-    images = content.get("images")
-    if images is None or images.shape[1:] != (3, 32, 32) or "labels" not in content:
-        raise damaged(path, "it must hold labels and either residual (3 x n x 32 x 32) or images (n x 3 x 32 x 32)")
-    return images, content["labels"]
+    images, labels = content.get("images"), content.get("labels")
+    if images is None or labels is None or images.shape != (len(labels), 3, 32, 32) or images.dtype != np.uint8:
+        raise damaged(
+            path, "it must hold n labels and, in bytes, either residual (3 x n x 32 x 32) or images (n x 3 x 32 x 32)"
+        )
+    return images, labels
 
 
 def _npz_labels(path: Path) -> np.ndarray:

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import http.client
 import os
+import secrets
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -94,7 +95,8 @@ def _one_file(entry: Entry, file: RemoteFile, root: Path, mirrors: tuple[str, ..
 
 def _download(address: str, path: Path, sha256: str, progress: Progress) -> str | None:
     """Fetch one address to ``path``; the reason in words if that fails, and then nothing is left behind."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    # Not the number of the process: where a container is killed, the next one begins with the same.
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(partial, "xb") as out:

@@ -261,7 +261,7 @@ def _refuse_differences(facts: dict[str, object], source: Source, comm: Communic
 
 def _refuse_not_finite(shard: Shard) -> None:
     """Refuse NaN, infinity and what would be infinite in float32, in inputs and targets."""
-    most = float(np.finfo(np.float32).max)
+    most = np.float64(np.finfo(np.float32).max)  # of its own type, since it is beyond half precision
     for what, array in (("input", shard.inputs), ("target", shard.targets)):
         if array.dtype.kind == "f" and array.size and not (array.min() >= -most and array.max() <= most):
             index = tuple(int(i) for i in np.argwhere(~(np.abs(array) <= most))[0])

@@ -296,15 +296,16 @@ def _read_text(path: Path) -> bytes:
 
 
 def _line_ranges(text: bytes) -> np.ndarray:
-    """Start and stop of every line that is not empty, shape (lines, 2)."""
+    """Start and stop of every line that is not blank, shape (lines, 2)."""
     ends = np.flatnonzero(np.frombuffer(text, np.uint8) == ord("\n"))
     starts = np.concatenate([[0], ends + 1])
     ranges = np.stack([starts, np.concatenate([ends, [len(text)]])], axis=1)
-    lengths = ranges[:, 1] - ranges[:, 0]
-    keep = lengths > 0
-    for line in np.flatnonzero(keep & (lengths < 8)):
-        keep[line] = bool(text[ranges[line, 0] : ranges[line, 1]].strip())
-    return np.asarray(ranges[keep])
+    ranges = ranges[ranges[:, 1] > ranges[:, 0]]
+    if not len(ranges):
+        return ranges
+    # From one start to the next; blanks and what ends a line come first in the order of characters.
+    shown = np.logical_or.reduceat(np.frombuffer(text, np.uint8) > ord(" "), ranges[:, 0])
+    return np.asarray(ranges[shown])
 
 
 def _delimiter(line: str) -> str | None:

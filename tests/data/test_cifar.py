@@ -116,11 +116,21 @@ def test_damaged_archives_are_named(tmp_path: Path) -> None:
         open_cifar("cifar10", tmp_path)
 
 
+@pytest.mark.parametrize("images", [np.zeros((3, 3, 32, 32), np.uint8), np.full((4, 3, 32, 32), 0.5)])
+def test_an_npz_with_too_few_images_or_with_other_numbers_than_bytes_is_named(
+    tmp_path: Path, images: np.ndarray
+) -> None:
+    write_cifar10(tmp_path)
+    np.savez(tmp_path / "data_batch_2.npz", labels=np.arange(4), images=images)
+    with pytest.raises(UsageError, match=r"data_batch_2.npz' is damaged: it must hold n labels and, in bytes"):
+        open_cifar("cifar10", tmp_path).train.read(np.arange(20))
+
+
 def test_an_npz_without_images_or_labels_is_named(tmp_path: Path) -> None:
     write_cifar10(tmp_path)
     np.savez(tmp_path / "data_batch_2.npz", labels=np.arange(4))
-    with pytest.raises(UsageError, match=r"data_batch_2.npz' is damaged: it must hold labels and either residual"):
+    with pytest.raises(UsageError, match=r"data_batch_2.npz' is damaged: it must hold n labels and, in bytes, either"):
         open_cifar("cifar10", tmp_path).train.read(np.arange(20))
-    np.savez(tmp_path / "data_batch_2.npz", images=np.zeros((4, 3, 32, 32)))
+    np.savez(tmp_path / "data_batch_2.npz", images=np.zeros((4, 3, 32, 32), np.uint8))
     with pytest.raises(UsageError, match="has no array labels"):
         open_cifar("cifar10", tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -131,6 +132,17 @@ def test_a_transfer_that_breaks_off_leaves_nothing(
     assert listing(tmp_path / "root") == {}
 
 
+def test_what_a_killed_process_of_the_same_number_left_is_in_nobodys_way(
+    server: tuple[str, Path, list[str]], tmp_path: Path
+) -> None:
+    """As in a container, whose processes are numbered alike at every start."""
+    (tmp_path / "root" / "tiny").mkdir(parents=True)
+    for name in CONTENT:
+        (tmp_path / "root" / "tiny" / f".{name}.{os.getpid()}.part").write_bytes(b"half")
+    fetch(entry(server[0]), tmp_path / "root")
+    assert CONTENT.items() <= listing(tmp_path / "root").items()
+
+
 def test_a_folder_that_cannot_be_made_is_named(server: tuple[str, Path, list[str]], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UsageError, match=r"cannot be written: Not a directory. Give another with --root"):
@@ -141,7 +153,7 @@ def test_a_folder_that_cannot_be_made_is_named(server: tuple[str, Path, list[str
     ("name", "message"),
     [("digits", "pip install"), ("peaks", "made on the fly"), ("letter", "put letter.csv.gz into the data folder")],
 )
-def test_sets_without_an_address(name: str, message: str, tmp_path: Path) -> None:
+def test_sets_without_an_address_are_refused_with_what_to_do(name: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=message):
         fetch(CATALOG[name], tmp_path)
 

@@ -87,8 +87,15 @@ def test_classes_may_be_more_than_occur(comm: Communicator, tmp_path: Path) -> N
     assert (data.classes, data.outputs, data.train.targets.tolist()) == (8, 8, [5, 1])
 
 
+def test_numbers_in_half_precision_are_taken_without_a_warning(comm: Communicator, tmp_path: Path) -> None:
+    x = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float16)
+    np.savez(tmp_path / "set.npz", x=x, y=np.arange(30) % 3)
+    data = load(DataOptions(str(tmp_path / "set.npz"), standardize=False), comm, 0)
+    assert data.train.inputs.tolist() == x.astype(np.float32).tolist()
+
+
 @pytest.mark.parametrize("kind", ["h5", "npz", "mat"])
-def test_array_files(comm: Communicator, tmp_path: Path, kind: str) -> None:
+def test_array_files_of_every_kind_hold_the_same_samples(comm: Communicator, tmp_path: Path, kind: str) -> None:
     x, y = np.random.default_rng(0).normal(size=(30, 4)), np.random.default_rng(1).normal(size=(30, 2))
     path = tmp_path / f"set.{kind}"
     if kind == "h5":
@@ -162,7 +169,7 @@ def test_what_is_not_a_finite_number_is_named(
         ({"standardize": "channel"}, "without channels"),
     ],
 )
-def test_options_that_do_not_fit_the_data(
+def test_options_that_do_not_fit_the_data_are_refused(
     comm: Communicator, tmp_path: Path, keys: dict[str, Any], message: str
 ) -> None:
     """Sorted by class: 7 of label 0, 7 of label 1 and 6 of label 2."""
@@ -170,14 +177,14 @@ def test_options_that_do_not_fit_the_data(
         from_table(comm, tmp_path, labelled(20), "label,x1,x2,x3", **keys)
 
 
-def test_a_label_out_of_range_in_an_image_file(comm: Communicator, tmp_path: Path) -> None:
+def test_a_label_out_of_range_in_an_image_file_is_named(comm: Communicator, tmp_path: Path) -> None:
     write_mnist(tmp_path)
     write_idx(tmp_path / "t10k-labels-idx1-ubyte.gz", np.array([0, 1, 2, 10, 4, 5, 6, 7, 8, 9]))
     with pytest.raises(UsageError, match=r"row 3 of .* has the label 10, but the 10 classes have the labels 0 to 9"):
         load(DataOptions("mnist", root=str(tmp_path)), comm, 0)
 
 
-def test_targets_of_another_width_in_the_test_file(comm: Communicator, tmp_path: Path) -> None:
+def test_targets_of_another_width_in_the_test_file_are_refused(comm: Communicator, tmp_path: Path) -> None:
     x = np.random.default_rng(0).normal(size=(9, 2))
     np.savez(tmp_path / "a.npz", x=x, y=x)
     np.savez(tmp_path / "b.npz", x=x, y=x[:, :1])

@@ -32,7 +32,7 @@ def everything(reader: CsvReader | LibsvmReader) -> tuple[list[object], list[obj
         "# a, b, label\n1,2,0\n3,4,1",
         "a;b;label\r\n1;2;0\r\n3;4;1\r\n",
         "a\tb\tc\n1\t2\t0\n\n3\t4\t1\n\n",
-        "1 2 0\n  \n3  4 1\n",
+        "1 2 0\n  \n3  4 1\n\t            \n",
         '"a","b","c"\n"1","2","0"\n3,4,1\n# the end\n',
         "1e0,2.0,-0\n# a comment\n3,+4,1.0\n",
         'a,"b, in m","the ""label"""\n1,2,0\n3,4,1\n',
@@ -46,7 +46,7 @@ def everything(reader: CsvReader | LibsvmReader) -> tuple[list[object], list[obj
     ).split(),
 )
 @pytest.mark.parametrize("name", ["set.csv", "set.csv.gz"])
-def test_usual_forms_of_csv(tmp_path: Path, text: str, name: str) -> None:
+def test_usual_forms_of_csv_are_read(tmp_path: Path, text: str, name: str) -> None:
     reader = csv(tmp_path, text, name=name)
     assert (reader.rows, reader.shape) == (2, (2,))
     assert everything(reader) == ([[1, 2], [3, 4]], [0, 1])
@@ -108,7 +108,7 @@ def test_only_the_rows_asked_for_are_parsed(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_which_columns_are_targets(
+def test_targets_are_the_columns_that_the_user_names(
     tmp_path: Path, target: object, inputs: list[list[float]] | None, targets: list[object]
 ) -> None:
     """By default the column called label; in the order in which the user names them."""
@@ -138,7 +138,7 @@ def test_the_last_column_is_the_target_without_a_header(tmp_path: Path) -> None:
         ("a,b\n1,2,0\n", None, "header of .* has 2 names, the first row has 3 columns"),
     ],
 )
-def test_a_csv_that_cannot_be_opened(tmp_path: Path, text: str, target: object, message: str) -> None:
+def test_a_csv_that_cannot_be_opened_is_refused(tmp_path: Path, text: str, target: object, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         csv(tmp_path, text, target)
 
