@@ -7,15 +7,100 @@ from pathlib import Path
 import pytest
 
 from hpcopt.config import CheckpointOptions, parse_job, read_job
+from hpcopt.data.catalog import CATALOG
+from hpcopt.data.files import SUFFIXES
 from hpcopt.errors import UsageError
+from hpcopt.models.registry import MODELS
+from hpcopt.solvers.registry import SOLVERS
 
 JOBS = sorted((Path(__file__).parents[1] / "jobs").glob("*.toml"))
 DATA = '[data]\nsource = "digits"\n'
+PROMISED_JOBS = [
+    *("quickstart", "mnist-trust-region", "mnist-apts", "mnist-newton", "mnist-nlcg", "cifar10-apts", "cifar10-nlcg"),
+    *("cifar100-nlcg", "cdr-slimtrain", "peaks-slimtrain", "mnist-autoencoder-slimtrain"),
+]
+"""Job files that other people's scripts start."""
+
+PROMISED = """
+[run]
+name = "a"
+seed = 1
+epochs = 2
+precision = "float64"
+device = "auto"
+stop = { train_loss = 0.1, test_accuracy = 0.9, seconds = 60 }
+evaluate_every = 0.5
+[data]
+source = "set.csv"
+root = "sets"
+target = "last"
+task = "classification"
+test = 0.2
+batch = 100
+overlap = 0.1
+standardize = true
+limit = 1000
+[model]
+name = "mlp"
+widths = [8]
+activation = "tanh"
+[loss]
+name = "cross_entropy"
+weight_decay = 1e-4
+[solver]
+name = "apts"
+preset = "default"
+[parallel]
+layout = "variables"
+grid = [2, 1]
+data = 1
+quorum = 0.5
+[checkpoint]
+every_epochs = 1
+every_seconds = 600
+keep = 3
+resume = true
+[slurm]
+partition = "fast"
+account = "me"
+time = "01:00:00"
+nodes = 2
+ntasks_per_node = 4
+gpus_per_task = 1
+setup = ["module load mpi"]
+skip = ["--requeue"]
+extra = ["--mem=8G"]
+"""
+"""Keys of a job file that other people's job files have."""
 
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.name)
 def test_every_job_in_the_repository_is_valid(path: Path) -> None:
     parse_job(read_job(path), name=path.stem)
+
+
+@pytest.mark.parametrize("name", PROMISED_JOBS)
+def test_the_jobs_that_scripts_start_are_there(name: str) -> None:
+    assert f"{name}.toml" in [path.name for path in JOBS]
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        *("run.name=b", 'run.precision="float32"', 'run.device="cpu"', 'run.device="cuda"', 'data.batch="full"'),
+        *('data.target="first"', 'data.target="weight"', 'data.task="regression"', 'loss.name="squared"'),
+        *('solver.preset="paper"', 'model.name="package.module:function"'),
+    ],
+)
+def test_what_job_files_of_others_hold_is_a_job(setting: str) -> None:
+    parse_job(PROMISED, [setting])
+
+
+def test_the_names_in_job_files_of_others_are_known() -> None:
+    assert {"apts", "newton", "nlcg", "slimtrain", "trust_region", "lbfgs", "sgd", "adam", "lars"} <= set(SOLVERS)
+    assert {"mlp", "cnn", "resnet32", "autoencoder"} <= set(MODELS)
+    assert {"mnist-5k", "digits", "mnist", "cifar10", "cifar100", "cdr", "burgers", "peaks"} <= set(CATALOG)
+    assert {".csv", ".csv.gz", ".libsvm", ".libsvm.xz", ".h5", ".npz", ".mat"} <= set(SUFFIXES)
 
 
 def test_what_is_not_said_has_a_default_and_the_name_comes_from_the_file() -> None:

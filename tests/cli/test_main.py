@@ -1,5 +1,5 @@
-import os
 import resource
+import shlex
 import subprocess
 import sys
 import types
@@ -13,9 +13,27 @@ from hpcopt.cli import main as cli
 from hpcopt.cli.main import main
 from hpcopt.comm.faults import RANK_VARIABLES, launcher_rank
 from hpcopt.errors import HpcoptError, UsageError
+from tests.support.commands import parse
 from tests.support.runs import write_run
 
 ROOT = Path(hpcopt.__file__).parents[1]
+PROMISED = [
+    "run job.toml --run-dir out --set run.seed=1 --set run.epochs=2 --fresh --quiet",
+    "inspect runs/a --json --history",
+    "compare runs/a runs/b --json",
+    "plot runs/a runs/b -o a.png",
+    "verify runs/a",
+    "export runs/a -o model.pt",
+    "submit job.toml --nodes 2 --ntasks-per-node 4 --time 01:00:00 --print --wait --mem=8G",
+    "doctor --json",
+    "predict job.toml --ranks 8,64,1024 --json",
+    "status runs/a runs/b",
+    "stop runs/a",
+    "data list",
+    "data info mnist",
+    "data fetch mnist --root sets --mirror http://localhost/",
+]
+"""Every command with its options: other people's scripts are full of them."""
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +49,7 @@ def replace_command(monkeypatch: pytest.MonkeyPatch, name: str, function: Callab
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["inspect", "RUN"]])
-def test_starts_at_once_and_without_heavy_imports(tmp_path: Path, arguments: list[str]) -> None:
+def test_a_short_command_starts_at_once_and_without_heavy_imports(tmp_path: Path, arguments: list[str]) -> None:
     run = write_run(tmp_path / "a", epochs=2)
     program = (
         "import sys, atexit\n"
@@ -65,8 +83,13 @@ def test_python_dash_m_is_the_same_command() -> None:
 def test_the_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     shown = capsys.readouterr().out
-    for command in ("run", "inspect", "compare", "plot", "doctor", "data"):
-        assert f" {command} " in shown
+    for line in PROMISED:
+        assert f" {line.split()[0]} " in shown
+
+
+@pytest.mark.parametrize("line", PROMISED)
+def test_what_scripts_rely_on_is_understood(line: str) -> None:
+    parse(shlex.split(line))
 
 
 @pytest.mark.parametrize(
@@ -164,4 +187,3 @@ def test_output_into_a_closed_pipe_is_no_bug(tmp_path: Path) -> None:
     done = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=ROOT, timeout=60, check=False)
     assert done.stdout == "{\n"
     assert "Traceback" not in done.stderr, done.stderr
-    assert os.path.isdir(run)
