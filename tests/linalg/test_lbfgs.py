@@ -31,7 +31,7 @@ def dense_inverse(pairs, size):
 
 
 @given(seed=st.integers(0, 10**6), count=st.integers(0, 8))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_the_direction_equals_the_dense_recursion_over_the_last_pairs(seed, count):
     pairs = convex_pairs(count, 9, seed)
     gradient = torch.randn(9, generator=torch.Generator().manual_seed(seed + 1), dtype=torch.float64)

@@ -44,7 +44,7 @@ def test_a_good_first_step_costs_one_evaluation():
 
 
 @given(first=st.floats(1e-6, 1e6), most=st.integers(1, 12))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_the_evaluations_are_capped_and_the_end_is_never_above_the_start(first, most):
     value, slope = (lambda t: math.cos(t) + 0.01 * t * t - 0.3 * t), (lambda t: -math.sin(t) + 0.02 * t - 0.3)
     end = search(value, slope, first, evaluations=most)

@@ -45,7 +45,7 @@ def dense(model, memory):
 
 
 @given(seed=st.integers(0, 10**6), count=st.integers(0, 6), gamma=st.floats(1e-3, 1e3))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_compact_form_equals_the_dense_recursion(seed, count, gamma):
     pairs = random_pairs(count, 9, seed)
     memory = memory_of(pairs) if pairs else PairMemory.empty(torch.zeros(9, dtype=torch.float64), 10)
@@ -72,7 +72,7 @@ def test_product_in_coefficients_equals_the_dense_product():
 
 
 @given(seed=st.integers(0, 10**6), count=st.integers(1, 6))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_spectrum_equals_the_dense_eigenvalues(seed, count):
     memory = memory_of(random_pairs(count, 9, seed))
     model = lsr1_model(memory, 0.7)

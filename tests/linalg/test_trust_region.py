@@ -126,14 +126,14 @@ numbers = st.floats(-1e3, 1e3, allow_subnormal=False)
     rest=st.floats(1e-3, 1e3),
     radius=st.floats(1e-6, 1e6),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_random_problems_meet_the_optimality_conditions(pairs, gamma, rest, radius):
     problem = problem_of([p[0] for p in pairs], [p[1] for p in pairs], gamma, rest, radius)
     assert_optimal(problem, 1e-8)
 
 
 @given(seed=st.integers(0, 10**6), radius=st.floats(1e-3, 1e2))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_random_problems_equal_the_dense_solution(seed, radius):
     generator = np.random.default_rng(seed)
     problem = problem_of(generator.normal(size=6), generator.normal(size=6), 0.5, 1.0, radius)
