@@ -11,7 +11,7 @@ from hpcopt.checks import is_number, is_whole
 
 
 @pytest.mark.parametrize("value", [True, "1", None, [1], math.nan, math.inf, -math.inf])
-def test_what_is_no_finite_number(value: object) -> None:
+def test_what_is_no_finite_number_is_refused_as_one(value: object) -> None:
     assert not is_number(value)
     assert not is_whole(value)
 

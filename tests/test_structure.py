@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import ast
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.support.fresh import modules_after
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "hpcopt"
@@ -110,15 +110,6 @@ def test_solvers_and_linear_algebra_know_nothing_of_ranks():
         if layer(path) in ("linalg", "solvers"):
             known = {module.split(".")[1] for module in imported(path) if module.startswith("hpcopt.")}
             assert known <= {"checks", "errors", "importing", "kernels", "linalg", "objective", "solvers"}, path
-
-
-def modules_after(statement: str) -> set[str]:
-    """Names of the modules that a fresh Python has loaded after ``statement``."""
-    code = f"{statement}\nimport sys\nprint(*sys.modules)"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
-    )
-    return set(done.stdout.split())
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from safetensors.numpy import load_file
 from hpcopt.analysis.checkpoint import Checkpoint, open_checkpoint
 from hpcopt.analysis.export import ExportError, export
 from hpcopt.errors import CheckpointError, UsageError
+from tests.support.refusals import files_up_to
 from tests.support.saved_models import contents, damage, equal, network, save
 
 SUFFIXES = [".pt", ".safetensors", ".npz"]
@@ -106,7 +107,7 @@ def test_a_file_that_is_there_is_replaced_only_by_force(checkpoint: Checkpoint, 
     assert equal(torch.load(target, weights_only=True), network(1))
 
 
-def test_where_there_is_no_place_for_a_file(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_a_place_that_can_take_no_file_is_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="There is no directory"):
         export(checkpoint, tmp_path / "none" / "model.pt")
     (tmp_path / "folder.pt").mkdir()
@@ -131,15 +132,13 @@ def test_others_may_read_the_file_as_the_umask_says(suffix: str, checkpoint: Che
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_without_space_an_earlier_file_stays_and_nothing_is_left(
-    suffix: str, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
+def test_without_space_an_earlier_file_stays_and_nothing_is_left(suffix: str, tmp_path: Path) -> None:
     (path,) = save(tmp_path / "checkpoints", {1: {"model/w": np.random.default_rng(0).random(1_000_000)}})
     target = tmp_path / "out" / f"model{suffix}"
     target.parent.mkdir()
     target.write_text("earlier")
-    request.getfixturevalue("little_space")
     with (
+        files_up_to(1 << 16),
         open_checkpoint(path) as checkpoint,
         pytest.raises(ExportError, match=r"could not be written: .*[Ff]ile too l"),
     ):

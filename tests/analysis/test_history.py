@@ -1,10 +1,11 @@
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
@@ -17,6 +18,8 @@ from hpcopt.analysis.history import open_run
 from hpcopt.errors import UsageError
 from hpcopt.train.run.directory import RunDirectory
 from hpcopt.train.run.record import Recorder
+from tests.support.fresh import modules_after
+from tests.support.refusals import denied
 from tests.support.runs import evaluation_row, iteration_row, set_status, write_run, write_start
 
 ROOT = Path(hpcopt.__file__).parents[1]
@@ -121,10 +124,7 @@ def test_what_is_not_a_run_is_refused_with_a_hint(tmp_path: Path, given: str, wo
 
 
 def test_a_folder_that_may_not_be_listed_costs_only_the_hint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(path: Path) -> None:
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(Path, "iterdir", refuse)
+    monkeypatch.setattr(Path, "iterdir", denied)
     for path, words in ((tmp_path, "holds no run"), (tmp_path / "a", "There is no run directory")):
         with pytest.raises(UsageError, match=words):
             open_run(path)
@@ -200,14 +200,8 @@ def test_rows_without_their_number_do_not_count(tmp_path: Path) -> None:
 
 def test_the_reader_does_not_import_mpi_torch_or_matplotlib(tmp_path: Path) -> None:
     path = write_run(tmp_path / "a", epochs=1)
-    program = (
-        "import sys, hpcopt; hpcopt.open_run(sys.argv[1]).history\n"
-        "print([name for name in ('torch', 'mpi4py', 'matplotlib') if name in sys.modules])"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=True, cwd=ROOT, timeout=60
-    )
-    assert done.stdout.strip() == "[]"
+    loaded = modules_after("import sys, hpcopt; hpcopt.open_run(sys.argv[1]).history", path)
+    assert not {"torch", "mpi4py", "matplotlib"} & loaded
 
 
 WRITER = """
@@ -230,27 +224,30 @@ while True:
 """
 
 
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Within this block another process writes a run without pause, until it is killed at the end."""
+    words = [sys.executable, "-c", WRITER, str(path)]
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environ) as child:
+        try:
+            assert child.stdout is not None
+            assert child.stdout.readline() == "go\n"
+            yield
+        finally:
+            child.kill()
+
+
 def test_runs_killed_at_any_moment_can_be_read(tmp_path: Path) -> None:
     """Ten times kill -9 at a random moment: the run opens, all its rows are right, it reads as failed."""
     generator = np.random.default_rng(1)
     for trial in range(10):
         path = tmp_path / str(trial)
-        child = subprocess.Popen(
-            [sys.executable, "-c", WRITER, str(path)],
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-        )
-        assert child.stdout is not None
-        assert child.stdout.readline() == "go\n"
-        time.sleep(generator.uniform(0.0, 0.25))
-        going = open_run(path)
-        assert going.status == "running"
-        _check_rows(going)
-        child.send_signal(signal.SIGKILL)
-        child.wait(10)
-        child.stdout.close()
+        with writing(path):
+            time.sleep(generator.uniform(0.0, 0.25))
+            going = open_run(path)
+            assert going.status == "running"
+            _check_rows(going)
         killed = open_run(path)
         assert killed.status == "failed"
         _check_rows(killed)

@@ -61,15 +61,23 @@ def test_a_run_without_scores_shows_the_gradient_norm(tmp_path: Path, figures: l
     assert titles(figures[0])[1] == "Gradient norm"
 
 
-@pytest.mark.parametrize("epochs", [0, 1])
-def test_a_run_that_is_just_going_is_drawn(tmp_path: Path, epochs: int) -> None:
+@pytest.mark.parametrize(("epochs", "notes"), [(0, ["no iteration yet"]), (1, [])])
+def test_a_run_that_is_just_going_is_drawn_with_a_note_of_what_it_lacks(
+    tmp_path: Path, figures: list[Figure], epochs: int, notes: list[str]
+) -> None:
     plot_runs([open_run(write_run(tmp_path / "a", epochs=epochs, status="running"))], tmp_path / "a.png")
+    texts = [text.get_text() for axes in figures[0].axes for text in axes.texts]
+    assert [text for text in texts if text.startswith("no ")] == notes
 
 
-def test_many_runs_and_many_ranks_are_drawn(tmp_path: Path) -> None:
+def test_many_runs_and_many_ranks_are_drawn(tmp_path: Path, figures: list[Figure]) -> None:
     runs = [open_run(write_run(tmp_path / f"run-{n}", epochs=2, ranks=n)) for n in (1, 2, 3, 4, 5, 6, 7, 8, 9, 200)]
     plot_runs(runs, tmp_path / "all.png")
     plot_runs(runs[-1:], tmp_path / "last.png")
+    assert [len(line.get_xdata()) for line in figures[0].axes[3].lines] == [
+        run.ranks.seconds_step.shape[1] for run in runs
+    ]  # type: ignore[arg-type]
+    assert len(figures[1].axes[3].patches) == 2 * 200
 
 
 def test_a_run_without_an_evaluation_is_refused(tmp_path: Path) -> None:

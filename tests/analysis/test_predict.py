@@ -25,7 +25,7 @@ def machine(tmp_path: Path) -> Machine:
     return read(written(tmp_path / "m.json"))
 
 
-def test_seconds_bytes_and_calls_of_a_step_of_sgd_by_hand(machine: Machine) -> None:
+def test_seconds_bytes_and_calls_of_a_step_of_sgd_are_those_worked_out_by_hand(machine: Machine) -> None:
     """64-100-10 in float32 on both of two ranks: n = 7,510, and 2 ns an operation, a byte, or an output in the loss."""
     found = subject("sgd")
     rows, nanosecond = found.batch / 2, 2e-9

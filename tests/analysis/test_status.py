@@ -20,14 +20,12 @@ from hpcopt.train.run.lock import FILE_NAME, RunLock
 from hpcopt.train.run.record import RANK_COLUMNS
 from hpcopt.train.run.record_reader import empty_table
 from hpcopt.train.watchdog import SILENCE, note_path
-from tests.support.runs import set_status, write_run, write_start
+from tests.support.runs import set_status, write_live, write_run, write_start
 
 
 def live(path: Path, **options: Any) -> Path:
     """A run that is going on, in this process: an iteration in 0.1 s, and 0.12 s of everything."""
-    write_run(path, **{"status": "running", "planned": {"iterations": 100, "epochs": None, "seconds": None}, **options})
-    RunLock.acquire(path / FILE_NAME)
-    return path
+    return write_live(path, **{"planned": {"iterations": 100, "epochs": None, "seconds": None}, **options})
 
 
 def found(path: Path) -> dict[str, Any]:
@@ -36,7 +34,7 @@ def found(path: Path) -> dict[str, Any]:
     return facts
 
 
-def test_a_run_that_is_going_on(tmp_path: Path) -> None:
+def test_a_run_that_is_going_on_has_a_rate_and_an_end_to_come(tmp_path: Path) -> None:
     facts = found(live(tmp_path / "a", epochs=10, per_epoch=4))
     assert (facts["status"], facts["alive"], facts["silent"]) == ("running", True, False)
     assert (facts["iterations"], facts["epochs"]) == (40, 10.0)
@@ -70,7 +68,7 @@ def test_an_end_that_no_calendar_has_is_none(tmp_path: Path) -> None:
     assert main(["status", str(path)]) == 0
 
 
-def test_a_run_that_has_just_started(tmp_path: Path) -> None:
+def test_a_run_that_has_just_started_has_neither_rate_nor_loss(tmp_path: Path) -> None:
     path = write_start(tmp_path / "a")
     RunLock.acquire(path / FILE_NAME)
     facts = found(path)
@@ -84,7 +82,7 @@ def test_a_run_that_has_ended_has_no_end_to_come(tmp_path: Path) -> None:
     assert facts["estimated_end"] is None
 
 
-def test_a_run_that_was_killed(tmp_path: Path) -> None:
+def test_a_run_that_was_killed_reads_as_failed(tmp_path: Path) -> None:
     facts = found(write_run(tmp_path / "a", status="running"))
     assert (facts["status"], facts["alive"]) == ("failed", False)
     assert "killed" in facts["stop_reason"]

@@ -30,7 +30,7 @@ def test_the_keys_are_the_promised_ones(tmp_path: Path) -> None:
     assert all(promised <= set(row) for row in facts["history"])
 
 
-def test_the_figures_of_a_run(tmp_path: Path) -> None:
+def test_the_figures_of_a_run_are_those_of_its_record(tmp_path: Path) -> None:
     facts = summary(open_run(write_run(tmp_path / "a", epochs=10, per_epoch=4)))
     assert (facts["run"], facts["status"], facts["ranks"]) == ("a", "finished", 2)
     assert (facts["iterations"], facts["epochs"], facts["seconds"]) == (40, 10.0, pytest.approx(4.0))

@@ -54,7 +54,7 @@ def test_sums_of_single_precision_are_taken_in_double() -> None:
     assert describe_tensor(array)["mean"] == pytest.approx(float(np.float32(0.1)), rel=1e-12)
 
 
-def test_the_spectrum_of_a_known_matrix() -> None:
+def test_a_spectrum_is_that_of_the_singular_values() -> None:
     left, _ = np.linalg.qr(np.random.default_rng(1).standard_normal((5, 3)))
     found = spectrum(left * [4.0, 2.0, 1.0])
     assert found is not None
@@ -64,6 +64,7 @@ def test_the_spectrum_of_a_known_matrix() -> None:
     assert found["condition"] == pytest.approx(4)
     assert found["effective_rank"] == pytest.approx(math.exp(-(shares * np.log(shares)).sum()))
     assert spectrum(np.eye(4)) == {"largest": 1, "smallest": 1, "condition": 1, "effective_rank": pytest.approx(4)}
+    assert spectrum(np.zeros((2, 2))) == {"largest": 0, "smallest": 0, "condition": math.inf, "effective_rank": 0}
 
 
 def test_a_convolution_counts_as_the_matrix_of_its_outputs() -> None:
@@ -71,11 +72,10 @@ def test_a_convolution_counts_as_the_matrix_of_its_outputs() -> None:
     assert spectrum(kernel) == spectrum(kernel.reshape(4, 12))
 
 
-def test_where_there_is_no_spectrum() -> None:
+def test_vectors_and_matrices_that_are_empty_or_not_finite_have_no_spectrum() -> None:
     assert spectrum(np.ones(3)) is None
     assert spectrum(np.ones((0, 3))) is None
     assert spectrum(np.array([[1.0, np.nan]])) is None
-    assert spectrum(np.zeros((2, 2))) == {"largest": 0, "smallest": 0, "condition": math.inf, "effective_rank": 0}
 
 
 def test_a_change_is_relative_to_the_reference() -> None:

@@ -13,7 +13,9 @@ from hpcopt.checkpoint.folder import BEST, RUN, pointed, published_steps, remove
 from hpcopt.checkpoint.restore import newest_valid
 from hpcopt.checkpoint.store import CheckpointStore
 from hpcopt.errors import CheckpointError
-from tests.support.checkpoints import on_ranks, write_small
+from tests.support.checkpoints import write_small
+from tests.support.refusals import denied
+from tests.support.simulated import on_ranks
 
 
 def names(directory: Path) -> set[str]:
@@ -60,11 +62,7 @@ def test_leftovers_that_cannot_be_removed_stay_with_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / ".step-00000003.0a1b2c.tmp").mkdir()
-
-    def refuse(path: Path) -> None:
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(folder.shutil, "rmtree", refuse)
+    monkeypatch.setattr(folder.shutil, "rmtree", denied)
     with caplog.at_level(logging.WARNING):
         assert len(remove_leftovers(tmp_path)) == 1
     assert "could not be removed: Permission denied" in caplog.text
@@ -107,11 +105,7 @@ def test_a_folder_that_cannot_be_looked_into_is_one_paragraph(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     write_small(tmp_path)
-
-    def refuse(path: Path) -> None:
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(Path, method, refuse)
+    monkeypatch.setattr(Path, method, denied)
     for look in (published_steps, lambda path: on_ranks(2, lambda comm: newest_valid(comm, path))):
         with pytest.raises(CheckpointError, match="cannot be looked into: Permission denied") as found:
             look(tmp_path)
@@ -121,14 +115,11 @@ def test_a_folder_that_cannot_be_looked_into_is_one_paragraph(
 def test_a_run_goes_on_when_old_checkpoints_cannot_be_listed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def refuse(path: Path) -> None:
-        raise PermissionError(13, "Permission denied")
-
     def save(comm: Any) -> None:
         store = CheckpointStore(comm, tmp_path)
         comm.allgather_objects(None)
         if comm.rank == 0:
-            monkeypatch.setattr(Path, "iterdir", refuse)
+            monkeypatch.setattr(Path, "iterdir", denied)
         comm.allgather_objects(None)
         store.save(1, {"w": 1.0})
 

@@ -20,7 +20,7 @@ from hpcopt.errors import CheckpointError, UsageError
 from hpcopt.layout.block import blocks
 from hpcopt.layout.grid import ProcessGrid
 from hpcopt.layout.partitioned import Partitioned
-from tests.support.checkpoints import on_ranks
+from tests.support.simulated import on_ranks
 
 WEIGHT = torch.arange(7 * 11, dtype=torch.float64).reshape(7, 11)
 BIAS = np.arange(11, dtype=np.float32)

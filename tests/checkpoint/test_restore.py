@@ -1,11 +1,8 @@
 from __future__ import annotations
 
-import json
 import logging
-import os
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +10,21 @@ import numpy as np
 import pytest
 import torch
 
-from hpcopt.checkpoint import folder, manifest, restore
+from hpcopt.checkpoint import folder, restore
 from hpcopt.checkpoint.folder import LATEST, RUN, published_steps
 from hpcopt.checkpoint.restore import newest_valid
 from hpcopt.checkpoint.stored import StoredCheckpoint
 from hpcopt.comm.communicator import Communicator
 from hpcopt.errors import CheckpointError, NoValidCheckpointError, UsageError
-from tests.support.checkpoints import on_ranks, own, replicated, same, write, write_small
+from tests.support.checkpoints import make_later_schema, own, replicated, same, write, write_small
+from tests.support.refusals import denied, denied_for
+from tests.support.saved_models import damage
+from tests.support.simulated import on_ranks
 
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
     return tmp_path / "checkpoints"
-
-
-def damage(path: Path) -> None:
-    with open(path, "r+b") as file:
-        file.seek(-100, os.SEEK_END)
-        file.write(b"damaged")
 
 
 @pytest.mark.parametrize("saved_on", [1, 2, 3, 4])
@@ -125,11 +119,7 @@ def test_a_folder_that_cannot_be_renamed_is_left_out(
 ) -> None:
     write_small(directory, [1, 2])
     (directory / "step-00000002" / "manifest.json").unlink()
-
-    def refuse(path: Path) -> Path:
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(restore, "move_aside", refuse)
+    monkeypatch.setattr(restore, "move_aside", denied)
     with caplog.at_level(logging.WARNING):
         stored = newest_valid(comm, directory)
     assert stored is not None
@@ -142,11 +132,11 @@ def test_a_folder_that_cannot_be_renamed_is_left_out(
 def test_what_may_not_be_read_is_neither_damaged_nor_passed_over(
     directory: Path, monkeypatch: pytest.MonkeyPatch, ranks: int, closed: str | None
 ) -> None:
-    """Root may read everything, so the system's refusal is made here. None: the folder may not be listed."""
+    """With None the folder may not be listed."""
     path = write_small(directory, [1, 2])[1]
     refused = path / closed if closed else path
     for reader in ("open", "stat") if closed else ("iterdir",):
-        monkeypatch.setattr(Path, reader, refusing(getattr(Path, reader), refused))
+        monkeypatch.setattr(Path, reader, denied_for(refused, getattr(Path, reader)))
 
     def go_on(comm: Any) -> None:
         words = re.escape(f"{refused}: cannot be read: Permission denied")
@@ -158,22 +148,9 @@ def test_what_may_not_be_read_is_neither_damaged_nor_passed_over(
     assert published_steps(directory) == [1, 2]
 
 
-def refusing(whole: Callable[..., Any], path: Path) -> Callable[..., Any]:
-    """A method of Path that fails for one path."""
-
-    def method(self: Path, *args: Any, **options: Any) -> Any:
-        if self == path:
-            raise PermissionError(13, "Permission denied")
-        return whole(self, *args, **options)
-
-    return method
-
-
 def test_a_later_schema_stops_instead_of_falling_back(directory: Path) -> None:
     paths = write_small(directory, [1, 2])
-    content = json.loads((paths[1] / "manifest.json").read_text()) | {"schema": manifest.SCHEMA + 1}
-    del content["digest"]
-    (paths[1] / "manifest.json").write_text(manifest._text(content))
+    make_later_schema(paths[1])
 
     def go_on(comm: Any) -> None:
         with pytest.raises(CheckpointError, match=r"schema \d+, and this hpcopt reads up to \d+") as found:

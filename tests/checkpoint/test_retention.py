@@ -28,7 +28,9 @@ STEPS = [10, 20, 30, 40, 50]
         (Retention(every=30), [29, 31, 59, 61, 200, 300], None, [31, 61, 200, 300]),
     ],
 )
-def test_who_survives(retention: Retention, steps: list[int], best: int | None, kept: list[int]) -> None:
+def test_the_newest_the_best_and_one_of_every_interval_survive(
+    retention: Retention, steps: list[int], best: int | None, kept: list[int]
+) -> None:
     assert sorted(retention.survivors(steps, best)) == kept
 
 
@@ -44,5 +46,8 @@ def test_one_in_every_so_many_steps_is_kept_for_ever(interval: int) -> None:
 def test_keeping_fewer_than_two_is_refused(last: int) -> None:
     with pytest.raises(UsageError, match="keep 2 or more"):
         Retention(last=last)
+
+
+def test_an_interval_below_0_is_refused() -> None:
     with pytest.raises(UsageError, match="0 or more"):
         Retention(every=-1)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import os
 import random
 import shutil
@@ -14,7 +13,8 @@ from hpcopt.checkpoint import verify as module
 from hpcopt.checkpoint.folder import RUN
 from hpcopt.checkpoint.manifest import FILE_NAME, read_manifest
 from hpcopt.checkpoint.verify import damaged, verify
-from tests.support.checkpoints import list_valid, write_small
+from tests.support.checkpoints import list_valid, make_later_schema, write_small
+from tests.support.refusals import denied
 
 TRIALS = 40
 
@@ -171,11 +171,7 @@ def test_a_stranger_is_reported_but_is_no_damage(path: Path) -> None:
 
 
 def test_a_later_schema_is_no_damage_but_is_not_whole_either(path: Path) -> None:
-    from hpcopt.checkpoint import manifest
-
-    content = json.loads((path / "manifest.json").read_text()) | {"schema": manifest.SCHEMA + 1}
-    del content["digest"]
-    (path / "manifest.json").write_text(manifest._text(content))
+    make_later_schema(path)
     (found,) = verify(path)
     assert "later version" in found.what
     assert not found.damage
@@ -216,10 +212,6 @@ def test_a_checkpoint_that_is_replaced_while_it_is_read_is_read_again(
 
 def test_a_manifest_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (path,) = write_small(tmp_path)
-
-    def refuse(path: Path) -> None:
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(Path, "read_bytes", refuse)
-    monkeypatch.setattr(Path, "exists", refuse)  # as in a folder that may not be searched
+    monkeypatch.setattr(Path, "read_bytes", denied)
+    monkeypatch.setattr(Path, "exists", denied)  # as in a folder that may not be searched
     assert [str(finding) for finding in verify(path)] == [f"{path / FILE_NAME}: cannot be read: Permission denied"]

@@ -21,7 +21,7 @@ def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def test_examines_this_process(capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_examines_this_process(capsys: pytest.CaptureFixture[str]) -> None:
     status = main(["doctor", "--json"])
     report = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
     assert status == (0 if report["healthy"] else 2)

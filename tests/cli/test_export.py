@@ -1,17 +1,14 @@
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from hpcopt.cli.main import main
+from tests.support.fresh import modules_after_command
 from tests.support.runs import write_run
 from tests.support.saved_models import contents, damage, equal, network, save
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -70,10 +67,5 @@ def test_damage_ends_with_status_4_and_names_the_file(run: Path, capsys: pytest.
 
 
 def test_only_pt_files_load_torch(run: Path) -> None:
-    script = (
-        "import sys; from hpcopt.cli.main import main\n"
-        f"run = {str(run)!r}\n"
-        "assert main(['export', run, '-o', run + '.npz']) == main(['export', run, '-o', run + '.safetensors']) == 0\n"
-        "assert not {'torch', 'mpi4py'} & set(sys.modules)\n"
-    )
-    subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT, capture_output=True, timeout=60)
+    for suffix in (".npz", ".safetensors"):
+        assert not {"torch", "mpi4py"} & modules_after_command("export", run, "-o", f"{run}{suffix}")

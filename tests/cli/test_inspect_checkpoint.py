@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,10 +8,9 @@ import pytest
 from hpcopt.analysis.checkpoint import open_checkpoint
 from hpcopt.analysis.tensors import checkpoint_summary, difference
 from hpcopt.cli.main import main
+from tests.support.fresh import modules_after_command
 from tests.support.runs import write_run
 from tests.support.saved_models import contents, damage, network, save
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -106,9 +103,5 @@ def test_damage_ends_with_status_4_and_names_the_file(tmp_path: Path, capsys: py
 
 
 def test_inspecting_a_checkpoint_loads_neither_torch_nor_mpi(run: Path) -> None:
-    script = (
-        "import sys; from hpcopt.cli.main import main\n"
-        f"assert main(['inspect', {str(run)!r}, '--spectra', '--difference', {str(run)!r}]) == 0\n"
-        "assert not {'torch', 'mpi4py', 'matplotlib', 'scipy'} & set(sys.modules)\n"
-    )
-    subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT, capture_output=True, timeout=60)
+    loaded = modules_after_command("inspect", run, "--spectra", "--difference", run)
+    assert not {"torch", "mpi4py", "matplotlib", "scipy"} & loaded

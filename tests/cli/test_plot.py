@@ -6,7 +6,7 @@ from hpcopt.cli.main import main
 from tests.support.runs import write_run, write_start
 
 
-def test_writes_the_figure(tmp_path: Path) -> None:
+def test_the_figure_is_written(tmp_path: Path) -> None:
     runs = [str(write_run(tmp_path / name, epochs=2)) for name in "ab"]
     assert main(["plot", *runs, "-o", str(tmp_path / "plot.png")]) == 0
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")

@@ -13,8 +13,7 @@ from hpcopt.cli import status as command
 from hpcopt.cli.main import main
 from hpcopt.train.run.directory import METRICS
 from hpcopt.train.run.halt import write_halt
-from hpcopt.train.run.lock import FILE_NAME, RunLock
-from tests.support.runs import set_status, write_run
+from tests.support.runs import set_status, write_live, write_run
 
 PLANNED = {"iterations": 100, "epochs": None, "seconds": None}
 
@@ -22,9 +21,7 @@ PLANNED = {"iterations": 100, "epochs": None, "seconds": None}
 @pytest.fixture
 def live(tmp_path: Path) -> Path:
     """A run that is going on, in this process."""
-    path = write_run(tmp_path / "live", status="running", planned=PLANNED)
-    RunLock.acquire(path / FILE_NAME)
-    return path
+    return write_live(tmp_path / "live", planned=PLANNED)
 
 
 def shown(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:

@@ -9,16 +9,14 @@ import pytest
 
 from hpcopt.cli.main import main
 from hpcopt.train.run.halt import HALT, read_halt
-from hpcopt.train.run.lock import FILE_NAME, RunLock
-from tests.support.runs import set_status, write_run
+from tests.support.refusals import denied
+from tests.support.runs import set_status, write_live, write_run
 
 
 @pytest.fixture
 def live(tmp_path: Path) -> Path:
     """A run that is going on, in this process."""
-    path = write_run(tmp_path / "a", epochs=1, status="running", saves=True)
-    RunLock.acquire(path / FILE_NAME)
-    return path
+    return write_live(tmp_path / "a", epochs=1, saves=True)
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
@@ -94,9 +92,6 @@ def test_a_directory_without_a_run_is_refused(tmp_path: Path, capsys: pytest.Cap
 def test_a_directory_of_somebody_else_is_refused(
     live: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def denied(*_: object) -> None:
-        raise PermissionError(13, "Permission denied")
-
     monkeypatch.setattr("hpcopt.cli.stop.write_halt", denied)
     assert "cannot be written" in (said := refusal(capsys, live))
     assert "Permission denied" in said

@@ -12,6 +12,8 @@ import pytest
 
 from hpcopt.cli.main import main
 from hpcopt.comm.faults import RANK_VARIABLES
+from tests.support.fresh import modules_after_command
+from tests.support.programs import install
 
 ROOT = Path(__file__).parents[2]
 READY = sorted((ROOT / "slurm").glob("*.sbatch"))
@@ -33,18 +35,12 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in RANK_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     for name in ("python", "hpcopt"):
-        program(tmp_path, name, "exit 99")
+        install(tmp_path / "bin", name, "exit 99")
     (tmp_path / "job.toml").write_text(JOB)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}/bin{os.pathsep}/usr/bin")
     monkeypatch.setattr(sys, "executable", str(tmp_path / "bin" / "python"))
     return tmp_path
-
-
-def program(place: Path, name: str, text: str) -> None:
-    (place / "bin").mkdir(exist_ok=True)
-    (place / "bin" / name).write_text(f"#!/bin/sh\n{text}\n")
-    (place / "bin" / name).chmod(0o755)
 
 
 def directives(script: str) -> set[str]:
@@ -122,14 +118,14 @@ def test_a_program_that_is_not_on_path_is_found_all_the_same(
 def test_what_cannot_work_is_refused_before_it_waits_in_a_queue(
     words: list[str], says: str, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    program(place, "sbatch", f"touch {place}/submitted")
+    install(place / "bin", "sbatch", f"touch {place}/submitted")
     assert main(["submit", *words]) == 2
     assert says in " ".join(capsys.readouterr().err.split())
     assert not (place / "submitted").exists()
 
 
 def test_a_job_is_submitted_from_a_script_that_stays(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    program(place, "sbatch", f'cp "$2" {place}/got; echo 12')
+    install(place / "bin", "sbatch", f'cp "$2" {place}/got; echo 12')
     assert main(["submit", "job.toml", *PLAIN, "--print"]) == 0
     printed = capsys.readouterr().out
     assert main(["submit", "job.toml", *PLAIN]) == 0
@@ -158,17 +154,11 @@ def test_wait_returns_the_jobs_own_status(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("hpcopt.cluster.queue.FIRST_WAIT", 0.01)
-    program(place, "sbatch", "echo 12")
-    program(place, "scontrol", 'echo "JobId=12 JobState=FAILED Reason=None Restarts=1 ExitCode=75:0"')
+    install(place / "bin", "sbatch", "echo 12")
+    install(place / "bin", "scontrol", 'echo "JobId=12 JobState=FAILED Reason=None Restarts=1 ExitCode=75:0"')
     assert main(["submit", "job.toml", "--wait"]) == 75
     assert capsys.readouterr().out.splitlines()[-1] == "job 12: FAILED, requeued once"
 
 
 def test_mpi_is_not_loaded() -> None:
-    program = (
-        "import sys; from hpcopt.cli.main import main; s = main(sys.argv[1:]); sys.exit(s or 'mpi4py' in sys.modules)"
-    )
-    words = [sys.executable, "-c", program, "submit", "jobs/quickstart.toml", "--time", "5", "--print"]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "#SBATCH --time=5\n" in done.stdout
+    assert "mpi4py" not in modules_after_command("submit", "jobs/quickstart.toml", "--time", "5", "--print")

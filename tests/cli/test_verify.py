@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,8 +9,8 @@ import pytest
 from hpcopt.checkpoint.folder import move_aside
 from hpcopt.cli.main import main
 from tests.support.checkpoints import write_small
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support.fresh import modules_after_command
+from tests.support.refusals import denied
 
 
 @pytest.fixture
@@ -83,23 +81,15 @@ def test_without_checkpoints_the_status_is_2(tmp_path: Path, capsys: pytest.Capt
 
 
 def test_it_needs_neither_mpi_nor_torch_nor_hdf5(run: Path) -> None:
-    code = "import sys; from hpcopt.cli.main import main; print(main(sys.argv[1:])); print(*sys.modules)"
-    words = [sys.executable, "-c", code, "verify", str(run)]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=60)
-    *_, status, loaded = done.stdout.splitlines()
-    assert status == "0"
-    assert {"torch", "mpi4py", "h5py", "numpy"} & set(loaded.split()) == set()
+    assert not {"torch", "mpi4py", "h5py", "numpy"} & modules_after_command("verify", run)
 
 
 @pytest.mark.parametrize("command", ["verify", "inspect"])
 def test_a_folder_that_cannot_be_looked_into_is_one_paragraph(
     run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
-    def refuse(path: Path) -> None:
-        raise PermissionError(13, "Permission denied")
-
     (run / "status.json").write_text("{}")
-    monkeypatch.setattr(Path, "iterdir", refuse)
+    monkeypatch.setattr(Path, "iterdir", denied)
     assert main([command, str(run)]) == 74
     shown = " ".join(capsys.readouterr().err.split())
     assert shown.startswith("hpcopt: error: The folder")

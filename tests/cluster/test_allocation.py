@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from hpcopt.cluster.allocation import Allocation, find_allocation, seconds_of
+from tests.support.programs import install
 
 JOB = {"SLURM_JOB_ID": "77", "SLURM_JOB_NUM_NODES": "2", "SLURM_NTASKS": "4"}
 
@@ -15,9 +16,7 @@ JOB = {"SLURM_JOB_ID": "77", "SLURM_JOB_NUM_NODES": "2", "SLURM_NTASKS": "4"}
 @pytest.fixture
 def squeue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A squeue that prints what is in the file, and fails without one."""
-    program = tmp_path / "squeue"
-    program.write_text(f'#!/bin/sh\n[ "$*" = "--noheader --jobs 77 --format %L" ] && cat {tmp_path}/left\n')
-    program.chmod(0o755)
+    install(tmp_path, "squeue", f'[ "$*" = "--noheader --jobs 77 --format %L" ] && cat {tmp_path}/left')
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     return tmp_path / "left"
 

@@ -11,6 +11,7 @@ import pytest
 from hpcopt.cluster import launcher
 from hpcopt.cluster.launcher import Site, choose_launcher, look_around
 from hpcopt.cluster.options import SlurmOptions
+from tests.support.programs import install
 
 AUTO = SlurmOptions()
 KINDS = ("pmix", "pmi2", "pmix_v4")
@@ -60,19 +61,14 @@ def test_several_cores_a_rank_are_not_taken_away_by_open_mpi() -> None:
     assert choose_launcher(SlurmOptions(cpus_per_task=8), Site("MPICH", "mpirun")).words == ("mpirun",)
 
 
-def program(folder: Path, name: str, text: str) -> None:
-    (folder / name).write_text(f"#!/bin/sh\n{text}\n")
-    (folder / name).chmod(0o755)
-
-
 @pytest.mark.parametrize("stream", ["", " >&2"], ids=["newer", "older"])
 def test_the_machine_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stream: str) -> None:
     listed = "MPI plugin types are...\\n\\tnone\\n\\tpmi2\\nspecific pmix plugin versions available: pmix_v4"
-    program(tmp_path, "srun", f"printf '{listed}\\n'{stream}")
-    program(
+    install(tmp_path, "srun", f"printf '{listed}\\n'{stream}")
+    install(
         tmp_path, "scontrol", "printf 'MinJobAge = 300 sec\\nMpiDefault              = pmi2\\nMpiParams = (null)\\n'"
     )
-    program(tmp_path, "mpirun", "echo 'HYDRA build details:'")
+    install(tmp_path, "mpirun", "echo 'HYDRA build details:'")
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setattr(launcher, "library_of_child", lambda: "MPICH Version: 5.0.2")
     assert look_around() == Site("MPICH Version: 5.0.2", "mpirun", True, ("pmi2", "pmix_v4"), "pmi2")

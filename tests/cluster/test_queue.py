@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from hpcopt.cluster import queue
 from hpcopt.cluster.queue import Follower, accounts, shown, submit
 from hpcopt.errors import HpcoptError, UsageError
+from tests.support.programs import install
 
 PENDING = "JobId=7 JobName=a JobState=PENDING Reason=Resources Restarts=0 ExitCode=0:0 NodeList="
 RUNNING = "JobId=7 JobName=a JobState=RUNNING Reason=None Restarts={} ExitCode=0:0 NodeList=n[1-2]"
@@ -19,14 +21,9 @@ COMPLETED = ENDED.format("COMPLETED", "0:0")
 
 @pytest.fixture
 def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
-    """``slurm(name, text)`` puts a program on an otherwise empty PATH; ``text`` is shell."""
+    """``slurm(name, text)`` puts a program on an otherwise empty PATH; ``text`` is bash."""
     monkeypatch.setenv("PATH", str(tmp_path))
-
-    def install(name: str, text: str) -> None:
-        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
-        (tmp_path / name).chmod(0o755)
-
-    return install
+    return partial(install, tmp_path)
 
 
 def answers(monkeypatch: pytest.MonkeyPatch, scontrol: list[str], sacct: str = "") -> None:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from hpcopt.cluster.script import Script, passed_on
 from hpcopt.cluster.sweep import make_tasks
 from hpcopt.errors import UsageError
 from hpcopt.train.run.directory import write_json
+from tests.support.processes import catches
+from tests.support.programs import install
 
 SRUN = Launcher(("srun", "--mpi=pmi2"), "it fits")
 MPIRUN = Launcher(("mpirun",), "it fits")
@@ -112,17 +115,12 @@ def test_names_with_blanks_and_quotes_stay_what_they_are(tmp_path: Path) -> None
     assert run(script, tmp_path).stdout == "it's\na b\n$HOME\n"
 
 
-def fake(folder: Path, name: str, text: str) -> None:
-    (folder / name).write_text(f"#!/bin/bash\n{text}\n")
-    (folder / name).chmod(0o755)
-
-
 def started(script: Script, folder: Path, **variables: str) -> subprocess.Popen[str]:
     """The script under bash, as Slurm would start it, with a scontrol that writes down what it is told."""
-    fake(folder, "scontrol", f'echo "$*" >> {folder}/told')
+    install(folder, "scontrol", f'echo "$*" >> {folder}/told')
     (folder / "script").write_text(script.text())
-    environ = os.environ | {"PATH": f"{folder}:{os.environ['PATH']}", "SLURM_JOB_ID": "12"} | variables
-    environ.pop("BASH_ENV", None)
+    around = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "BASH_ENV"))}
+    environ = around | {"PATH": f"{folder}:{os.environ['PATH']}", "SLURM_JOB_ID": "12"} | variables
     return subprocess.Popen(
         ["bash", str(folder / "script")], env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -145,7 +143,7 @@ def told(folder: Path) -> str:
 def test_a_saved_run_is_requeued_a_bounded_number_of_times(
     tmp_path: Path, status: int, restarts: str, requeued: bool
 ) -> None:
-    fake(tmp_path, "srun", f"exit {status}")
+    install(tmp_path, "srun", f"exit {status}")
     variables = {"SLURM_RESTART_COUNT": restarts} if restarts else {}
     done = run(make(SlurmOptions(max_requeues=2)), tmp_path, **variables)
     assert done.returncode == status
@@ -170,7 +168,7 @@ def test_a_run_that_could_not_say_how_it_ended_is_requeued(
     tmp_path: Path, status: int, said: str | None, again: bool, array: bool
 ) -> None:
     """Unless the launcher says that it did not begin, or ended as it was told. The folder's name has a blank."""
-    fake(tmp_path, "srun", f"exit {status}")
+    install(tmp_path, "srun", f"exit {status}")
     tasks = make_tasks(["run.seed=1,2"], f"{tmp_path}/a b") if array else []
     folder = Path(tasks[0].directory if array else f"{tmp_path}/a b")
     folder.mkdir()
@@ -183,36 +181,36 @@ def test_a_run_that_could_not_say_how_it_ended_is_requeued(
 
 
 def test_with_no_requeues_the_status_is_all(tmp_path: Path) -> None:
-    fake(tmp_path, "srun", "exit 75")
+    install(tmp_path, "srun", "exit 75")
     assert run(make(SlurmOptions(max_requeues=0)), tmp_path).returncode == 75
     assert told(tmp_path) == ""
 
 
 def test_the_signal_reaches_the_run_and_its_status_comes_back(tmp_path: Path) -> None:
-    # It goes on for a moment after the signal, as a run that saves does, and is asked twice.
-    fake(
-        tmp_path, "srun", f"trap 'let n+=1' USR1; touch {tmp_path}/ready; while ((n < 2)); do sleep 0.05; done; exit 75"
-    )
+    # It goes on after the signal, as a run that saves does, and is asked twice.
+    trap = f"trap 'let n+=1; touch {tmp_path}/asked' USR1; touch {tmp_path}/ready"
+    install(tmp_path, "srun", f"{trap}; while ((n < 2)); do sleep 0.05; done; exit 75")
     process = started(make(), tmp_path)
-    await_file(tmp_path / "ready", process)
-    for _ in range(2):
-        time.sleep(0.3)
-        process.send_signal(signal.SIGUSR1)
+    wait_until((tmp_path / "ready").exists, process)
+    wait_until(lambda: catches(process.pid, signal.SIGUSR1), process)
+    process.send_signal(signal.SIGUSR1)
+    wait_until((tmp_path / "asked").exists, process)
+    process.send_signal(signal.SIGUSR1)
     process.communicate(timeout=30)
     assert process.returncode == 75
     assert told(tmp_path) == "requeue 12\n"
 
 
-def await_file(path: Path, process: subprocess.Popen[str]) -> None:
+def wait_until(ready: Callable[[], bool], process: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + 30
-    while not path.exists():
+    while not ready():
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
 
 def test_each_task_of_an_array_runs_its_own_and_is_requeued_alone(tmp_path: Path) -> None:
-    fake(tmp_path, "srun", 'echo "$*"; exit 75')
+    install(tmp_path, "srun", 'echo "$*"; exit 75')
     tasks = make_tasks(["run.seed=1,2", "model.widths=[4, 5]"], "runs/a b")
     script = make(tasks=tasks)
     assert "--array=1-2" in directives(script)
@@ -226,8 +224,7 @@ def test_each_task_of_an_array_runs_its_own_and_is_requeued_alone(tmp_path: Path
 
 
 def test_setup_lines_run_before_and_the_environment_is_found(tmp_path: Path) -> None:
-    (tmp_path / "bin").mkdir()
-    fake(tmp_path / "bin", "hpcopt", 'echo "$LOADED $*"')
+    install(tmp_path / "bin", "hpcopt", 'echo "$LOADED $*"')
     options = SlurmOptions(setup=["export LOADED='a module'"])
     done = run(make(options, Launcher(("env",), ""), path=str(tmp_path / "bin")), tmp_path)
     assert done.stdout == "a module run a.toml\n", done.stderr

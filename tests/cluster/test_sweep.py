@@ -8,7 +8,7 @@ from hpcopt.cluster.sweep import Task, make_tasks
 from hpcopt.errors import UsageError
 
 
-def test_a_task_for_every_combination_the_last_key_fastest() -> None:
+def test_every_combination_is_a_task_and_the_last_key_changes_fastest() -> None:
     tasks = make_tasks(["run.seed=1,2", "solver.learning_rate=0.1, 0.01"], "runs/a")
     assert [task.settings for task in tasks] == [
         (f"run.seed={seed}", f"solver.learning_rate={rate}") for seed in (1, 2) for rate in ("0.1", "0.01")

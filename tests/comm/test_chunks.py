@@ -13,7 +13,7 @@ from hpcopt.comm.chunks import DeviceChunks, chunks_of, cut, cut_blocks, in_chun
 from hpcopt.comm.communicator import Communicator
 from hpcopt.comm.staging import HostPool
 from hpcopt.errors import UsageError
-from tests.comm.test_staging import elsewhere
+from tests.support.buffers import elsewhere
 
 
 @pytest.fixture
@@ -22,6 +22,20 @@ def pipelined(comm: Communicator, monkeypatch: pytest.MonkeyPatch) -> Communicat
     monkeypatch.setattr(chunks, "CHUNK_BYTES", 16)
     comm.pipelined = True
     return comm
+
+
+def noted(monkeypatch: pytest.MonkeyPatch, *names: str) -> list[str]:
+    """A list that says from now on which of these methods of device chunks was called, and for which chunk."""
+    events: list[str] = []
+    for name in names:
+        act = getattr(DeviceChunks, name)
+
+        def said(self: DeviceChunks, number: int, act: Any = act, name: str = name) -> Any:
+            events.append(f"{name} {number}")
+            return act(self, number)
+
+        monkeypatch.setattr(DeviceChunks, name, said)
+    return events
 
 
 def started(events: list[str], call: Any) -> Any:
@@ -43,16 +57,7 @@ def started(events: list[str], call: Any) -> Any:
 def test_the_next_chunk_is_fetched_while_one_is_sent(
     pipelined: Communicator, monkeypatch: pytest.MonkeyPatch, load: bool, store: bool
 ) -> None:
-    events: list[str] = []
-    for name in ("fetch", "give"):
-        act = getattr(DeviceChunks, name)
-
-        def said(self: DeviceChunks, number: int, act: Any = act, name: str = name) -> None:
-            """The act, and that it was."""
-            events.append(f"{name} {number}")
-            act(self, number)
-
-        monkeypatch.setattr(DeviceChunks, name, said)
+    events = noted(monkeypatch, "fetch", "give")
     tensor = elsewhere([float(i) for i in range(9)])
     cuts = cut(tensor)
     held = chunks_of(tensor, cuts, HostPool(), write=store)
@@ -102,16 +107,7 @@ def test_every_element_of_every_block_is_in_one_chunk(pipelined: Communicator, c
 def test_chunks_in_flight_are_fetched_at_once_started_in_order_and_given_as_they_end(
     pipelined: Communicator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    events: list[str] = []
-    for name in ("fetch", "memory", "give"):
-        act = getattr(DeviceChunks, name)
-
-        def said(self: DeviceChunks, number: int, act: Any = act, name: str = name) -> Any:
-            """The act, and that it was."""
-            events.append(f"{name} {number}")
-            return act(self, number)
-
-        monkeypatch.setattr(DeviceChunks, name, said)
+    events = noted(monkeypatch, "fetch", "memory", "give")
     one, other = elsewhere([float(i) for i in range(9)]), elsewhere([1.0] * 5)
     requests = [pipelined.iallreduce(one), pipelined.iallreduce(other, "max")]
     before = ["fetch 0", "fetch 1", "fetch 2", "memory 0", "memory 1", "memory 2"]

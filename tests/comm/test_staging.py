@@ -15,6 +15,7 @@ from hpcopt.comm import chunks, staging
 from hpcopt.comm.communicator import Communicator
 from hpcopt.comm.staging import HostCopy, HostPool, as_tensor, stage
 from hpcopt.errors import UsageError
+from tests.support.buffers import TensorElsewhere, elsewhere
 
 REFUSED = [
     pytest.param(torch.ones(3, dtype=torch.float16), r"float16.*\.float\(\)", id="float16"),
@@ -90,16 +91,6 @@ def test_only_an_mpi_communicator_can_be_wrapped() -> None:
         Communicator("world")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="chunk = 0"):
         Communicator(chunk=0)
-
-
-class TensorElsewhere(torch.Tensor):
-    """A tensor that says it is on a device that MPI cannot read."""
-
-    is_cpu = False  # type: ignore[assignment]
-
-
-def elsewhere(values: list[float]) -> torch.Tensor:
-    return torch.tensor(values).as_subclass(TensorElsewhere)
 
 
 def test_a_tensor_on_a_device_goes_through_a_host_buffer_and_back(comm: Communicator) -> None:

@@ -69,7 +69,7 @@ def test_a_single_array_holds_its_targets_as_columns(tmp_path: Path, target: obj
         ({"x": 1j * X, "y": Y}, None, None, "'x' of .* is of type complex128; only real numbers"),
     ],
 )
-def test_arrays_that_do_not_fit(
+def test_arrays_that_do_not_fit_are_refused(
     tmp_path: Path, arrays: dict[str, np.ndarray], inputs: str | None, target: str | None, message: str
 ) -> None:
     with pytest.raises(UsageError, match=message):

@@ -70,7 +70,7 @@ def test_no_rows_have_the_right_shape(tmp_path: Path) -> None:
     assert (inputs.shape, targets.shape) == ((0, 4), (0,))
 
 
-def test_groups_and_target_columns(tmp_path: Path) -> None:
+def test_arrays_are_found_in_groups_and_targets_in_columns(tmp_path: Path) -> None:
     path = write(tmp_path, **{"train/x": X, "train/y": Y[:, None], "test/x": X[:3], "test/y": Y[:3, None]})
     train, test = open_hdf5(path, None, None)
     assert test is not None
@@ -90,7 +90,7 @@ def test_a_flipped_byte_is_found(tmp_path: Path) -> None:
         open_hdf5(path, None, None)[0].read(np.arange(50))
 
 
-def test_what_cannot_be_opened(tmp_path: Path) -> None:
+def test_what_cannot_be_opened_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot be read: No such file"):
         open_hdf5(tmp_path / "none.h5", None, None)
     (tmp_path / "text.h5").write_text("no HDF5")

@@ -26,7 +26,7 @@ def test_the_four_files_are_found_and_read(tmp_path: Path, packed: bool, folder:
 
 
 @pytest.mark.parametrize("code", [0x09, 0x0B, 0x0C, 0x0D, 0x0E])
-def test_all_types_of_the_format(tmp_path: Path, code: int) -> None:
+def test_all_types_of_the_format_are_read(tmp_path: Path, code: int) -> None:
     kind = {0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}[code]
     numbers = np.array([[1, -2, 3]], kind)
     (tmp_path / "a").write_bytes(struct.pack(">HBBII", 0, code, 2, 1, 3) + numbers.tobytes())
@@ -43,7 +43,7 @@ def test_all_types_of_the_format(tmp_path: Path, code: int) -> None:
         (struct.pack(">HBBI", 0, 8, 1, 5) + b"123456", "promises 5 bytes of data, but 6 follow"),
     ],
 )
-def test_what_is_no_whole_idx_file(tmp_path: Path, content: bytes, message: str) -> None:
+def test_what_is_no_whole_idx_file_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "a").write_bytes(content)
     with pytest.raises(UsageError, match=message):
         read_idx(tmp_path / "a")

@@ -111,7 +111,7 @@ def test_the_catalogue_knows_customs(tmp_path: Path) -> None:
         ("cifar10", {"inputs": "x"}, "data.inputs is 'x'"),
     ],
 )
-def test_names_that_lead_nowhere(name: str, keys: dict[str, Any], message: str) -> None:
+def test_names_that_lead_nowhere_are_refused(name: str, keys: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         opened(name, **keys)
 
@@ -132,13 +132,15 @@ def test_an_unknown_name_is_compared_with_what_the_folder_holds(tmp_path: Path) 
         ("a.libsvm", {"target": "last"}, "the label is always the first"),
     ],
 )
-def test_keys_that_do_not_apply_to_a_file(tmp_path: Path, name: str, keys: dict[str, Any], message: str) -> None:
+def test_keys_that_do_not_apply_to_a_file_are_refused(
+    tmp_path: Path, name: str, keys: dict[str, Any], message: str
+) -> None:
     (tmp_path / name).write_text("1 1:1\n")
     with pytest.raises(UsageError, match=message):
         opened(str(tmp_path / name), **keys)
 
 
-def test_whether_a_set_is_there(tmp_path: Path) -> None:
+def test_a_set_is_there_once_its_files_are(tmp_path: Path) -> None:
     assert not is_there("mnist", tmp_path / "none")
     assert not any(is_there(name, tmp_path) for name in ("mnist", "cifar10", "cdr", "letter"))
     write_mnist(tmp_path / "mnist")

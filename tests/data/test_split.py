@@ -75,12 +75,12 @@ def test_train_size_belongs_to_the_default_split() -> None:
     assert len(split_rows(source(**keys), DataOptions("s", test=25), 0).train) == 75
 
 
-def test_no_test_set_by_the_users_word() -> None:
+def test_the_user_may_do_without_a_test_set() -> None:
     split = split_rows(source(test_size=20), DataOptions("s", test=False), 0)
     assert (len(split.train), split.test) == (100, None)
 
 
 @pytest.mark.parametrize("test", [5, 6, 0.999, 0.001])
-def test_nothing_left_is_refused(test: float) -> None:
+def test_a_part_without_a_row_is_refused(test: float) -> None:
     with pytest.raises(UsageError, match=f"data.test is {test}, which sets"):
         split_rows(source(5), DataOptions("s", test=test), 0)

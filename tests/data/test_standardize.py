@@ -43,7 +43,7 @@ def test_constant_features_are_centred_and_not_scaled(comm: Communicator) -> Non
 
 
 @pytest.mark.parametrize("kind", ["channel", "global"])
-def test_constant_images_of_bytes(comm: Communicator, kind: str) -> None:
+def test_constant_images_of_bytes_are_centred(comm: Communicator, kind: str) -> None:
     array = np.full((4, 1, 3, 3), 200, np.uint8)
     scaling = fit(array, kind, comm)
     assert scaling.constant == 1

@@ -40,13 +40,13 @@ def rows(source: Source, *numbers: int) -> list[Any]:
     return [part.tolist() for part in source.train.read(np.array(numbers, int))]
 
 
-def test_the_whole_set(opened: Opener) -> None:
+def test_a_pair_is_the_whole_set(opened: Opener) -> None:
     source = opened("def load(): return X, Y")
     assert (source.train.rows, source.train.shape, source.test, source.sharded) == (6, (2,), None, False)
     assert rows(source, 1, 5) == [[[2, 3], [10, 11]], [1, 5]]
 
 
-def test_with_a_test_set_and_column_targets(opened: Opener) -> None:
+def test_two_pairs_are_training_and_test_set_and_targets_may_be_a_column(opened: Opener) -> None:
     source = opened("def load(root): return (X, Y[:, None]), (X[:2], Y[:2, None])")
     assert source.test is not None
     assert source.test.rows == 2

@@ -97,6 +97,11 @@ def command(argv: Sequence[str]) -> list[str]:
     return words
 
 
+def run_words(*settings: str, directory: str = "out") -> list[str]:
+    """The command that runs ``job.toml`` into a directory, with ``--set`` for each setting."""
+    return ["hpcopt", "run", "job.toml", "--run-dir", directory, *(w for s in settings for w in ("--set", s))]
+
+
 def processes_with(*entries: str) -> list[int]:
     """Process numbers of all that have these entries in their environment."""
     found = []

@@ -14,7 +14,8 @@ from hpcopt.checkpoint.restore import newest_valid, restore
 from hpcopt.checkpoint.store import CheckpointStore
 from hpcopt.checkpoint.writer import Point
 from tests.fault.conftest import Launch
-from tests.support.checkpoints import list_valid, on_ranks
+from tests.support.checkpoints import list_valid
+from tests.support.simulated import on_ranks
 
 JOB = """
 import os, resource, signal, sys

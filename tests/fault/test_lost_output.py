@@ -9,6 +9,8 @@ import pytest
 
 from hpcopt.analysis.history import open_run
 from hpcopt.checkpoint.folder import FOLDER, published_steps
+from tests.fault.conftest import run_words
+from tests.support.held import write_job
 
 JOB = """
 [run]
@@ -64,21 +66,14 @@ GOES_ON = "The run goes on, and says no more of this"
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "job.toml").write_text(JOB)
-    (tmp_path / "mymodels.py").write_text(MODELS)
-    return tmp_path
-
-
-def command(event: str, *settings: str, directory: str = "out") -> list[str]:
-    options = [word for setting in (f"model.event={event}", *settings) for word in ("--set", setting)]
-    return ["hpcopt", "run", "job.toml", "--run-dir", directory, *options]
+    return write_job(tmp_path, JOB, MODELS)
 
 
 @pytest.mark.parametrize(("stop", "status"), [("false", 0), ("true", 74)])
 def test_on_a_full_disk_the_run_goes_on_and_fails_only_when_it_was_to_stop(
     workplace: Path, launch: Callable, stop: str, status: int
 ) -> None:
-    done = launch(2, command("fill_the_disk", f"model.stop={stop}"), timeout=60)
+    done = launch(2, run_words("model.event=fill_the_disk", f"model.stop={stop}"), timeout=60)
     assert done.returncode == status, done.stderr
     assert done.stderr.count(GOES_ON) == 1
     assert "could not be saved, see out/log" in done.stdout
@@ -88,8 +83,8 @@ def test_on_a_full_disk_the_run_goes_on_and_fails_only_when_it_was_to_stop(
 def test_a_run_whose_directory_is_removed_comes_to_the_same_end_and_says_what_it_could_not_write(
     workplace: Path, launch: Callable
 ) -> None:
-    undisturbed = launch(2, command("nothing", directory="whole"), timeout=60)
-    done = launch(2, command("remove_the_run"), timeout=60)
+    undisturbed = launch(2, run_words("model.event=nothing", directory="whole"), timeout=60)
+    done = launch(2, run_words("model.event=remove_the_run"), timeout=60)
     assert (undisturbed.returncode, done.returncode) == (0, 0), done.stderr
     assert not (workplace / "out" / "status.json").exists()
     assert done.stderr.count(GOES_ON) == 1

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from hpcopt.analysis.history import open_run
+from tests.fault.conftest import run_words
+from tests.support.held import write_job
 
 JOB = """
 [run]
@@ -43,29 +45,15 @@ def planted(input_shape, outputs):
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a job of APTS and a model that fails on rank 1."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "job.toml").write_text(JOB)
-    (tmp_path / "mymodels.py").write_text(MODEL)
-    return tmp_path
-
-
-def words(directory: str, *settings: str) -> list[str]:
-    """The command that runs the job into ``directory``."""
-    return [
-        "hpcopt",
-        "run",
-        "job.toml",
-        "--run-dir",
-        directory,
-        *(w for setting in settings for w in ("--set", setting)),
-    ]
+    return write_job(tmp_path, JOB, MODEL)
 
 
 @pytest.mark.parametrize("mpi", ["own", "other"])
 def test_the_record_says_who_stopped_where_and_replays(workplace: Path, launch: Callable, mpi: str) -> None:
     slow = ("parallel.quorum=0.5", "debug.slow_rank=1", "debug.slow_seconds=0.2")
-    first = launch(2, words("first", *slow), mpi=mpi, timeout=120)
+    first = launch(2, run_words(*slow, directory="first"), mpi=mpi, timeout=120)
     assert first.returncode == 0, first.stderr
-    again = launch(2, words("again", "parallel.replay=first"), mpi=mpi, timeout=120)
+    again = launch(2, run_words("parallel.replay=first", directory="again"), mpi=mpi, timeout=120)
     assert again.returncode == 0, again.stderr
     recorded, replayed = open_run("first"), open_run("again")
     assert recorded.local_iterations.shape == (6, 2)
@@ -79,16 +67,16 @@ def test_the_record_says_who_stopped_where_and_replays(workplace: Path, launch: 
 
 
 def test_a_run_may_be_replayed_into_its_own_directory(workplace: Path, launch: Callable) -> None:
-    assert launch(2, words("out", "parallel.quorum=0.5", "debug.slow_rank=0"), timeout=120).returncode == 0
+    assert launch(2, run_words("parallel.quorum=0.5", "debug.slow_rank=0"), timeout=120).returncode == 0
     recorded = open_run("out").iterations.loss
-    again = launch(2, [*words("out", "parallel.replay=out"), "--fresh"], timeout=120)
+    again = launch(2, [*run_words("parallel.replay=out"), "--fresh"], timeout=120)
     assert again.returncode == 0, again.stderr
     np.testing.assert_array_equal(open_run("out").iterations.loss, recorded)
 
 
 @pytest.mark.parametrize("mpi", ["own", "other"])
 def test_a_rank_that_fails_in_a_local_phase_ends_the_job(workplace: Path, launch: Callable, mpi: str) -> None:
-    done = launch(2, words("out", "parallel.quorum=1.0", "model.name=mymodels:planted"), mpi=mpi, timeout=120)
+    done = launch(2, run_words("parallel.quorum=1.0", "model.name=mymodels:planted"), mpi=mpi, timeout=120)
     assert not done.timed_out
     assert done.returncode != 0
     assert "planted failure" in done.stderr
@@ -104,7 +92,7 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_cannot_work_is_refused_before_the_data_are_read(workplace: Path, launch: Callable, case: str) -> None:
     settings, message = REFUSED[case]
-    done = launch(2, words("out", *settings, "data.source=nothing.csv"), timeout=120)
+    done = launch(2, run_words(*settings, "data.source=nothing.csv"), timeout=120)
     assert done.returncode == 2, done.stderr
     assert message in done.stderr
     assert done.stderr.count("hpcopt: error") == 1

@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import os
 import random
-import re
 import shutil
 import signal
-import subprocess
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +18,10 @@ import pytest
 from hpcopt.analysis.history import open_run
 from hpcopt.checkpoint.folder import FOLDER, published, published_steps
 from tests.fault import conftest
-from tests.fault.conftest import Finished, Installation, other_mpi, own_mpi
+from tests.fault.conftest import Finished, other_mpi, own_mpi, run_words
+from tests.fault.going import Job, started
 from tests.support.held import MODELS, SAVED_EVERY, assert_equal_runs, hold, last_step, write_job
+from tests.support.saved_models import damage
 
 SIGNALS = """
 class Signals(torch.nn.Linear):
@@ -42,8 +42,6 @@ def signals(input_shape, outputs, rank=0, first=20, times=1):
     return torch.nn.Sequential(torch.nn.Flatten(), layer)
 """
 
-COMMAND = ["hpcopt", "run", "job.toml", "--run-dir", "out"]
-
 
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -56,79 +54,15 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run directory of the job on 2 ranks when nobody disturbs it."""
     path = write_job(tmp_path_factory.mktemp("undisturbed"), models=MODELS + SIGNALS)
-    words = [own_mpi().mpirun, "-n", "2", *conftest.command(COMMAND)]
+    words = [own_mpi().mpirun, "-n", "2", *conftest.command(run_words())]
     done = conftest.run(words, conftest.environment(None, {}), 60.0, path)
     assert done.returncode == 0, done.stderr
     return path / "out"
 
 
-class Job:
-    """A job on 2 ranks that is going on."""
-
-    def __init__(self, path: Path, mpi: Installation, arguments: list[str], ranks: int = 2) -> None:
-        self.path, self.mark = path, os.urandom(8).hex()
-        env = conftest.environment(mpi.lib, {}) | {conftest.MARK: self.mark}
-        words = [mpi.mpirun, "-n", str(ranks), *conftest.command([*COMMAND, *arguments])]
-        self.out, self.err = open(path / "stdout", "w+"), open(path / "stderr", "w+")
-        self.process = subprocess.Popen(words, env=env, cwd=path, stdout=self.out, stderr=self.err, text=True)
-
-    def ranks(self) -> list[int]:
-        """Process numbers of the ranks that have come as far as Python."""
-        found = []
-        for number in conftest.members(self.mark):
-            with suppress(OSError):
-                if b"hpcopt" in Path(f"/proc/{number}/cmdline").read_bytes().split(b"\0"):
-                    found.append(number)
-        return sorted(set(found) - {self.process.pid})
-
-    def wait_for(self, ready: Callable[[], bool], seconds: float = 100.0) -> None:
-        """Until ``ready``, or the job has ended."""
-        deadline = time.monotonic() + seconds
-        while not ready() and self.process.poll() is None:
-            assert time.monotonic() < deadline, "the job did not come so far"
-            time.sleep(0.005)
-
-    def listens(self) -> bool:
-        """Whether both ranks catch SIGUSR1."""
-        masks = []
-        for number in self.ranks():
-            with suppress(OSError):
-                text = Path(f"/proc/{number}/status").read_text()
-                masks.append(int(re.search(r"SigCgt:\s*(\w+)", text)[1], 16) >> (signal.SIGUSR1 - 1) & 1)  # type: ignore[index]
-        return len(masks) == 2 and all(masks)
-
-    def iterations(self) -> int:
-        """Rows in the record so far, at least; it is written every few seconds."""
-        with suppress(Exception):
-            return len(open_run(self.path / "out").iterations)
-        return 0
-
-    def finish(self, timeout: float = 100.0) -> Finished:
-        """Wait for its end."""
-        try:
-            self.process.wait(timeout)
-        finally:
-            conftest.end(self.process, self.mark)
-        for stream in (self.out, self.err):
-            stream.seek(0)
-        return Finished(self.process.returncode, self.out.read(), self.err.read(), 0.0, time.time())
-
-
-@contextmanager
-def started(path: Path, arguments: list[str] | None = None, mpi: Installation | None = None) -> Iterator[Job]:
-    """A job that is ended in any case."""
-    job = Job(path, mpi or own_mpi(), arguments or [])
-    try:
-        yield job
-    finally:
-        conftest.end(job.process, job.mark)
-        job.out.close()
-        job.err.close()
-
-
 def goes_on_to_the_same_end(launch: Callable, path: Path, undisturbed: Path, after: int | None = None) -> Finished:
     """The same command again, until the run is finished."""
-    done = launch(2, COMMAND, timeout=60, cwd=path)
+    done = launch(2, run_words(), timeout=60, cwd=path)
     assert done.returncode == 0, done.stderr
     if after is not None:
         assert f"going on after iteration {after}\n" in done.stdout
@@ -176,9 +110,7 @@ def test_a_signal_is_obeyed_at_the_end_of_the_iteration_in_which_it_came(
 ) -> None:
     """Also when more of them come, within the same iteration and while the run is being saved."""
     settings = ["model.name=mymodels:signals", f"model.rank={rank}", f"model.times={times}", "solver.name=lbfgs"]
-    options = [word for setting in settings for word in ("--set", setting)]
-    options += ["--set", "data.batch=full", "--set", "run.evaluate_every=100"]
-    done = launch(2, [*COMMAND, *options], timeout=60)
+    done = launch(2, run_words(*settings, "data.batch=full", "run.evaluate_every=100"), timeout=60)
     assert done.returncode == 75, done.stderr
     run = open_run(workplace / "out")
     # The request travels with the reductions of an iteration: that one's, or the next one's.
@@ -188,9 +120,9 @@ def test_a_signal_is_obeyed_at_the_end_of_the_iteration_in_which_it_came(
     assert last_step(workplace) - (before + 1) in (0, 1)
 
 
-def test_a_halt_file_saves_the_run_and_is_gone_afterwards(workplace: Path, launch: Callable, undisturbed: Path) -> None:
+def test_a_halt_file_saves_the_run_and_is_gone_afterwards(workplace: Path) -> None:
     hold(workplace, "out/status.json")
-    with started(workplace, ["--set", "checkpoint.every_epochs=1000"]) as job:
+    with started(workplace, "checkpoint.every_epochs=1000") as job:
         job.wait_for((workplace / "out/status.json").exists)
         (workplace / "out/halt").touch()
         done = job.finish()
@@ -200,7 +132,7 @@ def test_a_halt_file_saves_the_run_and_is_gone_afterwards(workplace: Path, launc
 
 
 def test_the_clock_of_the_run_saves_it(workplace: Path, launch: Callable, undisturbed: Path) -> None:
-    done = launch(2, [*COMMAND, "--set", "checkpoint.limit_seconds=0.01"], timeout=60)
+    done = launch(2, run_words("checkpoint.limit_seconds=0.01"), timeout=60)
     assert done.returncode == 75, done.stderr
     goes_on_to_the_same_end(launch, workplace, undisturbed, 1)
 
@@ -211,20 +143,12 @@ def test_a_finished_run_says_so(workplace: Path, launch: Callable, undisturbed: 
     assert "There was nothing left to do: the run had come to its end before." in done.stdout
 
 
-def damage(path: Path) -> None:
-    """Change one byte in the middle of a checkpoint."""
-    file = path / "rank0000.h5"
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    file.write_bytes(content)
-
-
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
     workplace: Path, launch: Callable, undisturbed: Path
 ) -> None:
     shutil.copytree(undisturbed, workplace / "out")
     *_, before, last = published_steps(workplace / "out" / FOLDER)
-    damage(published(workplace / "out" / FOLDER)[-1])
+    damage(published(workplace / "out" / FOLDER)[-1] / "rank0000.h5")
     done = goes_on_to_the_same_end(launch, workplace, undisturbed, before)
     assert f"step-{last:08d}.bad, and the one before it is used" in done.stderr
     assert f"step-{last:08d}.bad" in (workplace / "out/log/rank0000.log").read_text()
@@ -235,8 +159,8 @@ def test_when_all_checkpoints_are_damaged_the_status_is_4_and_nothing_is_lost(
 ) -> None:
     shutil.copytree(undisturbed, workplace / "out")
     for path in published(workplace / "out" / FOLDER):
-        damage(path)
-    done = launch(2, COMMAND, timeout=60)
+        damage(path / "rank0000.h5")
+    done = launch(2, run_words(), timeout=60)
     assert done.returncode == 4, done.stderr
     assert "None of the checkpoints in" in done.stderr
     assert "start anew with --fresh" in " ".join(done.stderr.split())
@@ -247,7 +171,7 @@ def test_another_job_is_refused_and_the_run_stays_as_it_is(
     workplace: Path, launch: Callable, undisturbed: Path
 ) -> None:
     shutil.copytree(undisturbed, workplace / "out")
-    done = launch(2, [*COMMAND, "--set", "run.seed=1"], timeout=60)
+    done = launch(2, run_words("run.seed=1"), timeout=60)
     assert done.returncode == 2
     assert "was made with run.seed = 0, the job now says 1" in " ".join(done.stderr.split())
     assert (workplace / "out/job.toml").read_bytes() == (undisturbed / "job.toml").read_bytes()

@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 
 from hpcopt.analysis.history import open_run
+from tests.fault.conftest import run_words
+from tests.support.held import write_job
 
 JOB = """
 [run]
@@ -92,14 +94,12 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     labels = np.arange(101) % 2
     table = np.column_stack([labels, random.normal(size=(101, 3)) + 2 * labels[:, None]])
     np.savetxt(tmp_path / "samples.csv", table, delimiter=",", header="label,a,b,c", fmt="%.6g")
-    (tmp_path / "job.toml").write_text(JOB)
-    (tmp_path / "mymodels.py").write_text(MODELS)
-    return tmp_path
+    return write_job(tmp_path, JOB, MODELS)
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_run_trains_and_leaves_a_record(workplace: Path, launch: Callable, ranks: int) -> None:
-    done = launch(ranks, ["hpcopt", "run", "job.toml", "--run-dir", "out"], timeout=60)
+    done = launch(ranks, run_words(), timeout=60)
     assert done.returncode == 0, done.stderr
     assert "test accuracy" in done.stdout
     assert "run directory: out" in done.stdout
@@ -118,57 +118,57 @@ def test_the_command_alone_runs_as_one_rank(workplace: Path, launch: Callable) -
 
 
 def test_the_saved_job_repeats_the_run(workplace: Path, launch: Callable) -> None:
-    launch(2, ["hpcopt", "run", "job.toml", "--run-dir", "a", "--set", "run.seed=5"], timeout=60)
+    launch(2, run_words("run.seed=5", directory="a"), timeout=60)
     launch(2, ["hpcopt", "run", "a/job.toml", "--run-dir", "b"], timeout=60)
     first, second = (json.loads((workplace / d / "status.json").read_text())["summary"]["final"] for d in "ab")
     assert first == second
 
 
 BAD = {
-    "an unknown key": (["--set", "run.epoch=3"], r"run\.epoch is not a key of \[run\]; did you mean 'epochs'\?"),
-    "a wrong value": (["--set", "solver.learning_rate=-1"], "learning_rate = -1 must be a number above 0"),
-    "an unknown method": (["--set", "solver.name=sdg"], "'sdg' is not a method of hpcopt; did you mean 'sgd'"),
+    "an unknown key": (["run.epoch=3"], r"run\.epoch is not a key of \[run\]; did you mean 'epochs'\?"),
+    "a wrong value": (["solver.learning_rate=-1"], "learning_rate = -1 must be a number above 0"),
+    "an unknown method": (["solver.name=sdg"], "'sdg' is not a method of hpcopt; did you mean 'sgd'"),
     "an unknown key of the method": (
-        ["--set", "solver.momentun=0.5"],
+        ["solver.momentun=0.5"],
         "solver.momentun is not an option of the method 'sgd'; did you mean 'momentum'",
     ),
-    "a missing file": (["--set", "data.source=nothing.csv"], "'nothing.csv', which does not exist"),
-    "a damaged gz": (["--set", "data.source=damaged.csv.gz"], "data file 'damaged.csv.gz' is damaged"),
+    "a missing file": (["data.source=nothing.csv"], "'nothing.csv', which does not exist"),
+    "a damaged gz": (["data.source=damaged.csv.gz"], "data file 'damaged.csv.gz' is damaged"),
     "a label out of range": (
-        ["--set", "data.test=strange.csv"],
+        ["data.test=strange.csv"],
         "row 1 of 'strange.csv' has the label 7, but the training set has only the labels 0, 1",
     ),
     "labels that do not fit the classes": (
-        ["--set", "data.classes=2", "--set", "data.test=strange.csv"],
+        ["data.classes=2", "data.test=strange.csv"],
         "row 1 of 'strange.csv' has the label 7, but the 2 classes have the labels 0 to 1",
     ),
     "a batch larger than the data": (
-        ["--set", "data.batch=500"],
+        ["data.batch=500"],
         "data.batch is 500, but the training set has only 76 samples",
     ),
     "more ranks than samples": (
-        ["--set", "data.limit=1", "--set", "data.batch=full"],
+        ["data.limit=1", "data.batch=full"],
         r"has 1 samples \(data.limit = 1\), which are not enough for 2 ranks",
     ),
     "a model that does not take the samples": (
-        ["--set", "model.name=mymodels:narrow"],
+        ["model.name=mymodels:narrow"],
         r"'mymodels:narrow' does not take a batch of two samples of shape \(3,\)",
     ),
     "a model whose output does not fit the loss": (
-        ["--set", "model.name=mymodels:few_outputs"],
+        ["model.name=mymodels:few_outputs"],
         r"'mymodels:few_outputs' maps two samples to \(2, 1\), but this data needs \(2, 2\)",
     ),
-    "a model that is not there": (["--set", "model.name=mymodels:god"], "no function 'god'; did you mean 'good'"),
+    "a model that is not there": (["model.name=mymodels:god"], "no function 'god'; did you mean 'good'"),
     "a stop criterion without a test set": (
-        ["--set", "data.test=false", "--set", "run.stop.test_accuracy=0.9"],
+        ["data.test=false", "run.stop.test_accuracy=0.9"],
         "can never be reached, since there is no test set",
     ),
     "a stop criterion above one": (
-        ["--set", "run.stop.test_accuracy=95"],
+        ["run.stop.test_accuracy=95"],
         "run.stop.test_accuracy = 95.0 is not allowed; it must be a fraction above 0 and at most 1",
     ),
-    "an unwritable run directory": (["--run-dir", "file/out"], r"run directory \S+/file/out cannot be written"),
-    "a run directory that is a file": (["--run-dir", "file"], r"run directory \S+/file is a file"),
+    "an unwritable run directory": ([], r"run directory \S+/file/out cannot be written", "file/out"),
+    "a run directory that is a file": ([], r"run directory \S+/file is a file", "file"),
 }
 
 
@@ -181,9 +181,8 @@ def test_bad_input_is_one_paragraph_with_status_2_and_leaves_nothing(
     packed = gzip.compress(b"0,1,2,3\n1,2,3,4\n" * 50)
     (workplace / "damaged.csv.gz").write_bytes(packed[: len(packed) // 2])
     before = sorted(os.listdir(workplace))
-    options, says = BAD[case]
-    options = options if "--run-dir" in options else ["--run-dir", "out", *options]
-    done = launch(2, ["hpcopt", "run", "job.toml", *options], timeout=60)
+    settings, says, *elsewhere = BAD[case]
+    done = launch(2, run_words(*settings, directory=elsewhere[0] if elsewhere else "out"), timeout=60)
     assert done.returncode == 2, done.stderr
     assert re.search(says, done.stderr.replace("\n", " ")), done.stderr
     assert done.stderr.count("hpcopt: error:") == 1, done.stderr
@@ -199,7 +198,7 @@ def test_a_job_file_that_is_not_there_is_refused(workplace: Path, launch: Callab
 
 
 def test_a_run_that_was_not_saved_is_not_overwritten_and_fresh_keeps_it(workplace: Path, launch: Callable) -> None:
-    argv = ["hpcopt", "run", "job.toml", "--run-dir", "out", "--set", "checkpoint.save=false"]
+    argv = run_words("checkpoint.save=false")
     assert launch(1, argv, timeout=60).returncode == 0
     refused = launch(1, argv, timeout=60)
     assert (refused.returncode, refused.stderr.count("already holds a run")) == (2, 1)
@@ -213,7 +212,7 @@ def test_of_two_jobs_in_a_directory_at_once_the_second_is_refused_and_the_first_
     workplace: Path, launch: Callable
 ) -> None:
     """The first one waits within its first step until the others have been refused."""
-    argv = ["hpcopt", "run", "job.toml", "--run-dir", "out"]
+    argv = run_words()
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(launch, 2, [*argv, "--set", "model.name=mymodels:waits"], timeout=100)
         try:
@@ -244,8 +243,7 @@ def test_a_failure_of_one_rank_amid_training_ends_the_job_within_ten_seconds(
 ) -> None:
     """In the fifth training pass, while the other rank waits in a reduction."""
     model = ["model.name=mymodels:planted", f"model.rank={rank}", f"model.how={how}"]
-    options = [word for setting in model for word in ("--set", setting)]
-    done = launch(2, ["hpcopt", "run", "job.toml", "--run-dir", "out", *options], timeout=60)
+    done = launch(2, run_words(*model), timeout=60)
     assert done.returncode == status, done.stderr
     assert done.ended - float((workplace / "failed").read_text()) < 10
     assert open_run(workplace / "out").status == "failed"
@@ -259,15 +257,8 @@ def test_a_failure_of_one_rank_amid_training_ends_the_job_within_ten_seconds(
 
 def test_a_run_stops_when_its_seconds_are_spent(workplace: Path, launch: Callable) -> None:
     """On all ranks in the same step, although only one clock decides."""
-    options = [
-        "--set",
-        "run.stop.seconds=1.5",
-        "--set",
-        "run.epochs=10_000_000",
-        "--set",
-        "run.evaluate_every=1_000_000",
-    ]
-    done = launch(2, ["hpcopt", "run", "job.toml", "--run-dir", "out", *options], timeout=40)
+    settings = ["run.stop.seconds=1.5", "run.epochs=10_000_000", "run.evaluate_every=1_000_000"]
+    done = launch(2, run_words(*settings), timeout=40)
     assert done.returncode == 0, done.stderr
     run = open_run(workplace / "out")
     assert (run.status, run.facts["stop_reason"]) == ("finished", "The time given in run.stop.seconds is spent.")
@@ -275,8 +266,7 @@ def test_a_run_stops_when_its_seconds_are_spent(workplace: Path, launch: Callabl
 
 
 def test_a_name_with_brackets_is_a_name(workplace: Path, launch: Callable) -> None:
-    argv = ["hpcopt", "run", "job.toml", "--run-dir", "out[/b]", "--set", "run.name=a[/b]"]
-    done = launch(2, argv, timeout=60)
+    done = launch(2, run_words("run.name=a[/b]", directory="out[/b]"), timeout=60)
     assert done.returncode == 0, done.stderr
     assert "hpcopt a[/b]: sgd on " in done.stdout
     assert "\na[/b]" in done.stdout
@@ -284,8 +274,7 @@ def test_a_name_with_brackets_is_a_name(workplace: Path, launch: Callable) -> No
 
 
 def test_nan_on_one_rank_is_rejected_on_all_and_the_run_ends_as_diverged(workplace: Path, launch: Callable) -> None:
-    options = ["--set", "model.name=mymodels:poison", "--set", "run.give_up_after=4"]
-    done = launch(2, ["hpcopt", "run", "job.toml", "--run-dir", "out", *options], timeout=60)
+    done = launch(2, run_words("model.name=mymodels:poison", "run.give_up_after=4"), timeout=60)
     assert done.returncode == 3, done.stderr
     status = json.loads((workplace / "out/status.json").read_text())
     assert (status["status"], status["summary"]["steps"]) == ("diverged", {"accepted": 0, "rejected": 4})

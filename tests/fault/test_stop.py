@@ -12,7 +12,8 @@ from hpcopt.analysis.history import open_run
 from hpcopt.analysis.status import standing
 from hpcopt.cli.main import main
 from hpcopt.train.run.halt import HALT
-from tests.fault.test_resume import COMMAND, started
+from tests.fault.conftest import run_words
+from tests.fault.going import started
 from tests.support.held import hold, last_step, write_job
 
 
@@ -38,6 +39,6 @@ def test_a_job_is_seen_at_work_ended_and_goes_on_when_its_user_says_so(
     assert f"It is saved after iteration {step}; the same command goes on from there." in done.stdout
     assert not Path("out", HALT).exists()
     (tmp_path / "hold0").unlink()
-    done = launch(2, COMMAND, timeout=60)
+    done = launch(2, run_words(), timeout=60)
     assert done.returncode == 0, done.stderr
     assert f"going on after iteration {step}\n" in done.stdout

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from hpcopt.analysis.history import open_run
+from tests.fault.conftest import run_words
 
 JOB = """
 [run]
@@ -33,16 +34,11 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def words(*settings: str) -> list[str]:
-    """The command that runs the job into the folder ``out``."""
-    return ["hpcopt", "run", "job.toml", "--run-dir", "out", *(w for s in settings for w in ("--set", s))]
-
-
 @pytest.mark.parametrize(("ranks", "shards"), [(2, 1), (4, 2)])
 def test_a_run_learns_and_says_how_the_variables_were_divided(
     workplace: Path, launch: Callable, ranks: int, shards: int
 ) -> None:
-    done = launch(ranks, words(f"parallel.data={shards}", "debug.check_agreement=true"), timeout=120)
+    done = launch(ranks, run_words(f"parallel.data={shards}", "debug.check_agreement=true"), timeout=120)
     assert done.returncode == 0, done.stderr
     run = open_run(workplace / "out")
     assert (run.facts["layout"], run.facts["grid"]) == ("variables", [shards, ranks // shards])
@@ -63,7 +59,7 @@ def test_a_run_learns_and_says_how_the_variables_were_divided(
 def test_what_does_not_fit_ends_all_ranks_with_one_paragraph(
     workplace: Path, launch: Callable, settings: list[str], says: str
 ) -> None:
-    done = launch(3, words(*settings), timeout=120)
+    done = launch(3, run_words(*settings), timeout=120)
     assert done.returncode == 2
     assert done.stderr.count("hpcopt: error:") == 1
     assert says in done.stderr

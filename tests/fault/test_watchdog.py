@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.fault.conftest import run_words
+from tests.support.held import write_job
+
 JOB = """
 [run]
 iterations = 12
@@ -57,21 +60,14 @@ def silent(input_shape, outputs, rank=1, how="sleeps", seconds=6):
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "job.toml").write_text(JOB)
-    (tmp_path / "mymodels.py").write_text(MODELS)
-    return tmp_path
-
-
-def options(**settings: object) -> list[str]:
-    return [word for key, value in settings.items() for word in ("--set", f"{key.replace('__', '.')}={value}")]
+    return write_job(tmp_path, JOB, MODELS)
 
 
 @pytest.mark.parametrize(("how", "rank"), [("sleeps", 1), ("spins", 1), ("spins", 0)])
 def test_a_silent_rank_is_named_with_what_it_does_and_where(
     workplace: Path, launch: Callable, how: str, rank: int
 ) -> None:
-    settings = options(model__how=how, model__rank=rank)
-    done = launch(2, ["hpcopt", "run", "job.toml", "--run-dir", "out", *settings], timeout=90)
+    done = launch(2, run_words(f"model.how={how}", f"model.rank={rank}"), timeout=90)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("No rank has made progress for 2 s") == 1
     assert f"Rank {rank} is silent in its step " in done.stderr
@@ -96,7 +92,7 @@ def test_a_rank_that_was_stopped_is_reported_and_the_run_finishes(workplace: Pat
 
     thread = threading.Thread(target=stop)
     thread.start()
-    done = launch(2, ["hpcopt", "run", "job.toml", "--run-dir", "out", *options(model__how="stops")], timeout=90)
+    done = launch(2, run_words("model.how=stops"), timeout=90)
     thread.join()
     assert len(stopped) == 1
     assert done.returncode == 0, done.stderr
@@ -104,8 +100,7 @@ def test_a_rank_that_was_stopped_is_reported_and_the_run_finishes(workplace: Pat
 
 
 def test_a_silent_job_is_ended_where_that_was_asked_for(workplace: Path, launch: Callable) -> None:
-    settings = options(model__seconds=80, debug__abort_on_silence="true")
-    done = launch(2, ["hpcopt", "run", "job.toml", "--run-dir", "out", *settings], timeout=60)
+    done = launch(2, run_words("model.seconds=80", "debug.abort_on_silence=true"), timeout=60)
     assert not done.timed_out
     assert done.returncode == 1, done.stderr
     assert "Rank 1 is silent in its step " in done.stderr

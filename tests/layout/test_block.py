@@ -48,7 +48,7 @@ def test_with_fewer_items_than_parts_the_last_parts_are_empty(parts, data):
         (0, 2, [(0, 0), (0, 0)]),
     ],
 )
-def test_expected_blocks(n, parts, expected):
+def test_a_block_is_its_start_and_its_count(n, parts, expected):
     assert blocks(n, parts) == [Block(*pair) for pair in expected]
 
 

@@ -54,7 +54,7 @@ def test_features_are_with_the_first_layer_and_outputs_with_the_last(layout):
         assert [block for block in layout.all_blocks(rank) if block.outputs.count] == [held]
 
 
-def test_the_example_of_the_publication():
+def test_the_example_of_the_publication_has_its_blocks():
     layout = DisjointLayout([150, 200, 30], [3, 2, 3])
     assert layout.ranks == 12
     assert [held.inputs.count * held.outputs.count for held in layout.blocks(0)] == [50 * 100]

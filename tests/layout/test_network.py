@@ -70,7 +70,7 @@ def test_biases_are_of_the_first_group_of_inputs_and_no_rank_holds_more_than_the
             assert 1 <= held.outputs.count <= layout.most(held.number)
 
 
-def test_an_example_with_uneven_blocks():
+def test_uneven_blocks_are_those_of_an_example():
     layout = GridLayout([5, 7, 3], ProcessGrid(2, 3))
     parts = layout.parts(layout.grid.rank(1, 2))
     assert [(part.name, part.shape, part.start, part.count) for part in parts] == [

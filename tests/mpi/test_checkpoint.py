@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-import resource
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from hpcopt.checkpoint.writer import Point
 from hpcopt.comm.communicator import Communicator
 from hpcopt.errors import CheckpointError, NoValidCheckpointError, UsageError
 from tests.support.checkpoints import SMALL, list_valid, own, replicated, same
+from tests.support.refusals import files_up_to
 
 pytestmark = pytest.mark.mpi
 
@@ -91,15 +92,12 @@ def test_a_rank_that_cannot_write_is_the_same_error_everywhere(
 @pytest.mark.mpi(min_size=2)
 def test_a_limit_of_the_file_size_on_one_rank(comm: Communicator, shared_path: Path) -> None:
     store = CheckpointStore(comm, shared_path)
-    old = resource.getrlimit(resource.RLIMIT_FSIZE)
-    if comm.rank == 1:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, old[1]))
-    try:
-        with pytest.raises(CheckpointError, match=r"on rank 1 .*File too large"):
-            store.save(1, {"w": np.zeros(10**6)})
-        assert published_steps(shared_path) == []
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    with (
+        files_up_to(100_000) if comm.rank == 1 else nullcontext(),
+        pytest.raises(CheckpointError, match=r"on rank 1 .*File too large"),
+    ):
+        store.save(1, {"w": np.zeros(10**6)})
+    assert published_steps(shared_path) == []
     assert verify(store.save(1, {"w": np.zeros(10**6)}).path) == []
 
 

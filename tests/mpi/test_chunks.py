@@ -7,7 +7,7 @@ import torch
 
 from hpcopt.comm import chunks
 from hpcopt.comm.communicator import Communicator
-from tests.comm.test_staging import elsewhere
+from tests.support.buffers import elsewhere
 
 pytestmark = pytest.mark.mpi
 

@@ -1,4 +1,4 @@
-"""Buffers of whole numbers, others on every rank. Every type holds them exactly, so no order of a sum can matter."""
+"""Buffers of whole numbers, others on every rank: every type holds them exactly, so no order of a sum can matter."""
 
 from __future__ import annotations
 
@@ -38,6 +38,17 @@ def assert_same(found: Any, expected: np.ndarray) -> None:
     assert found.dtype == expected.dtype
     assert found.shape == expected.shape
     assert found.tobytes() == np.ascontiguousarray(expected).tobytes()
+
+
+class TensorElsewhere(torch.Tensor):
+    """A tensor that says it is on a device that MPI cannot read."""
+
+    is_cpu = False  # type: ignore[assignment]
+
+
+def elsewhere(values: list[float]) -> torch.Tensor:
+    """Numbers in float32 that are, by their own word, on a device."""
+    return torch.tensor(values).as_subclass(TensorElsewhere)
 
 
 def uneven(comm: Communicator) -> list[int]:

@@ -1,78 +1,21 @@
-"""Checkpoints for tests, and a group of ranks made of threads to write and read them without MPI."""
+"""Checkpoints for tests, written by ranks that are threads."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 
+from hpcopt.checkpoint import manifest
 from hpcopt.checkpoint.folder import published
 from hpcopt.checkpoint.retention import Retention
 from hpcopt.checkpoint.store import CheckpointStore, Saved
 from hpcopt.checkpoint.verify import damaged, verify
-from hpcopt.comm.together import Together
-
-Result = TypeVar("Result")
-
-
-class ThreadCommunicator:
-    """What checkpoints need of a Communicator, between threads of this process."""
-
-    host = "here"
-
-    def __init__(self, rank: int, size: int, barrier: threading.Barrier, board: list[Any]) -> None:
-        self.rank, self.size, self._barrier, self._board = rank, size, barrier, board
-
-    def allgather_objects(self, obj: Any, label: str = "") -> list[Any]:
-        self._board[self.rank] = obj
-        self._barrier.wait()
-        found = list(self._board)
-        self._barrier.wait()
-        return found
-
-    def gather_objects(self, obj: Any, root: int = 0, label: str = "") -> list[Any] | None:
-        found = self.allgather_objects(obj)
-        return found if self.rank == root else None
-
-    def broadcast_object(self, obj: Any = None, root: int = 0, label: str = "") -> Any:
-        return self.allgather_objects(obj)[root]
-
-    def reduce_scalars(self, values: Sequence[float], op: str = "sum", label: str = "") -> list[float]:
-        reduce = {"sum": sum, "max": max}[op]
-        return [reduce(column) for column in zip(*self.allgather_objects(list(values)), strict=True)]
-
-    def together(self, what: str) -> Together:
-        return Together(self, what)  # type: ignore[arg-type]
-
-
-def on_ranks(size: int, work: Callable[[Any], Result]) -> list[Result]:
-    """What ``work(comm)`` returned on each of ``size`` ranks; raises the error of the lowest rank that had one."""
-    barrier, board = threading.Barrier(size, timeout=60), [None] * size
-    results: list[Any] = [None] * size
-    errors: list[BaseException | None] = [None] * size
-
-    def run(rank: int) -> None:
-        try:
-            results[rank] = work(ThreadCommunicator(rank, size, barrier, board))
-        except BaseException as error:
-            errors[rank] = error
-            if not getattr(error, "collective", False):
-                barrier.abort()
-
-    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(size)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for error in sorted(
-        (error for error in errors if error), key=lambda e: isinstance(e, threading.BrokenBarrierError)
-    ):
-        raise error
-    return results
+from tests.support.simulated import on_ranks
 
 
 def replicated(seed: int = 0) -> dict[str, Any]:
@@ -139,6 +82,14 @@ def write_small(directory: Path, steps: Sequence[int] = (1,), ranks: int = 2, sh
         return [store.save(step, content, {"state": np.arange(comm.rank + 1)}).path for step in steps]
 
     return on_ranks(ranks, save)[0]
+
+
+def make_later_schema(path: Path) -> None:
+    """Make the manifest of a checkpoint one of the next version of the format, sound in itself."""
+    file = path / manifest.FILE_NAME
+    content = json.loads(file.read_text()) | {"schema": manifest.SCHEMA + 1}
+    del content["digest"]
+    file.write_text(manifest._text(content))
 
 
 def list_valid(directory: Path) -> list[Path]:

@@ -20,10 +20,9 @@ import typer.main
 from hpcopt.cli.data import app as data
 from hpcopt.cli.main import app, main
 from hpcopt.cli.submit import app as submit
-from hpcopt.train.run.lock import FILE_NAME, RunLock
 from tests.support import measurements
 from tests.support.pages import ROOT, without_launcher
-from tests.support.runs import write_run
+from tests.support.runs import write_live
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -136,12 +135,10 @@ def _live(words: list[str]) -> Iterator[list[str]]:
     if words[0] != "stop":
         yield words
         return
-    run = write_run(Path("live"), epochs=1, status="running", saves=True)
-    lock = RunLock.acquire(run / FILE_NAME)
+    run = write_live(Path("live"), epochs=1, saves=True)
     try:
         yield [words[0], str(run), *words[2:]]
     finally:
-        lock.release()
         shutil.rmtree(run)
 
 

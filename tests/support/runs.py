@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcopt.train.run.directory import RunDirectory
+from hpcopt.train.run.lock import FILE_NAME, RunLock
 from hpcopt.train.run.record import Recorder
 
 STATUS = {
@@ -60,6 +61,13 @@ def write_run(
             reason = "The requested number of epochs or iterations is done."
             directory.write_status(status=status, stop_reason=reason, exit_status=0)
     return directory.path
+
+
+def write_live(path: Path, **options: Any) -> Path:
+    """Write a run that is going on, in this process: its directory is locked."""
+    write_run(path, status="running", **options)
+    RunLock.acquire(path / FILE_NAME)
+    return path
 
 
 def write_start(path: Path) -> Path:

@@ -12,7 +12,7 @@ from torch import nn
 from hpcopt.checkpoint.names import BEST, LOOP, MODEL, SOLVER, tensor_path
 from hpcopt.checkpoint.retention import Retention
 from hpcopt.checkpoint.store import CheckpointStore
-from tests.support.checkpoints import on_ranks
+from tests.support.simulated import on_ranks
 
 
 def network(seed: int = 0, width: int = 3) -> nn.Sequential:

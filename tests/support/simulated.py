@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
 
 from hpcopt.comm.ledger import Ledger
-from hpcopt.errors import UsageError
+from hpcopt.comm.together import Together
 
 Result = TypeVar("Result")
 
@@ -54,7 +53,9 @@ class _Posted:
 
 
 class SimulatedCommunicator:
-    """The part of ``Communicator`` that an objective uses."""
+    """The part of ``Communicator`` that objectives and checkpoints use."""
+
+    host = "here"
 
     def __init__(self, group: _Group, rank: int, ledger: Ledger | None = None) -> None:
         self._group, self.rank, self.size = group, rank, group.size
@@ -106,17 +107,14 @@ class SimulatedCommunicator:
     def free(self) -> None:
         """Nothing to give back."""
 
-    @contextmanager
-    def together(self, what: str, groups: bool = False) -> Iterator[None]:
+    def gather_objects(self, obj: Any, root: int = 0, label: str = "objects") -> list[Any] | None:
+        """The objects of all ranks, on one of them."""
+        found = self._exchange(obj)
+        return found if self.rank == root else None
+
+    def together(self, what: str, groups: bool = False) -> Together:
         """Fails on all ranks or on none."""
-        error: Exception | None = None
-        try:
-            yield
-        except UsageError as caught:
-            error = caught
-        errors = [str(each) for each in self._exchange(error) if each]
-        if errors:
-            raise UsageError(errors[0], collective=True)
+        return Together(self, what, groups)  # type: ignore[arg-type]
 
     def _post(self, buffer: torch.Tensor, combine: Callable[[list[torch.Tensor]], torch.Tensor], label: str) -> _Posted:
         """Give this rank's part of its next non-blocking call."""
