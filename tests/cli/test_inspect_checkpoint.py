@@ -68,6 +68,17 @@ def test_a_difference_is_shown_against_another_checkpoint(run: Path, capsys: pyt
     assert "solver/radius: 0.5 here, 0.25 there" in found
 
 
+def test_tensors_that_cannot_be_compared_are_named_with_what_is_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = contents(network(1)), contents(network(1))
+    second["model/1/bias"] = second["model/1/bias"][:2]
+    second["model/12/scale"] = second.pop("model/0/bias")
+    ours, theirs = save(tmp_path, {1: first, 2: second})
+    lines = shown(capsys, ours, "--difference", theirs).splitlines()
+    assert {"1.bias: shape 3 here, 2 there", "12.scale: only there", "0.bias: only here"} <= set(lines)
+
+
 def test_the_best_point_is_compared_with_the_last_of_the_same_run(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.io import savemat
 
 from hpcopt.data.options import DataOptions
 from hpcopt.data.reader import Source
@@ -24,6 +25,15 @@ def _no_data_folder(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def opened(name: str, **keys: Any) -> Source:
     return open_source(DataOptions(name, **keys), seed=0, rank=0, size=1)
+
+
+def test_every_set_of_files_is_opened_by_its_name(tmp_path: Path) -> None:
+    write_mnist(tmp_path)
+    write_cifar10(tmp_path)
+    savemat(tmp_path / "CDR_Data.mat", {"Y": np.zeros((5, 9)), "C": np.zeros((4, 9))})
+    savemat(tmp_path / "burgers_shock.mat", {"x": np.zeros((3, 1)), "t": np.zeros((2, 1)), "usol": np.zeros((3, 2))})
+    shapes = {"mnist": (1, 4, 5), "cifar10": (3, 32, 32), "cdr": (5,), "burgers": (2,)}
+    assert {name: opened(name, root=str(tmp_path)).train.shape for name in shapes} == shapes
 
 
 @pytest.mark.parametrize("place", ["", "mine", "tabular", "regression"])
