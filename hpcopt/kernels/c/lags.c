@@ -177,7 +177,8 @@ INLINE double residual_row(
     return square;
 }
 
-// The same where what an output sees fits in registers with its weights and its products: `all` lanes, `vectors` a tap.
+// The same where what an output sees fits in wide registers, of which there are 32, with its weights and its products:
+// `all` lanes, `vectors` a tap. Fewer or narrower ones would be filled from memory again and again.
 INLINE double short_residual_row(
     const double *inputs, const double *weights, double bias, const double *targets, double *found, const count *block,
     double *cross, double *total, const count all, const count vectors
@@ -218,7 +219,7 @@ INLINE double short_residual_row(
 // numbers: for every block its rows and columns, the first output and the steps down and across, its taps, and of each
 // where the first output sees it among the inputs, and its first column of W.
 INLINE void residuals_of(double *const *arrays, const count *sizes, const count *numbers, const count c) {
-    count t = sizes[3], m = sizes[4], image = sizes[5];
+    count t = sizes[3], m = sizes[4], image = sizes[5], wide = c == 2 * LANES && HAS_WIDE_REGISTERS;
     for (count s = 0; s < sizes[0]; ++s) {
         const count *block = numbers;
         for (count b = 0; b < sizes[6]; ++b, block += 6 + 2 * block[5]) {
@@ -229,7 +230,7 @@ INLINE void residuals_of(double *const *arrays, const count *sizes, const count 
                     const double *weights = arrays[1] + o * m, *targets = arrays[2] + place;
                     double bias = arrays[7][o], *found = arrays[3] + place;
                     double *cross = arrays[5] ? arrays[5] + o * m : 0, *total = arrays[6] + b * t + o;
-                    *arrays[4] += c == 2 * LANES && block[5] == 4
+                    *arrays[4] += wide && block[5] == 4
                         ? short_residual_row(inputs, weights, bias, targets, found, block, cross, total, 8, 2)
                         : residual_row(inputs, weights, bias, targets, found, block, cross, total, c);
                 }
