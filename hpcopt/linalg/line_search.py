@@ -17,6 +17,9 @@ Payload = TypeVar("Payload")
 EDGE = 0.1
 """A trial within a bracket keeps this part of its length from both ends, so that brackets shrink (ibid., page 58)."""
 
+LONGEST = 1e20
+"""No trial is longer: a function that falls for ever ends at a number."""
+
 
 @dataclass(frozen=True)
 class Point(Generic[Payload]):
@@ -71,8 +74,8 @@ class StrongWolfe(Generic[Payload]):
         self._armijo, self._curvature, self._most = armijo, curvature, evaluations
         self._spent, self._finite = 0, True
 
-    def run(self, first: float, longest: float = 1e20) -> Search[Payload]:
-        """Search from the trial step ``first``, at most up to ``longest`` (algorithm 3.5).
+    def run(self, first: float) -> Search[Payload]:
+        """Search from the trial step ``first`` (algorithm 3.5).
 
         When the trials are spent the best one with sufficient decrease is the result, if there is one.
         """
@@ -80,13 +83,13 @@ class StrongWolfe(Generic[Payload]):
         while True:
             if not self._decreases(trial) or (previous.step > 0 and trial.value >= previous.value):
                 return self._end(self._zoom(previous, trial))
-            if self._flat(trial) or self._spent >= self._most or trial.step >= longest:
+            if self._flat(trial) or self._spent >= self._most or trial.step >= LONGEST:
                 return self._end(trial)
             if trial.slope >= 0:
                 return self._end(self._zoom(trial, previous))
             grown = cubic_minimiser(previous, trial)
             step = min(max(grown, 2 * trial.step), 10 * trial.step) if math.isfinite(grown) else 2 * trial.step
-            previous, trial = trial, self._at(min(step, longest))
+            previous, trial = trial, self._at(min(step, LONGEST))
 
     def _zoom(self, low: Point[Payload], high: Point[Payload]) -> Point[Payload]:
         """Algorithm 3.6: ``low`` has the lowest value so far with sufficient decrease; a good step is in between."""

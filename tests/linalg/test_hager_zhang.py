@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import pytest
 
 from hpcopt.linalg.hager_zhang import DELTA, EPSILON, SIGMA, HagerZhang, secant
 from hpcopt.linalg.line_search import Point, Search
-from tests.linalg.test_line_search import FUNCTIONS
-
-Function = Callable[[float], float]
+from tests.support.searches import FUNCTIONS, Function, Recorded
 
 
 def search(value: Function, slope: Function, first: float, evaluations: int = 40) -> Search[float]:
@@ -36,9 +33,9 @@ def test_the_wolfe_conditions_or_their_approximate_form_hold_at_the_end(name: st
 
 def steps(value: Function, slope: Function, first: float, evaluations: int = 40) -> list[float]:
     """All trials of a search."""
-    tried: list[float] = []
-    search(lambda t: tried.append(t) or value(t), slope, first, evaluations)  # type: ignore[func-returns-value]
-    return tried[1:]  # behind the value at the start
+    recorded = Recorded(value)
+    search(recorded, slope, first, evaluations)
+    return recorded.tried[1:]  # behind the value at the start
 
 
 @pytest.mark.parametrize("first", [1e-3, 0.1, 10.0, 1e3])
@@ -52,8 +49,23 @@ def test_the_trials_do_not_depend_on_the_scale_of_the_values(name: str, first: f
 
 def test_a_bracket_that_secant_steps_hardly_shrink_is_halved() -> None:
     """The slope is -1 nearly everywhere, so that the first secant step is close to 0 and the second one outside."""
-    tried = steps(lambda t: -t + 1001 / 21 * t**21, lambda t: -1 + 1001 * t**20, 1.0)
-    assert tried[:3] == pytest.approx([1.0, 1 / 1001, 0.5 * (1 + 1 / 1001)])
+    tried = steps(lambda t: -t + 100.1 / 21 * (10 * t) ** 21, lambda t: -1 + 1001 * (10 * t) ** 20, 0.1)
+    assert tried[:3] == pytest.approx([0.1, 0.1 / 1001, 0.05 * (1 + 1 / 1001)])
+
+
+@pytest.mark.parametrize(("factor", "power"), [(10.0, 1 - math.log10(1.85)), (144.0, 1.5)])
+def test_a_second_secant_step_is_taken_from_the_end_that_moved(factor: float, power: float) -> None:
+    """The first one, at 1 / factor, is behind the minimiser where the slope is concave, and before it where convex."""
+    tried = steps(lambda t: -t + factor / (power + 1) * t ** (power + 1), lambda t: -1 + factor * t**power, 1.0)
+    first = 1 / factor
+    end, ends = (1.0, factor - 1) if power < 1 else (0.0, -1.0)
+    moved = -1 + factor * first**power
+    assert tried[:3] == pytest.approx([1.0, first, (end * moved - first * ends) / (moved - ends)])
+
+
+def test_a_bracket_whose_upper_end_is_too_high_begins_at_the_start() -> None:
+    tried = steps(lambda t: -t if t < 4 else 10 - t, lambda t: -1.0, 1.0)
+    assert tried[:3] == [1.0, 5.0, 2.5]
 
 
 def test_a_step_that_is_too_long_is_cut_to_the_middle_of_the_bracket() -> None:

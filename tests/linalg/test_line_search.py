@@ -6,23 +6,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpcopt.linalg.line_search import Point, StrongWolfe, cubic_minimiser
-
-FUNCTIONS = {
-    "quadratic": (lambda t: (t - 1) ** 2, lambda t: 2 * (t - 1)),
-    "quartic": (lambda t: (t - 3) ** 4, lambda t: 4 * (t - 3) ** 3),
-    # More and Thuente 1994, "Line search algorithms with guaranteed sufficient decrease", eqs. 5.1 and 5.2
-    "more-thuente 1": (lambda t: -t / (t * t + 2), lambda t: (t * t - 2) / (t * t + 2) ** 2),
-    "more-thuente 2": (
-        lambda t: (t + 0.004) ** 5 - 2 * (t + 0.004) ** 4,
-        lambda t: 5 * (t + 0.004) ** 4 - 8 * (t + 0.004) ** 3,
-    ),
-}
+from hpcopt.linalg.line_search import LONGEST, Point, StrongWolfe, cubic_minimiser
+from tests.support.searches import FUNCTIONS, Recorded
 
 
 def search(value, slope, first, **options):
     start = Point(0.0, value(0.0), slope(0.0), None)
     return StrongWolfe(lambda t: Point(t, value(t), slope(t), t), start, **options).run(first)
+
+
+def steps(value, slope, first, **options):
+    """All trials of a search."""
+    recorded = Recorded(value)
+    search(recorded, slope, first, **options)
+    return recorded.tried[1:]  # behind the value at the start
 
 
 @pytest.mark.parametrize("first", [1e-3, 0.1, 1.0, 10.0, 1e3])
@@ -66,10 +63,36 @@ def test_a_trial_that_is_not_finite_counts_as_too_long(bad):
     assert 0 < end.point.step < 0.9
 
 
-def test_an_unbounded_function_ends_at_the_cap_or_the_longest_step():
-    end = search(lambda t: -t, lambda t: -1.0, 1.0, evaluations=5)
-    assert end.evaluations == 5
-    assert end.point.value < 0
+def test_a_step_on_a_line_is_doubled_until_the_trials_are_spent_or_it_is_the_longest():
+    assert steps(lambda t: -t, lambda t: -1.0, 1.0, evaluations=5) == [1.0, 2.0, 4.0, 8.0, 16.0]
+    assert search(lambda t: -t, lambda t: -1.0, 1.0, evaluations=5).point.step == 16
+    assert steps(lambda t: -t, lambda t: -1.0, 3e19) == [3e19, 6e19, LONGEST]
+
+
+def test_a_step_grows_to_the_minimiser_of_the_cubic_but_twofold_at_least_and_tenfold_at_most():
+    value, slope = (lambda t: (t - 500) ** 2), (lambda t: 2 * (t - 500))
+    assert steps(value, slope, 1.0, curvature=0.1) == pytest.approx([1.0, 10.0, 100.0, 500.0])
+    value, slope = (lambda t: (t - 1.5) ** 2), (lambda t: 2 * (t - 1.5))
+    assert steps(value, slope, 1.0, curvature=0.1) == pytest.approx([1.0, 2.0, 1.5])
+
+
+def test_within_a_bracket_the_minimiser_of_the_cubic_is_tried_away_from_its_ends():
+    value, slope = (lambda t: (t - 3) ** 2), (lambda t: 2 * (t - 3))
+    assert steps(value, slope, 10.0, curvature=0.1) == pytest.approx([10.0, 3.0])
+    assert steps(value, slope, 1000.0, curvature=0.1)[:2] == pytest.approx([1000.0, 100.0])
+
+
+def test_a_trial_that_is_not_finite_is_cut_to_a_tenth():
+    assert steps(lambda t: -t if t < 2 else math.inf, lambda t: -1.0, 30.0)[:3] == pytest.approx([30.0, 3.0, 0.3])
+
+
+@pytest.mark.parametrize("first", [1e-3, 0.1, 10.0, 1e3])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_the_trials_do_not_depend_on_the_scale_of_the_values(name, first):
+    value, slope = FUNCTIONS[name]
+    for factor in (2.0**-20, 2.0**20):  # exact in binary
+        scaled = steps(lambda t, c=factor: c * value(t), lambda t, c=factor: c * slope(t), first)
+        assert scaled == steps(value, slope, first)
 
 
 def test_the_cubic_of_a_cubic_is_exact():
