@@ -81,6 +81,30 @@ def test_a_matrix_far_from_the_right_one_still_leads_downhill(scale: float, most
         assert float(d @ (g + matrix @ d + DAMPING * d)) == pytest.approx(0.0, abs=1e-9)
 
 
+def test_a_round_that_leaves_more_than_half_of_the_residual_is_the_last() -> None:
+    matrix, _, g = system(torch.float64)
+    calls = [0]
+
+    def exact(v: torch.Tensor) -> torch.Tensor:
+        calls[0] += 1
+        return matrix @ v
+
+    wrong = torch.diag(torch.linspace(0.1, 20.0, SIZE, dtype=torch.float64))
+    found = refined(wrong.mv, exact, g, DAMPING, inner, tolerance=1e-9, most=1000)
+    left = g + matrix @ found.direction + DAMPING * found.direction
+    assert calls == [1]
+    assert not found.converged
+    assert left.norm() > 0.5 * g.norm()
+
+
+@pytest.mark.parametrize("most", [5, 20, 30])
+def test_iterations_of_all_rounds_together_are_no_more_than_were_asked_for(most: int) -> None:
+    matrix, coarse, g = system(torch.float64)
+    found = refined(coarse.mv, matrix.mv, g, DAMPING, inner, tolerance=1e-11, most=most)
+    assert found.iterations == most
+    assert not found.converged
+
+
 @pytest.mark.parametrize("broken", ["rounded", "exact"])
 def test_what_is_not_finite_leaves_the_rounds_before(broken: str) -> None:
     matrix, coarse, g = system(torch.float64)

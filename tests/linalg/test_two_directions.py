@@ -44,6 +44,7 @@ def test_it_promises_no_less_than_either_direction_alone(seed: int) -> None:
 
 def test_one_direction_gets_its_exact_step() -> None:
     assert combination(torch.tensor([-6.0]), torch.tensor([[3.0]])).tolist() == [2.0]
+    assert combination(torch.tensor([-0.5]), torch.tensor([[0.25]])).tolist() == [2.0]
 
 
 @pytest.mark.parametrize("factor", [1.0, -3.0, 1e-6, 0.0])

@@ -17,11 +17,17 @@ def test_constant_stays():
 def test_cosine_falls_from_the_rate_over_its_half_to_zero_at_the_end_of_the_run():
     options = {"schedule": "cosine", "horizon_epochs": 10}
     assert [rate(p, **options) for p in (0, 5, 10, 12)] == pytest.approx([2.0, 1.0, 0.0, 0.0])
+    assert [rate(p, **options) for p in (2.5, 7.5)] == pytest.approx([1 + 0.5**0.5, 1 - 0.5**0.5])
 
 
 def test_linear_falls_in_a_straight_line_that_begins_after_the_warmup():
     options = {"schedule": "linear", "decay_epochs": 6, "warmup_epochs": 2}
     assert [rate(p, **options) for p in (2, 4, 6)] == pytest.approx([2.0, 1.0, 0.0])
+
+
+def test_a_run_that_is_all_warmup_ends_at_zero():
+    options = {"schedule": "linear", "horizon_epochs": 4, "warmup_epochs": 4}
+    assert [rate(p, **options) for p in (2, 4)] == pytest.approx([0.5 * 2.2, 0.0])
 
 
 def test_quadratic_is_the_square_of_linear():
@@ -72,6 +78,8 @@ def test_a_schedule_without_an_end_is_refused():
         ({"warmup_start": 0.0}, "warmup_start = 0.0 must be a number above 0"),
         ({"warmup_epochs": -1}, "warmup_epochs = -1 must be a number of at least 0"),
         ({"decay_factor": 2}, "above 0 and at most 1"),
+        ({"horizon_epochs": 0}, "horizon_epochs = 0 must be a number above 0"),
+        ({"schedule": "step", "decay_epochs": [0, 3]}, "ascending"),
         ({"schedule": "step", "decay_epochs": [4, 3]}, "ascending"),
         ({"schedule": "cosine", "decay_epochs": [4, 5]}, "one number"),
         ({"schedule": "cosine", "decay_epochs": 2, "warmup_epochs": 3}, "above warmup_epochs = 3"),

@@ -46,6 +46,11 @@ def bases(mode: str, losses: list[float]) -> list[tuple[float, float]]:
     return [(control.update(state, loss, step), float(state["base"])) for step, loss in enumerate(losses)]
 
 
+def test_a_loss_of_0_has_not_risen_above_0() -> None:
+    for mode in ("step", "online"):
+        assert bases(mode, [0.0] * 7) == [(0.0, 1.0)] * 7
+
+
 def test_the_smoothed_loss_is_looked_at_in_every_fifth_step() -> None:
     found = bases("step", [1.0] * 5 + [2.0] + [2.0] * 5)
     assert found[:5] == [(0.0, 1.0)] * 5
