@@ -9,6 +9,7 @@ from hpcopt.analysis import plot
 from hpcopt.analysis.history import open_run
 from hpcopt.analysis.plot import plot_runs
 from hpcopt.errors import UsageError
+from tests.support.refusals import files_up_to
 from tests.support.runs import write_run, write_start
 
 
@@ -98,16 +99,14 @@ def test_a_file_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "file"]
 
 
-def test_without_space_an_earlier_figure_stays_and_nothing_is_left(
-    tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
+def test_without_space_an_earlier_figure_stays_and_nothing_is_left(tmp_path: Path) -> None:
     run = open_run(write_run(tmp_path / "a"))
     target = tmp_path / "out" / "a.png"
     plot_runs([run], target)
     earlier = target.read_bytes()
     assert len(earlier) > 1 << 16
-    request.getfixturevalue("little_space")
-    with pytest.raises(UsageError, match=r"could not be written: File too large\. Nothing of it is left"):
+    words = r"could not be written: File too large\. Nothing of it is left"
+    with files_up_to(1 << 16), pytest.raises(UsageError, match=words):
         plot_runs([run, run], target)
     assert [entry.name for entry in target.parent.iterdir()] == ["a.png"]
     assert target.read_bytes() == earlier
