@@ -16,7 +16,7 @@ import torch
 from hpcopt.kernels.choice import sweeps_on
 from hpcopt.kernels.sweeps import Moments
 from hpcopt.objective.protocol import Batch, Objective, Vector
-from hpcopt.solvers.checks import check_number, fail
+from hpcopt.solvers.checks import check_effects, check_number, fail
 from hpcopt.solvers.first_order import evaluate
 from hpcopt.solvers.schedules import ScheduledRate
 from hpcopt.solvers.solver import State, StepReport
@@ -48,6 +48,7 @@ class Adam(ScheduledRate):
             fail(self, "betas", "must be two numbers from 0 to below 1, as in [0.9, 0.999]")
         check_number(self, "epsilon", 0.0, open_low=True)
         check_number(self, "decoupled_weight_decay", 0.0)
+        check_effects(self)
 
     def init(self, objective: Objective) -> State:
         """Parameters, both moments (n,) as zeros, and the number of steps for the bias correction."""

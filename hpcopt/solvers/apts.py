@@ -33,7 +33,16 @@ from hpcopt.objective.protocol import Batch, Objective, Vector
 from hpcopt.solvers.adam_metric import AdamTrustRegion
 from hpcopt.solvers.agreement import agreed_dot
 from hpcopt.solvers.averaging import empty_average, take_into_average
-from hpcopt.solvers.checks import check_choice, check_count, check_flag, check_number, fail
+from hpcopt.solvers.checks import (
+    ABOVE_0,
+    Needs,
+    check_choice,
+    check_count,
+    check_effects,
+    check_flag,
+    check_number,
+    fail,
+)
 from hpcopt.solvers.fixed_batch import WHOLE, FixedBatch
 from hpcopt.solvers.local_solve import LocalPhase, local_memory
 from hpcopt.solvers.solver import State, StepReport, StopReason
@@ -65,6 +74,15 @@ class APTS:
         }
     }
     """Constants of the published code (its later default of 1.0 for the first radius)."""
+
+    NEEDS: ClassVar[Needs] = {
+        "local_memory": ({"local_solver": ("lbfgs", "lsr1")},),
+        "global_memory": ({"global_solver": ("lbfgs", "lsr1")},),
+        "shared_radius": ({"global_iterations": ABOVE_0},),
+        "next_shrink_below": ({"radius_control": ("next_batch",)},),
+        "next_grow_above": ({"radius_control": ("next_batch",)},),
+        "next_grow": ({"radius_control": ("next_batch",)},),
+    }
 
     OWN_STATE: ClassVar[tuple[str, ...]] = ("local_", "own_")
 
@@ -154,6 +172,7 @@ class APTS:
         if self.next_shrink_below > self.next_grow_above:
             fail(self, "next_shrink_below", f"must be at most next_grow_above = {self.next_grow_above:g}")
         check_radii(self)
+        check_effects(self)
         _ = self._local_phase, self._global  # once, not in every step
 
     def init(self, objective: Objective) -> State:
@@ -306,4 +325,6 @@ class APTS:
 
 def _trust_region(model: str, memory: int, **options: Any) -> TrustRegion:
     """The trust-region method with one of ``MODELS``."""
-    return AdamTrustRegion(**options) if model == "adam" else TrustRegion(model=model, memory=memory, **options)
+    if model == "adam":
+        return AdamTrustRegion(**options)
+    return TrustRegion(model=model, **options, **({} if model == "first_order" else {"memory": memory}))

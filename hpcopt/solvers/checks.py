@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from functools import partial
+from typing import Any
 
 from hpcopt.checks import is_number, is_whole
 from hpcopt.errors import UsageError, nearest
+
+ABOVE_0: tuple[Any, ...] = ()
+"""In ``Needs``: any number above 0."""
+
+Needs = Mapping[str, tuple[Mapping[str, tuple[Any, ...]], ...]]
+"""Option -> when it is read: in each of the mappings one option has one of the values. Others are read always.
+
+A method keeps it in its class as ``NEEDS``.
+"""
 
 
 def fail(solver: object, key: str, rule: str, advice: str = "") -> None:
@@ -85,3 +97,35 @@ def check_choice(solver: object, key: str, choices: Sequence[str]) -> None:
     if value not in choices:
         listing = ", ".join(repr(choice) for choice in choices)
         fail(solver, key, f"must be one of {listing}{nearest(str(value), choices).rstrip('?.')}")
+
+
+def check_effects(solver: Any) -> None:
+    """Check that every option that is not at its default is read with the others as they are.
+
+    Raises:
+        UsageError: one is not, by the ``NEEDS`` of the method.
+    """
+    value = partial(getattr, solver)
+    for field in fields(solver):
+        if value(field.name) == field.default:
+            continue
+        for need in solver.NEEDS.get(field.name, ()):
+            if not is_met(need, value):
+                others = " and ".join(f"{key} = {_shown(value(key))}" for key in need)
+                ways = ", or ".join(_way(key, allowed) for key, allowed in need.items())
+                fail(solver, field.name, f"has no effect with {others}", f"Set {ways}, or remove solver.{field.name}.")
+
+
+def is_met(need: Mapping[str, tuple[Any, ...]], value: Callable[[str], Any]) -> bool:
+    """Whether one of the options, whose ``value`` is told, has one of the values that it must have."""
+    return any(
+        value(key) in allowed if allowed else is_number(value(key), 0.0, open_low=True) for key, allowed in need.items()
+    )
+
+
+def _way(key: str, allowed: Sequence[Any]) -> str:
+    return f"solver.{key} to {' or '.join(map(_shown, allowed))}" if allowed else f"solver.{key} above 0"
+
+
+def _shown(value: object) -> str:
+    return f'"{value}"' if isinstance(value, str) else str(value)

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 
 from hpcopt.objective.protocol import Batch, Objective
-from hpcopt.solvers.checks import check_number
+from hpcopt.solvers.checks import check_effects, check_number
 from hpcopt.solvers.first_order import evaluate
 from hpcopt.solvers.schedules import ScheduledRate
 from hpcopt.solvers.solver import State, StepReport
@@ -48,6 +48,7 @@ class LARS(ScheduledRate):
         check_number(self, "momentum", 0.0, 1.0, open_high=True)
         check_number(self, "trust", 0.0, open_low=True)
         check_number(self, "weight_decay", 0.0)
+        check_effects(self)
 
     def init(self, objective: Objective) -> State:
         """Parameters and the velocity (n,) of zeros."""

@@ -41,7 +41,7 @@ from hpcopt.linalg.two_directions import combination
 from hpcopt.objective.protocol import Batch, Block, Linearization, Objective, Vector
 from hpcopt.solvers.agreement import agreed_coefficients, agreed_dot, agreed_inner
 from hpcopt.solvers.block_direction import BlockSolver
-from hpcopt.solvers.checks import check_choice, check_count, check_flag, check_number, fail
+from hpcopt.solvers.checks import Needs, check_choice, check_count, check_effects, check_flag, check_number, fail
 from hpcopt.solvers.damping import DAMPING_MAX, DAMPING_MIN, after_failure, after_step
 from hpcopt.solvers.preconditioners.kronecker import KroneckerFactors, curvature_of
 from hpcopt.solvers.preconditioners.protocol import Identity, Preconditioner
@@ -135,6 +135,18 @@ class Newton:
         }
     }
 
+    NEEDS: ClassVar[Needs] = {
+        "cg_tolerance": ({"direction": ("full",), "block_solver": ("auto", "cg")},),
+        "cg_iterations": (
+            {"direction": ("full",), "block_solver": ("auto", "cg")},
+            {"preconditioner": ("auto", "none")},
+        ),
+        "preconditioned_iterations": ({"direction": ("full",)}, {"preconditioner": ("auto", "kronecker")}),
+        "factor_damping": ({"direction": ("full",)}, {"preconditioner": ("auto", "kronecker")}),
+        "blocks": ({"direction": ("block",)},),
+        "block_solver": ({"direction": ("block",)},),
+    }
+
     def __post_init__(self) -> None:
         """Check every option.
 
@@ -155,13 +167,11 @@ class Newton:
         check_choice(self, "direction", ("full", "block"))
         check_choice(self, "blocks", ("rank", "layer"))
         check_choice(self, "block_solver", ("auto", "cg", "gram"))
-        for key, default in (("blocks", "rank"), ("block_solver", "auto")):
-            if self.direction == "full" and getattr(self, key) != default:
-                fail(self, key, 'has no effect with direction = "full"', f'Use direction = "block", or remove {key}.')
         if self.direction == "block" and self.preconditioner == "kronecker":
             fail(self, "preconditioner", 'has no effect with direction = "block"', 'Use "auto" or "none".')
         check_number(self, "armijo", 0.0, 0.5)
         check_count(self, "backtracks", 0)
+        check_effects(self)
 
     @property
     def has_own_phase(self) -> bool:

@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any, ClassVar, cast
 
 from hpcopt.objective.protocol import Batch, Objective
-from hpcopt.solvers.checks import check_choice, check_count, check_number, fail
+from hpcopt.solvers.checks import Needs, check_choice, check_count, check_effects, check_number, fail
 from hpcopt.solvers.conjugate.options import PAPER, ConjugateOptions
 from hpcopt.solvers.damping import DAMPING_MAX, DAMPING_MIN
 from hpcopt.solvers.preconditioners.protocol import Preconditioner
@@ -36,12 +36,30 @@ STEP_RULES: dict[str, str] = {
 }
 """Value of ``step_rule`` -> "module:Class", made from the options and the preconditioner; ``init`` and ``step``."""
 
+IN_PLANE = {"step_rule": ("plane",)}
+BY_NEXT_BATCH = {"damping_control": ("next_batch",)}
+
 
 @dataclass(frozen=True, kw_only=True)
 class NLCG(ConjugateOptions):
     """Conjugate gradients in the metric of a preconditioner; by default nothing is to be chosen."""
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"paper": PAPER}
+
+    NEEDS: ClassVar[Needs] = {
+        **ConjugateOptions.NEEDS,
+        **{
+            name: ({"preconditioner": ("kronecker",)},)
+            for name in ("fisher", "factor_samples", "factor_every", "factor_memory")
+        },
+        **{
+            name: (IN_PLANE,)
+            for name in ("subset", "subset_least", "damping_increase", "damping_decrease", "damping_control")
+        },
+        **{name: (IN_PLANE, BY_NEXT_BATCH) for name in ("next_increase_below", "next_decrease_above")},
+        "damping": (IN_PLANE | {"preconditioner": ("kronecker", "gauss_newton_diagonal")},),
+        "average": ({"step_rule": ("plane", "strong_wolfe", "hager_zhang")},),
+    }
 
     step_rule: str = "plane"
     """How step and beta are found. "plane": together, the minimiser of the Gauss-Newton model in the plane of the
@@ -90,10 +108,9 @@ class NLCG(ConjugateOptions):
         """
         super().__post_init__()
         check_choice(self, "step_rule", tuple(STEP_RULES))
-        self._check_effect(self.step_rule)
         check_choice(self, "preconditioner", tuple(PRECONDITIONERS))
         if self.preconditioner == "released_diagonal_bfgs" and self.step_rule != "control":
-            fail(self, "preconditioner", 'needs step_rule = "control"', 'Use "diagonal_bfgs", or the preset "paper".')
+            fail(self, "preconditioner", 'needs step_rule = "control"', 'Use "diagonal_bfgs", or that step rule.')
         check_number(self, "subset", 0.0, 1.0, open_low=True)
         check_count(self, "subset_least")
         check_number(self, "damping", DAMPING_MIN, DAMPING_MAX)
@@ -105,6 +122,7 @@ class NLCG(ConjugateOptions):
         if self.next_increase_below > self.next_decrease_above:
             fail(self, "next_increase_below", f"must be at most next_decrease_above = {self.next_decrease_above:g}")
         check_number(self, "average", 0.0, 1.0)
+        check_effects(self)
         _ = self._rule  # what the preconditioner checks of its own options
 
     def init(self, objective: Objective) -> State:

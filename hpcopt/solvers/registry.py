@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from hpcopt.errors import UsageError, nearest
 from hpcopt.importing import find_function
+from hpcopt.solvers.checks import is_met
 
 if TYPE_CHECKING:
     from hpcopt.solvers.solver import Solver
@@ -75,7 +76,7 @@ def make_solver(name: str, options: Mapping[str, Any], horizon_epochs: float | N
                 f"solver.{key} is not an option of the method {name!r}{nearest(key, known)} "
                 f"Known options: {', '.join(known)}. Correct or remove the key."
             )
-    values = _preset(cls, name, options.get("preset", "default")) | given
+    values = _preset(cls, name, options.get("preset", "default"), given) | given
     if horizon_epochs is not None and HORIZON in {field.name for field in fields(cls)}:
         values[HORIZON] = horizon_epochs
     for field in fields(cls):
@@ -100,11 +101,16 @@ def _own_class(name: str) -> type:
     return cls
 
 
-def _preset(cls: Any, name: str, preset: str) -> dict[str, Any]:
+def _preset(cls: Any, name: str, preset: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a preset, but for those that the keys given leave without effect."""
     presets: dict[str, dict[str, Any]] = {"default": {}} | getattr(cls, "PRESETS", {})
     if not isinstance(preset, str) or preset not in presets:
         raise UsageError(
             f"solver.preset = {preset!r} is not a preset of the method {name!r}{nearest(str(preset), presets)} "
             f"Known presets: {', '.join(sorted(presets))}. Change solver.preset."
         )
-    return dict(presets[preset])
+    values: dict[str, Any] = {field.name: field.default for field in fields(cls)}
+    values |= {**presets[preset], **given}
+    needs = getattr(cls, "NEEDS", {})
+    read = [key for key in presets[preset] if all(is_met(need, values.get) for need in needs.get(key, ()))]
+    return {key: presets[preset][key] for key in read}

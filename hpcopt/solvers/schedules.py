@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 from hpcopt.errors import UsageError
-from hpcopt.solvers.checks import check_choice, check_number, fail
+from hpcopt.solvers.checks import ABOVE_0, Needs, check_choice, check_number, fail
 
 SCHEDULES = ("constant", "cosine", "linear", "quadratic", "step", "auto")
 
@@ -28,6 +29,13 @@ STEP_MILESTONES = (0.5, 0.75)
 @dataclass(frozen=True, kw_only=True)
 class ScheduledRate:
     """The options of a learning rate that changes over the epochs; base of the first-order methods."""
+
+    NEEDS: ClassVar[Needs] = {
+        "warmup": ({"warmup_epochs": ABOVE_0},),
+        "warmup_start": ({"warmup_epochs": ABOVE_0},),
+        "decay_epochs": ({"schedule": ("cosine", "linear", "quadratic", "step", "auto")},),
+        "decay_factor": ({"schedule": ("step",)},),
+    }
 
     learning_rate: float = 0.1
     """The rate after the warm-up."""
@@ -73,7 +81,7 @@ class ScheduledRate:
             ascending = all(isinstance(epoch, (int, float)) and epoch > 0 for epoch in self.decay_epochs)
             if not ascending or list(self.decay_epochs) != sorted(self.decay_epochs) or not self.decay_epochs:
                 fail(self, "decay_epochs", "must be a list of ascending epochs above 0, as in [80, 120]")
-            if self.schedule != "step":
+            if self.schedule not in ("step", "constant"):
                 fail(self, "decay_epochs", f'must be one number for "{self.schedule}": where the rate is 0')
         elif self.decay_epochs is not None:
             check_number(self, "decay_epochs", 0.0, open_low=True)

@@ -10,11 +10,12 @@ check for numbers that are not finite, and one (plain), two (momentum) or three 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
 from hpcopt.objective.protocol import Batch, Objective
-from hpcopt.solvers.checks import check_flag, check_number, fail
+from hpcopt.solvers.checks import ABOVE_0, Needs, check_effects, check_flag, check_number
 from hpcopt.solvers.first_order import evaluate
 from hpcopt.solvers.schedules import ScheduledRate
 from hpcopt.solvers.solver import State, StepReport
@@ -23,6 +24,8 @@ from hpcopt.solvers.solver import State, StepReport
 @dataclass(frozen=True, kw_only=True)
 class SGD(ScheduledRate):
     """w <- w - rate * gradient, with momentum; the same numbers as ``torch.optim.SGD`` with dampening 0."""
+
+    NEEDS: ClassVar[Needs] = {**ScheduledRate.NEEDS, "nesterov": ({"momentum": ABOVE_0},)}
 
     momentum: float = 0.0
     """Share of the last update that is kept, from 0 to below 1."""
@@ -38,8 +41,7 @@ class SGD(ScheduledRate):
         super().__post_init__()
         check_number(self, "momentum", 0.0, 1.0, open_high=True)
         check_flag(self, "nesterov")
-        if self.nesterov and self.momentum == 0:
-            fail(self, "nesterov", "needs momentum above 0", "Set solver.momentum, for example to 0.9.")
+        check_effects(self)
 
     def init(self, objective: Objective) -> State:
         """Parameters, and the velocity (n,) of zeros where there is momentum."""

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -36,7 +36,7 @@ from hpcopt.linalg.pairs import PairMemory
 from hpcopt.linalg.quasi_newton import Candidate, lbfgs_candidate, lsr1_candidate, steepest_candidate
 from hpcopt.objective.protocol import Batch, Objective, Vector
 from hpcopt.solvers.agreement import agreed_coefficients, agreed_dot, agreed_inner, memory_in, memory_to
-from hpcopt.solvers.checks import check_choice, check_count, check_number, fail
+from hpcopt.solvers.checks import Needs, check_choice, check_count, check_effects, check_number, fail
 from hpcopt.solvers.solver import State, StepReport, StopReason
 from hpcopt.solvers.start import empty_start, evaluate_start, first_length, is_stationary, move, noise
 
@@ -85,6 +85,11 @@ def check_radii(solver: Any) -> None:
 class TrustRegion:
     """Trust-region method with a quasi-Newton model; nothing in it needs tuning."""
 
+    NEEDS: ClassVar[Needs] = {
+        "memory": ({"model": ("lsr1", "lbfgs")},),
+        "curvature_outside": ({"model": ("lsr1",)},),
+    }
+
     model: str = "lsr1"
     """The quadratic model: "lsr1" (exact subproblem), "lbfgs" (direction cut to the radius) or "first_order"."""
     memory: int = 10
@@ -121,6 +126,7 @@ class TrustRegion:
         check_count(self, "memory")
         check_number(self, "curvature_outside", 0.0, open_low=True)
         check_radii(self)
+        check_effects(self)
 
     def init(self, objective: Objective) -> State:
         """Parameters, loss and gradient there once they are known, the radius (0: not chosen yet), and the pairs."""

@@ -100,8 +100,8 @@ def test_a_local_gradient_is_that_of_the_local_samples_alone(comm: Communicator)
 def test_on_one_rank_one_local_trial_is_a_step_of_the_trust_region_method(model: str) -> None:
     alone = Communicator(MPI.COMM_SELF)
     ours, theirs = sharded(alone), sharded(alone)
-    apts = APTS(local_solver=model, local_iterations=1, global_iterations=0, local_start=1.0, local_memory=10)
-    trust_region = TrustRegion(model=model)
+    apts = APTS(local_solver=model, local_iterations=1, global_iterations=0, local_start=1.0)
+    trust_region = TrustRegion(model=model, **({} if model == "first_order" else {"memory": apts.local_memory}))
     state, other = apts.init(ours), trust_region.init(theirs)
     for _ in range(12):
         state["step_radius"] = other["radius"]

@@ -158,7 +158,7 @@ def test_a_nan_is_a_rejected_step(at, where):
 def test_the_state_is_complete(local, kind):
     objective = digits()
     batches = mini_batches(objective) if kind == "mini" else None
-    assert_state_is_complete(APTS(local_solver=local, local_memory=3), objective, 5, batches)
+    assert_state_is_complete(APTS(local_solver=local), objective, 5, batches)
 
 
 def test_a_zero_gradient_is_a_good_end():

@@ -217,7 +217,10 @@ def test_factors_that_do_not_fit_are_refused_on_all_ranks():
     ("options", "words"),
     [
         ({"direction": "diagonal"}, "direction = 'diagonal' must be one of 'full', 'block'"),
-        ({"blocks": "layer"}, r"""blocks = 'layer' has no effect with direction = "full"\. Use direction = "block" """),
+        (
+            {"blocks": "layer"},
+            r"""blocks = 'layer' has no effect with direction = "full"\. Set solver\.direction to "block" """,
+        ),
         ({"block_solver": "cg"}, 'block_solver = .* has no effect with direction = "full"'),
         ({"direction": "block", "blocks": "neuron"}, "blocks = 'neuron' must be one of 'rank', 'layer'"),
         ({"direction": "block", "block_solver": "lu"}, "block_solver = 'lu' must be one of 'auto', 'cg', 'gram'"),

@@ -283,9 +283,9 @@ def test_the_methods_of_the_other_variables_get_their_options() -> None:
     assert theta_solver(adam, "adam") == Adam(
         learning_rate=0.2, betas=(0.5, 0.6), epsilon=1e-3, schedule="step", decay_epochs=2.0
     )
-    sgd = SlimTrain(momentum=0.5, nesterov=True)
+    sgd = SlimTrain(theta_solver="sgd", momentum=0.5, nesterov=True)
     assert theta_solver(sgd, "sgd", 0.5) == SGD(learning_rate=5e-4, momentum=0.5, nesterov=True, schedule="auto")
-    lars = SlimTrain(learning_rate=3.0, trust=0.01, schedule="constant")
+    lars = SlimTrain(theta_solver="lars", learning_rate=3.0, trust=0.01, schedule="constant")
     assert theta_solver(lars, "lars") == LARS(learning_rate=3.0, trust=0.01, momentum=0.9)
 
 

@@ -118,7 +118,8 @@ def test_a_trial_that_is_not_finite_shrinks_the_radius_to_a_tenth_and_feeds_no_p
 def test_the_state_is_complete(model, kind):
     objective = digits()
     batches = mini_batches(objective) if kind == "mini" else None
-    assert_state_is_complete(TrustRegion(model=model, memory=3), objective, 7, batches)
+    memory = {} if model == "first_order" else {"memory": 3}
+    assert_state_is_complete(TrustRegion(model=model, **memory), objective, 7, batches)
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1e6])

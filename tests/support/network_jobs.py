@@ -37,7 +37,6 @@ subset = 0.5
 subset_least = 1
 cg_tolerance = 1e-2
 damping = 1e-2
-cg_iterations = 200
 """
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
 from hpcopt.linalg.conjugacy import RULES
-from hpcopt.solvers.checks import check_choice, check_count, check_flag, check_number, fail
+from hpcopt.solvers.checks import Needs, check_choice, check_count, check_flag, check_number
 from hpcopt.solvers.conjugate.step_control import MODES
 from hpcopt.solvers.schedules import ScheduledRate
 
@@ -29,20 +29,23 @@ PAPER: dict[str, Any] = {
 """The algorithm and recipe of the code released with arXiv 1812.02886, for runs of at most 200 epochs."""
 
 
-SEARCHED = ("beta", "beta_max", "safeguards", "evaluations")
-
-CONTROLLED = (
-    *(field.name for field in fields(ScheduledRate)),
-    *("beta", "beta_max", "safeguards", "control", "control_tolerance", "layer_trust", "weight_average"),
-)
-
-READ = {"control": CONTROLLED, "strong_wolfe": SEARCHED, "hager_zhang": SEARCHED}
-"""Step rule -> the options of this module that it reads; others read none."""
+CONTROLLED = {"step_rule": ("control",)}
+SEARCHED = {"step_rule": ("strong_wolfe", "hager_zhang")}
+CONJUGATE = {"step_rule": (*CONTROLLED["step_rule"], *SEARCHED["step_rule"])}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConjugateOptions(ScheduledRate):
     """Options that the step rules "control", "strong_wolfe" and "hager_zhang" read."""
+
+    NEEDS: ClassVar[Needs] = {
+        **{each.name: (CONTROLLED, *ScheduledRate.NEEDS.get(each.name, ())) for each in fields(ScheduledRate)},
+        **{name: (CONJUGATE,) for name in ("beta", "beta_max", "safeguards")},
+        **{name: (CONTROLLED,) for name in ("control", "layer_trust", "weight_average")},
+        "control_tolerance": (CONTROLLED, {"control": ("step", "online")}),
+        "evaluations": (SEARCHED,),
+        "horizon_epochs": (),
+    }
 
     beta: str = "pr"
     """Part of the previous direction in the new one: "fr", "pr", "hs", "dy" or "hz"."""
@@ -80,12 +83,3 @@ class ConjugateOptions(ScheduledRate):
         check_number(self, "layer_trust", 0.0)
         check_number(self, "weight_average", 0.0, 1.0, open_high=True)
         check_count(self, "evaluations")
-
-    def _check_effect(self, step_rule: str) -> None:
-        """Refuse what the step rule would not read."""
-        for field in fields(ConjugateOptions):
-            ignored = field.name not in READ.get(step_rule, ()) and getattr(self, field.name) != field.default
-            if ignored and field.name != "horizon_epochs":
-                rules = " or ".join(f'"{rule}"' for rule, names in READ.items() if field.name in names)
-                advice = f"Remove solver.{field.name}, or set solver.step_rule to {rules}."
-                fail(self, field.name, f'has no effect with step_rule = "{step_rule}"', advice)
