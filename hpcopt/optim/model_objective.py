@@ -14,6 +14,7 @@ from typing import TypeVar
 import torch
 
 from hpcopt.comm.communicator import Communicator
+from hpcopt.errors import UsageError
 from hpcopt.objective.data_parallel import DataParallelObjective
 from hpcopt.objective.fit import check_fit, on
 from hpcopt.objective.linearization import ImplicitLinearization
@@ -31,7 +32,7 @@ NO_BUCKETS = 2**62
 
 
 class CopiedParameters(FlatParameters):
-    """A model's parameters, which are written to instead of being replaced by views.
+    """A model's parameters, which are written to instead of being replaced by views, and are to stay the same ones.
 
     Args:
         model: any torch module; it is left in its precision and on its device.
@@ -46,6 +47,23 @@ class CopiedParameters(FlatParameters):
         self.names, self.tensors = [name for name, _ in named], [p for _, p in named]
         self.shapes, self.counts, self.size = self._written.shapes, self._written.counts, self._written.size
         self.dtype, self.device = self._written.dtype, self._written.device
+        self._all, self._form = list(model.parameters()), _form(model)
+
+    def check_model(self, model: torch.nn.Module) -> None:
+        """Refuse a model that has other parameters by now: new ones are in no vector, and differ from rank to rank.
+
+        Raises:
+            UsageError: names some that are new or gone, frozen or free since, or of another precision or place.
+        """
+        now = _form(model)
+        if now.keys() == self._form.keys():
+            return
+        names = sorted({(now | self._form)[each] for each in now.keys() ^ self._form.keys()})
+        raise UsageError(
+            f"the model has other parameters than those that this optimiser was made for: layers were added, replaced, "
+            f"removed, frozen or converted since (see {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}). Make "
+            "a new optimiser for the model as it is now"
+        )
 
     def bind(self, vector: Vector) -> None:
         """Copy the vector (n,) into the tensors."""
@@ -54,6 +72,11 @@ class CopiedParameters(FlatParameters):
     def copy(self) -> Vector:
         """A fresh copy of the parameters that the module holds now."""
         return self._written.read()
+
+
+def _form(model: torch.nn.Module) -> dict[tuple[object, ...], str]:
+    """What is to stay as it is of every parameter, and its name."""
+    return {(id(p), p.requires_grad, p.dtype, p.device): name for name, p in model.named_parameters()}
 
 
 class GuardedShard(Shard):
@@ -132,9 +155,9 @@ class ModelObjective(DataParallelObjective):
         seed: int,
     ) -> None:
         with comm.together("setting up the optimiser"):
-            parameters, stochastic = CopiedParameters(model), StochasticState(model, seed, comm.rank)
+            self._copied, stochastic = CopiedParameters(model), StochasticState(model, seed, comm.rank)
             nothing = torch.empty(0, 1)
-            self.guard = GuardedShard(model, make_loss(loss), nothing, nothing, parameters, stochastic, micro_batch)
+            self.guard = GuardedShard(model, make_loss(loss), nothing, nothing, self._copied, stochastic, micro_batch)
         stochastic.draws, self.samples, self.outputs = False, 0, 0
         self._checked: tuple[object, ...] = ()
         self._example = nothing
@@ -144,10 +167,11 @@ class ModelObjective(DataParallelObjective):
         """This rank's samples of a step; local, but call it within ``comm.together``.
 
         Raises:
-            UsageError: they do not fit the model or the loss.
+            UsageError: they do not fit the model or the loss, or the model has other parameters by now.
         """
         shard, parameters = self.guard, self.guard.parameters
         shard.failure = None
+        self._copied.check_model(shard.module)
         shard.inputs = on(inputs, parameters.dtype, parameters.device)
         shard.targets = on(targets, parameters.dtype, parameters.device)
         form = (shard.inputs.shape[1:], shard.inputs.dtype, shard.targets.shape[1:], shard.targets.dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -267,6 +268,40 @@ def test_samples_that_do_not_fit_are_refused_and_the_next_ones_are_not(comm: Com
                 optimizer.step(*given)  # type: ignore[arg-type]
         optimizer.step(inputs, targets)
         assert optimizer.state_dict()["state"][0]["steps"] == number + 1
+
+
+CHANGES: dict[str, Callable[[torch.nn.Sequential], object]] = {
+    "added": lambda model: model.append(torch.nn.Linear(3, 3).double()),
+    "replaced": lambda model: model.__setitem__(0, torch.nn.Linear(5, 7).double()),
+    "removed": lambda model: model.__delitem__(2),
+    "frozen": lambda model: model[0].requires_grad_(False),
+    "free": lambda model: model[2].bias.requires_grad_(True),
+    "converted": lambda model: model.float(),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_model_whose_layers_have_changed_since_is_refused(comm: Communicator, change: str) -> None:
+    """It would be trained in part, with numbers of its own on every rank."""
+    model, given = small_network(), samples()
+    model[2].bias.requires_grad_(False)
+    optimizer = Newton(model, "cross_entropy", comm=comm)
+    optimizer.step(*given)
+    CHANGES[change](model)
+    name = {"added": r"3\.bias, 3\.weight", "free": r"2\.bias", "removed": r"2\."}.get(change, r"0\.bias")
+    with pytest.raises(UsageError, match=rf"has other parameters .*\(see {name}.*Make a new optimiser"):
+        optimizer.step(*given)
+    assert optimizer.state_dict()["state"][0]["steps"] == 1
+
+
+def test_a_layer_without_parameters_may_be_changed(comm: Communicator) -> None:
+    model, given = small_network(), samples()
+    optimizer = Newton(model, "cross_entropy", comm=comm)
+    losses = [optimizer.step(*given)]
+    model[1] = torch.nn.ReLU()
+    model.insert(2, torch.nn.Identity())
+    losses += [optimizer.step(*given) for _ in range(6)]
+    assert losses[-1] < losses[0]
 
 
 def test_the_state_of_another_optimiser_is_refused(comm: Communicator) -> None:
