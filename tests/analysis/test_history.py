@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from hpcopt.analysis.history import open_run
 from hpcopt.errors import UsageError
 from hpcopt.train.run.directory import RunDirectory
 from hpcopt.train.run.record import Recorder
+from hpcopt.train.run.record_reader import FLAGS
 from tests.support.fresh import modules_after
 from tests.support.refusals import denied
 from tests.support.runs import evaluation_row, iteration_row, set_status, write_run, write_start
@@ -153,8 +155,23 @@ def test_a_damaged_record_is_refused(tmp_path: Path) -> None:
         _ = open_run(path).history
 
 
-def test_a_record_damaged_in_its_structure_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+@pytest.mark.parametrize("state", ["finished", "killed"])
+def test_a_record_damaged_in_its_structure_is_refused_and_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    close, kept = Recorder.close, tmp_path / "kept"
+
+    def keep_as_a_kill_leaves_it(recorder: Recorder) -> None:
+        recorder.flush()
+        shutil.copy(recorder.path, kept)
+        close(recorder)
+
+    monkeypatch.setattr(Recorder, "close", keep_as_a_kill_leaves_it)
     path = write_run(tmp_path / "a", epochs=3) / "metrics.h5"
+    if state == "killed":
+        shutil.copy(kept, path)
+        assert path.read_bytes()[FLAGS]
+        assert len(open_run(path.parent).history) == 4
     content = bytearray(path.read_bytes())
     for found in re.finditer(b"EAHD", bytes(content)):  # where it says which chunks a column has
         content[found.start() + 10] ^= 1

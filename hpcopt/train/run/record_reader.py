@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,6 +32,9 @@ FLAGS = 11
 
 ATTEMPTS = 5
 PAUSE_SECONDS = 0.05
+
+HDF5_ATTEMPTS = 20
+"""Of reading metadata in a file that is being written: with the pauses between them about a millisecond."""
 
 
 def read_tables(path: Path) -> Tables:
@@ -111,16 +116,30 @@ def _opened(path: Path) -> Iterator[h5py.File]:
 
 
 def _open(path: Path) -> h5py.File:
-    """Open the record, as one that is being written only where it is, or was when its writer was killed.
-
-    In that mode HDF5 tries a hundred times to read damaged metadata, and doubles its pause each time: for ever.
-    """
+    """Open the record, as one that is being written only where it is, or was when its writer was killed."""
     with open(path, "rb") as file:
         superblock = file.read(FLAGS + 1)
     if superblock[FLAGS:] in (b"", b"\0"):
         # Without a lock, which would keep a run that goes on from writing.
         return h5py.File(path, "r", libver="latest", locking=False)
-    return h5py.File(path, "r", libver="latest", swmr=True, locking="best-effort")
+    access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
+    access.set_libver_bounds(h5py.h5f.LIBVER_LATEST, h5py.h5f.LIBVER_LATEST)
+    access.set_file_locking(True, True)
+    _limit_attempts(access)
+    flags = h5py.h5f.ACC_RDONLY | h5py.h5f.ACC_SWMR_READ
+    return h5py.File(h5py.h5f.open(os.fsencode(path), flags, fapl=access))
+
+
+def _limit_attempts(access: h5py.h5p.PropFAID) -> None:
+    """Let HDF5 try to read metadata a few times only. By default it is a hundred, each after twice the last pause.
+
+    Of a record that is damaged, as a host that lost its power may leave it, that would be for ever. h5py has no name
+    for the property, but its own module has been linked to the library's function.
+    """
+    library = ctypes.CDLL(h5py.h5p.__file__)
+    if (function := getattr(library, "H5Pset_metadata_read_attempts", None)) is not None:
+        function.argtypes, function.restype = (ctypes.c_int64, ctypes.c_uint), ctypes.c_int
+        function(access.id, HDF5_ATTEMPTS)
 
 
 def _check_format(path: Path, file: h5py.File) -> None:
