@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hpcopt.comm.alike import first_difference
 from hpcopt.data.batches import check_batch
 from hpcopt.data.dataset import DataSet, Part
 from hpcopt.data.options import INPUTS, DataOptions
@@ -243,20 +244,19 @@ def _check_shards(shards: list[Shard], source: Source, comm: Communicator) -> No
 
 def _refuse_differences(facts: dict[str, object], source: Source, comm: Communicator) -> None:
     """Refuse ranks of which one knows something else than rank 0. *Collective*."""
-    everyone = comm.allgather_objects(facts, label="data")
+    found = first_difference(comm, facts, "data")
+    if found is None:
+        return
     advice = (
         "A data function must give the same kind of samples and the same parts on every rank."
         if "function" in source.facts
         else "Put the same files on every machine, or in a folder that all of them see."
     )
-    for what, expected in everyone[0].items():
-        for rank, found in enumerate(everyone):
-            if found.get(what, expected) != expected:
-                raise UsageError(
-                    f"The ranks see different data: of {source.train.name!r}, {what} is {expected} on rank 0, but"
-                    f" {found[what]} on rank {rank}. {advice}",
-                    collective=True,
-                )
+    raise UsageError(
+        f"The ranks see different data: of {source.train.name!r}, {found.what} is {found.first} on rank 0, but"
+        f" {found.other} on rank {found.rank}. {advice}",
+        collective=True,
+    )
 
 
 def _refuse_not_finite(shard: Shard) -> None:

@@ -65,7 +65,8 @@ class APTS(AveragingOptimizer):
             check_constants("APTS", weight_decay, full_batch)
             self._solver = make_solver("apts", {**options, "preset": preset})
             tensors = ParameterTensors(self.param_groups[0]["params"])
-        check_alike(self.comm, (tensors.size, str(tensors.dtype), self._solver, weight_decay, full_batch))
+        same = {"parameters": tensors.size, "precision": str(tensors.dtype), "options": self._solver}
+        check_alike(self.comm, {**same, "weight_decay": weight_decay, "full_batch": full_batch})
         self._full_batch, self._steps, self._samples = full_batch, 0, -1
         self._changed, self._own_unknown = False, False
         self._evaluation = ClosureEvaluation(tensors)

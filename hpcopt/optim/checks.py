@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from hpcopt.checks import is_number
+from hpcopt.comm.alike import first_difference
 from hpcopt.comm.communicator import Communicator
 from hpcopt.errors import UsageError
 
@@ -19,16 +22,15 @@ def check_constants(method: str, weight_decay: object, full_batch: object) -> No
         raise UsageError(f"{method}: full_batch = {full_batch!r} must be True or False")
 
 
-def check_alike(comm: Communicator, facts: tuple[object, ...]) -> None:
-    """Refuse different optimisers on different ranks. *Collective*.
+def check_alike(comm: Communicator, facts: Mapping[str, object]) -> None:
+    """Refuse optimisers that are not the same on all ranks, by their ``facts`` in words. *Collective*.
 
     Raises:
         UsageError: on all ranks, naming the first that differs from rank 0.
     """
-    found = comm.allgather_objects(facts)
-    if other := next((rank for rank, theirs in enumerate(found) if theirs != found[0]), 0):
+    if found := first_difference(comm, facts, "objects"):
         raise UsageError(
-            f"rank 0 and rank {other} have different optimisers (parameters, precision, options): {found[0]} and "
-            f"{found[other]}. Build the same model and give the same options on all ranks",
+            f"rank 0 and rank {found.rank} have different optimisers: {found.what}: {found.first} and {found.other}. "
+            "Build the same model and give the same options on all ranks",
             collective=True,
         )

@@ -56,7 +56,8 @@ class ModelOptimizer(OneVectorOptimizer):
             self._solver = self._make({**options, "preset": preset})
         sizes = [tuple(p.shape) for p in model.parameters() if p.requires_grad]
         dtypes = sorted({str(p.dtype) for p in model.parameters()})
-        check_alike(self.comm, (sizes, dtypes, self._solver, weight_decay, full_batch, micro_batch, seed))
+        same = {"shapes": sizes, "precisions": dtypes, "options": self._solver, "weight_decay": weight_decay}
+        check_alike(self.comm, {**same, "full_batch": full_batch, "micro_batch": micro_batch, "seed": seed})
         self._full_batch, self._steps, self._samples, self._changed = full_batch, 0, -1, False
         with torch.no_grad():
             self._objective = ModelObjective(model, loss_fn, self.comm, weight_decay, micro_batch, seed)

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
+from hpcopt.comm.alike import first_difference
 from hpcopt.comm.communicator import Communicator
 from hpcopt.errors import UsageError, nearest
 from hpcopt.kernels.interface import ACTIVATIONS
@@ -108,15 +109,12 @@ def check_same(comm: Communicator, options: Mapping[str, object]) -> None:
     Raises:
         UsageError: on all ranks.
     """
-    first, *others = comm.allgather_objects({name: repr(value) for name, value in options.items()}, label="samples")
-    for rank, given in enumerate(others, start=1):
-        for name, value in given.items():
-            if value != first[name]:
-                raise UsageError(
-                    f"{name} is {first[name]} on rank 0 and {value} on rank {rank}: a network that is cut over the "
-                    "ranks needs the same options on all of them.",
-                    collective=True,
-                )
+    if found := first_difference(comm, {name: repr(value) for name, value in options.items()}, "samples"):
+        raise UsageError(
+            f"{found.what} is {found.first} on rank 0 and {found.other} on rank {found.rank}: a network that is cut "
+            "over the ranks needs the same options on all of them.",
+            collective=True,
+        )
 
 
 def own_inputs(inputs: Array, layout: NetworkLayout, rank: int) -> torch.Tensor:
