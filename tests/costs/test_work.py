@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -125,16 +126,22 @@ def test_operations_of_normal_equations_are_those_of_the_products_of_rows(
 
 @pytest.mark.skipif(compiled_lags() is None, reason="the sums are not compiled")
 def test_operations_of_a_transposed_convolution_are_those_of_its_lags(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Five lags, in nine pieces of the inputs; four blocks of four taps, ten pairs of which each, and 12 positions."""
+    """Five lags, in nine pieces of the inputs; four blocks of four taps, of which each is in pairs, and 12 positions.
+
+    On an axis a tap that begins at the first input sees all three pieces, the one before or behind it two. Of four taps
+    in their order the first takes part as the first one in four pairs, the next in three, two and one.
+    """
     made, sums = [], CompiledLags.sums
 
-    def counted(self: CompiledLags, *given: Any) -> torch.Tensor:
+    def counted(self: CompiledLags, *given: Any) -> tuple[torch.Tensor, torch.Tensor]:
         found = sums(self, *given)
-        made.append(tuple(found.shape))
+        made.append(tuple(found[0].shape))
         return found
 
     monkeypatch.setattr(CompiledLags, "sums", counted)
     said = normal_equations("decoder")
     assert made == [(5, 9, 3, 3)]
-    products, pairs, seen = 5 * 12 * SAMPLES, 40 * 45, 4 * 4 * 12 * SAMPLES
-    assert said == 2 * 9 * (products + pairs) + 4 * seen * 3 * 2
+    products, seen, pieces = 5 * 12 * SAMPLES, 4 * 4 * 12 * SAMPLES, ((2, 3), (3, 2))
+    taken = [[a * b for a, b in product(down, across)] for down, across in product(pieces, pieces)]
+    added = sum(pairs * own for block in taken for pairs, own in zip((4, 3, 2, 1), block, strict=True))
+    assert said == 9 * (2 * products + added) + 4 * seen * 3 * 2

@@ -62,6 +62,7 @@ class LagProducts:
         self._edges = [[cut + margin[0] for cut in own] for own, margin in zip(self._cuts, self._margins, strict=True)]
         self._table = self._outputs(axes)
         self._pieces = (len(self._cuts[0]) - 1) * (len(self._cuts[1]) - 1)
+        self._added = sum(len(self._inside(pair)) for pair in every)
         self._grams = [number for both in zip(self._blocks, by_block, strict=True) for number in self._taken(*both)]
 
     def pays(self, samples: float) -> bool:
@@ -70,7 +71,7 @@ class LagProducts:
 
     def operations(self, samples: float, outputs: int) -> float:
         """Those of ``normal``: products of every lag, sums of them for every pair, and twice what all outputs see."""
-        products = 2 * samples * len(self._lags) * self._size[0] * self._size[1] + len(self._grams)
+        products = 2 * samples * len(self._lags) * self._size[0] * self._size[1] + self._added
         seen = sum(
             down.positions * across.positions * len(own)
             for (down, across), own in zip(self._blocks, self._columns, strict=True)
