@@ -14,12 +14,16 @@ if TYPE_CHECKING:
 MAX_INFERRED_CLASSES = 100
 """A column of integers with more different values than this is taken for a quantity, not for labels."""
 
+EXACT = 2.0**53
+"""Beyond it float64 does not hold every whole number, and nobody numbers classes so."""
+
 
 def integers(targets: np.ndarray) -> bool:
-    """Whether there is one target a sample and all of them are whole numbers."""
+    """Whether there is one target a sample and all are whole numbers, none beyond what float64 holds exactly."""
     if targets.ndim != 1:
         return False
-    return targets.dtype.kind in "biu" or bool(np.all(np.isfinite(targets) & (targets == np.round(targets))))
+    whole = targets.dtype.kind in "biu" or bool(np.all(np.isfinite(targets) & (targets == np.round(targets))))
+    return whole and not (targets.size and max(-float(targets.min()), float(targets.max())) > EXACT)
 
 
 def distinct_labels(targets: np.ndarray, comm: Communicator) -> np.ndarray | None:

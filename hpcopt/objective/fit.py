@@ -45,9 +45,11 @@ def check_fit(shard: Shard) -> tuple[int, bool]:
         return 0, False
     was_training = shard.module.training
     try:
-        with torch.no_grad():
+        with torch.enable_grad():
             outputs = shard.module.eval()(shard.inputs[:1])
             _check_outputs(shard.module, outputs)
+            _check_gradient(shard.module, outputs)
+        with torch.no_grad():
             draws = _draws(shard)
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         raise UsageError(
@@ -69,6 +71,15 @@ def _check_outputs(module: torch.nn.Module, outputs: object) -> None:
             f"the model {type(module).__name__} returned {found} for one sample, but it must return one tensor whose "
             "first dimension is that of the samples. A model that squeezes its outputs does so with squeeze(-1), which "
             "leaves that dimension."
+        )
+
+
+def _check_gradient(module: torch.nn.Module, outputs: torch.Tensor) -> None:
+    """Refuse outputs that torch cannot differentiate: nothing would be trained, and nobody told."""
+    if not outputs.requires_grad and any(p.requires_grad for p in module.parameters()):
+        raise UsageError(
+            f"the outputs of the model {type(module).__name__} have no gradient in its parameters: somewhere in its "
+            "forward pass it uses detach, torch.no_grad, item or numpy. Leave that out, so that it can be trained"
         )
 
 

@@ -18,6 +18,8 @@ from hpcopt.errors import UsageError
         (np.arange(100), "classification"),
         (np.arange(101), "regression"),
         (np.array([0.0, 0.5]), "regression"),
+        (np.array([0.0, 1e19]), "regression"),
+        (np.array([0, 2**60]), "regression"),
         (np.zeros((4, 2)), "regression"),
     ],
 )

@@ -243,6 +243,15 @@ class TestWhatDoesNotFit:
         with pytest.raises(UsageError, match=f"the model Changed returned {found} for one sample"):
             sharded(comm, "squared", Changed(small_network()))
 
+    def test_outputs_without_a_gradient(self, comm: Communicator) -> None:
+        class Detached(torch.nn.Sequential):
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                outputs: torch.Tensor = super().forward(x)
+                return outputs.detach()
+
+        with pytest.raises(UsageError, match="the outputs of the model Detached have no gradient in its parameters"):
+            sharded(comm, "squared", Detached(small_network()))
+
     def test_a_single_sample_for_batch_normalisation(self, comm: Communicator) -> None:
         objective = sharded(comm, model=small_network(batch_norm=True), micro_batch=SAMPLES - 1)
         for evaluate in (objective.value, objective.value_and_gradient):
