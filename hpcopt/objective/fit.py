@@ -8,6 +8,7 @@ import torch
 from hpcopt.checks import is_number, is_whole
 from hpcopt.errors import UsageError
 from hpcopt.objective.shard import Shard
+from hpcopt.objective.stochastic import evaluation
 
 
 def on(array: torch.Tensor | np.ndarray, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
@@ -43,10 +44,9 @@ def check_fit(shard: Shard) -> tuple[int, bool]:
         )
     if not len(shard.inputs):
         return 0, False
-    was_training = shard.module.training
     try:
-        with torch.enable_grad():
-            outputs = shard.module.eval()(shard.inputs[:1])
+        with evaluation(shard.module), torch.enable_grad():
+            outputs = shard.module(shard.inputs[:1])
             _check_outputs(shard.module, outputs)
             _check_gradient(shard.module, outputs)
         with torch.no_grad():
@@ -56,8 +56,6 @@ def check_fit(shard: Shard) -> tuple[int, bool]:
             f"the model {type(shard.module).__name__} does not take a sample of shape {tuple(shard.inputs.shape[1:])}: "
             f"{error}. The first layer must fit the data"
         ) from error
-    finally:
-        shard.module.train(was_training)
     shard.loss.check(outputs, shard.targets)
     return int(outputs.shape[-1]), draws
 
@@ -85,8 +83,9 @@ def _check_gradient(module: torch.nn.Module, outputs: torch.Tensor) -> None:
 
 def _draws(shard: Shard) -> bool:
     """Whether the model draws random numbers in training, as two samples show."""
-    shard.module.train()
-    try:
-        return shard.stochastic.drew(lambda: shard.module(shard.inputs[:2]), shard.inputs.device)
-    except UsageError:  # batch normalisation refuses a single sample: assume the worse
-        return True
+    with evaluation(shard.module):
+        shard.module.train()
+        try:
+            return shard.stochastic.drew(lambda: shard.module(shard.inputs[:2]), shard.inputs.device)
+        except UsageError:  # batch normalisation refuses a single sample: assume the worse
+            return True

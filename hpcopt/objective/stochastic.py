@@ -7,7 +7,7 @@ first gradient of that batch (of its first micro-batch), as they would in a firs
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
@@ -17,6 +17,18 @@ from hpcopt.random import key64
 
 _NOTHING_TO_HOLD = nullcontext()
 _NORMS = (torch.nn.modules.batchnorm._BatchNorm, torch.nn.modules.instancenorm._InstanceNorm)
+
+
+@contextmanager
+def evaluation(module: torch.nn.Module) -> Iterator[None]:
+    """Within this block the module is in evaluation mode; each part of it is left in the mode it was found in."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
 
 
 class StochasticState:
@@ -79,6 +91,35 @@ class StochasticState:
             if update:
                 self._last_updated = key
             if not update or not self._finite():
+                self._restore(before)
+
+    @property
+    def runs(self) -> bool:
+        """Whether evaluations depend on running statistics."""
+        return bool(self._norms)
+
+    @torch.no_grad()
+    def estimate(self, module: torch.nn.Module, pieces: Sequence[torch.Tensor]) -> None:
+        """Make the running statistics those of the module as it is, without dropout: the means over ``pieces``.
+
+        A mean of iterates does not have the statistics that these left behind. Normalisations that the user has put in
+        evaluation stay as they are, and so do all if some number is not finite.
+        """
+        moving = [norm for norm in self._norms if norm.training]
+        before = [buffer.clone() for norm in self._norms for buffer in norm.buffers()]
+        momenta = [norm.momentum for norm in moving]
+        try:
+            with evaluation(module):
+                for norm in moving:
+                    norm.train()
+                    norm.reset_running_stats()
+                    norm.momentum = None
+                for piece in pieces:
+                    module(piece)
+        finally:
+            for norm, momentum in zip(moving, momenta, strict=True):
+                norm.momentum = momentum
+            if not self._finite():
                 self._restore(before)
 
     def drew(self, evaluate: Callable[[], object], device: torch.device) -> bool:

@@ -8,6 +8,7 @@ recomputed at the present theta they would not brake W, and training diverges at
 
 W follows the last batches and is noisy, and so is theta. What is evaluated is a running mean, with W solved on all
 samples at the end of an epoch, and the loss that is left tells how fast theta may move (``hpcopt.solvers.epoch_rate``).
+Running statistics of a normalisation are then estimated anew: iterates leave others behind than their mean has.
 With that W more memory gained nothing where it was tried (``benchmarks/results/slimtrain-cdr.md``).
 """
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -23,6 +22,7 @@ from hpcopt.objective.reductions import tell
 from hpcopt.objective.separable.last_layer import LastLayer
 from hpcopt.objective.separable.protocol import Few, Normal, Rows
 from hpcopt.objective.shard import Evaluated, Shard
+from hpcopt.objective.stochastic import evaluation
 
 if TYPE_CHECKING:
     from hpcopt.objective.data_parallel import DataParallelObjective
@@ -73,7 +73,10 @@ class SeparableModel:
 
     def everything(self, w: Vector) -> BatchFeatures:
         """The features of all training samples at w (n,), as they are evaluated; residuals are -C. *Collective*."""
-        objective = self._objective
+        objective, shard = self._objective, self._objective.shard
+        if shard.stochastic.runs:
+            shard.guarded(lambda: self._estimate(shard, w), lambda: None)
+            objective.work.values += 1.0
         objective.model.synchronize_buffers()
         objective.work.values += 1.0
         weights = torch.zeros(self.outputs, self.width, dtype=torch.float64)
@@ -120,6 +123,14 @@ class SeparableModel:
     def _agree_on_positions(self) -> None:
         """How many the outputs of a sample have, from a rank that has seen one; 0 as long as none has. *Collective*."""
         self._positions = int(self._comm.reduce_scalars([self.layer.positions], op="max", label="samples")[0])
+
+    def _estimate(self, shard: Shard, w: Vector) -> None:
+        """Let the running statistics be those of this rank's samples at w (n,)."""
+        samples, _ = shard.evaluated()
+        if len(samples) > 1:  # one alone has no variance
+            shard.prepare(w)
+            pieces = samples.tensor_split(-(-len(samples) // chunk_of(samples, shard.micro_batch)))
+            shard.stochastic.estimate(shard.module, pieces)
 
     @torch.no_grad()
     def _try(self, shard: Shard) -> None:
@@ -249,14 +260,3 @@ class EvaluatedFeatures(BatchFeatures):
 def _both(one: Normal, other: Normal) -> Normal:
     """Those of the rows of both."""
     return Normal(one.gram + other.gram, one.cross + other.cross, one.square + other.square)
-
-
-@contextmanager
-def evaluation(module: torch.nn.Module) -> Iterator[None]:
-    """Within this block the module is in evaluation mode."""
-    training = module.training
-    module.eval()
-    try:
-        yield
-    finally:
-        module.train(training)
