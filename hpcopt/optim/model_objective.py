@@ -47,6 +47,7 @@ class CopiedParameters(FlatParameters):
         self.names, self.tensors = [name for name, _ in named], [p for _, p in named]
         self.shapes, self.counts, self.size = self._written.shapes, self._written.counts, self._written.size
         self.dtype, self.device = self._written.dtype, self._written.device
+        # All are kept, so that no new one gets the number in memory of one that is gone.
         self._all, self._form = list(model.parameters()), _form(model)
 
     def check_model(self, model: torch.nn.Module) -> None:
