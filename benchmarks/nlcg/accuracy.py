@@ -3,7 +3,7 @@
     python benchmarks/nlcg/accuracy.py --root DIR [--problems mnist full cifar10] [--seeds 0 1 2] [--ranks 2]
 
 Three problems: MNIST with batches of 10,000 and with the full batch, and CIFAR-10 with batches of 10,000, each with
-the network of its job file. NLCG has its defaults. Adam, SGD with momentum 0.9 and LARS run at each of five constant
+the network of its job file. NLCG has its defaults. Adam, SGD with momentum 0.9 and LARS run at each of several constant
 rates for --patience times the work of NLCG, and the best rate is chosen by the very test accuracy that is compared;
 L-BFGS has its defaults. All minimise the same loss on the same batches with the same ranks. Accuracy at some work, in
 gradient equivalents, or after some seconds of training, without evaluations, is that of the last evaluation before, of

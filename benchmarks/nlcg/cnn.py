@@ -3,7 +3,7 @@
     python benchmarks/nlcg/cnn.py --root DIR [--batches 1024 4096 16384 full] [--epochs 20] [--seeds 0 1 2] [--ranks 2]
 
 CIFAR-10 with the network of jobs/cifar10-cnn-nlcg.toml. NLCG has its defaults; Adam, SGD with momentum 0.9 and LARS run
-at each of five constant rates, of which the best is chosen by the very test accuracy that is compared; L-BFGS has its
+at each of several constant rates, the best chosen by the very test accuracy that is compared; L-BFGS has its
 defaults. All are compared at the work of --epochs epochs of gradient descent, of which NLCG makes about half; accuracy
 is that of the last evaluation before. ``--limit`` takes the first images only, and batches of at least so many are the
 full batch; with few images an iteration of NLCG costs more, since up to 2,000 of them make its factors. ``--methods``
