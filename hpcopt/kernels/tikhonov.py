@@ -68,6 +68,37 @@ class CompiledStep:
         return found[: t * m + 4]
 
 
+class CompiledResiduals:
+    """Loss and gradient of a linear layer in one call.
+
+    Args:
+        library: the compiled functions.
+    """
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._function = library.few_residuals
+
+    def __call__(
+        self, features: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, scale: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Half the sum of the squared residuals, (), and ``scale`` times its gradient in the features.
+
+        Args:
+            features: (n, ..., width), contiguous, in float64 on the processor.
+            targets: t numbers for each row of these, likewise.
+            weights: W (t, width), or with the column of the bias, likewise.
+            scale: see above.
+        """
+        width, (t, m) = features.shape[-1], weights.shape
+        loss, gradient = torch.empty((), dtype=torch.float64), torch.empty_like(features, requires_grad=False)
+        given = features, targets, weights, gradient, loss
+        check_arguments(torch.float64, loss.device, *given)
+        sizes = (ctypes.c_int64 * 4)(features.numel() // width, width, t, m)
+        addresses = (ctypes.c_void_p * 5)(*(each.data_ptr() for each in given))
+        self._function(addresses, sizes, (ctypes.c_double * 1)(scale))
+        return loss, gradient
+
+
 class CompiledBlocks:
     """A step in one call from the Gram matrices of blocks that meet in the bias.
 
@@ -126,3 +157,10 @@ def compiled_step() -> CompiledStep | None:
     """The compiled step, if there is one."""
     library = compiled_library()
     return None if isinstance(library, str) else CompiledStep(library)
+
+
+@cache
+def compiled_residuals() -> CompiledResiduals | None:
+    """The compiled loss and gradient of a linear layer, if there are any."""
+    library = compiled_library()
+    return None if isinstance(library, str) else CompiledResiduals(library)

@@ -238,10 +238,10 @@ class Bounds:
         """
         if not self.negative:
             return _geometric(self.least, self.most, self.count)
-        end = min(damping / 2, self.most)
-        positive = _geometric(min(SMALLEST_TRIAL, end), end, max(1, self.count // 2))
+        end, (signs, exponents) = min(damping / 2, self.most), _both_signs(max(1, self.count // 2))
+        low = min(SMALLEST_TRIAL, end)
         # Where Lambda would fall below its bound, so much larger that it does not.
-        trials: Array = np.maximum(np.concatenate([-positive[::-1], positive]), self.least - damping)
+        trials: Array = np.maximum(signs * (low * (end / low) ** exponents), self.least - damping)
         return trials
 
     def unmoved(self, damping: float) -> float:
@@ -287,3 +287,10 @@ def _geometric(low: float, high: float, count: int) -> Array:
 @lru_cache(maxsize=8)
 def _exponents(count: int) -> Array:
     return np.linspace(0.0, 1.0, count)
+
+
+@lru_cache(maxsize=8)
+def _both_signs(count: int) -> tuple[Array, Array]:
+    """Signs and exponents of ``count`` negative numbers, ascending, and of as many positive ones."""
+    signs, exponents = np.repeat([-1.0, 1.0], count), _exponents(count)
+    return signs, np.concatenate([exponents[::-1], exponents])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from hpcopt.kernels.tikhonov import MOST_ROWS, CompiledBlocks, CompiledStep
+from hpcopt.kernels.tikhonov import MOST_ROWS, CompiledBlocks, CompiledResiduals, CompiledStep
 from hpcopt.linalg.sampled_blocks import SampledBlocks
 from hpcopt.linalg.sampled_tikhonov import FLAT, LEAST_FREEDOM, Bounds, SampledTriangle, best, cross_validation
 
@@ -93,6 +93,26 @@ def test_rows_may_lie_anywhere_but_weights_of_single_precision_are_refused(step:
     torch.testing.assert_close(taken(step, whole[:, :17], whole[:, 17:], w, 0.5), taken(step, f, right, w, 0.5))
     with pytest.raises(ValueError, match="takes contiguous ones"):
         taken(step, f, right, w.float(), 0.5)
+
+
+@pytest.mark.parametrize("bias", [0, 1])
+@pytest.mark.parametrize("rows", [(5,), (2, 3), (0,)])
+def test_residuals_are_those_of_a_linear_layer(library: Path, bias: int, rows: tuple[int, ...]) -> None:
+    drawn = np.random.default_rng(3).standard_normal
+    features, targets = torch.from_numpy(drawn((*rows, 7))).requires_grad_(), torch.from_numpy(drawn((*rows, 3)))
+    w = torch.from_numpy(drawn((3, 7 + bias)))
+    outputs = torch.nn.functional.linear(features, w[:, :7], w[:, 7] if bias else None)
+    expected = (outputs - targets).square().sum() / 2
+    (gradient,) = torch.autograd.grad(expected, features)
+    loss, found = CompiledResiduals(ctypes.CDLL(str(library)))(features, targets, w, 0.5)
+    torch.testing.assert_close(loss, expected.detach(), rtol=1e-14, atol=1e-14)
+    torch.testing.assert_close(found, 0.5 * gradient, rtol=1e-14, atol=1e-14)
+
+
+def test_residuals_of_targets_of_single_precision_are_refused(library: Path) -> None:
+    f, right, w = draw(5, 17, 3)
+    with pytest.raises(ValueError, match="takes contiguous ones"):
+        CompiledResiduals(ctypes.CDLL(str(library)))(f, right.float(), w, 0.5)
 
 
 class Blocks:

@@ -119,3 +119,23 @@ ON_EVERY_PROCESSOR void tikhonov_few_rows(double *const *arrays, const count *si
     out += t * m;
     out[0] = damping, out[1] = n == m ? smallest : 0, out[2] = largest, out[3] = square;
 }
+
+// Features (n, width) with W (t, m), whose last column is of the bias if that is one more: half the sum of the squares of
+// what is left of the targets (n, t), and its gradient in the features (n, width), times a scale.
+// arrays: features, targets, W, the gradient and the sum (1,). sizes: n, width, t, m.
+ON_EVERY_PROCESSOR void few_residuals(double *const *arrays, const count *sizes, const double *numbers) {
+    count n = sizes[0], width = sizes[1], t = sizes[2], m = sizes[3];
+    const double *features = arrays[0], *targets = arrays[1];
+    double *gradient = arrays[3], square = 0;
+    for (count i = 0; i < n; ++i, features += width, gradient += width) {
+        const double *row = arrays[2];
+        for (count c = 0; c < width; ++c) gradient[c] = 0;
+        for (count o = 0; o < t; ++o, row += m) {
+            double left = product(features, row, width) + (m > width ? row[width] : 0) - *targets++, by = numbers[0] * left;
+            square += left * left;
+#pragma omp simd
+            for (count c = 0; c < width; ++c) gradient[c] += by * row[c];
+        }
+    }
+    *arrays[4] = square / 2;
+}

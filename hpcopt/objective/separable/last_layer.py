@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import torch
 
 from hpcopt.errors import UsageError
+from hpcopt.kernels.tikhonov import MOST_ROWS, compiled_residuals
 from hpcopt.objective.losses import target_values
 from hpcopt.objective.parameters import FlatParameters
 from hpcopt.objective.protocol import Vector
@@ -122,10 +123,9 @@ class LastLayer:
         self, features: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, scale: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Half the squared distance from the targets with W (t, m), and ``scale`` times its gradient in features."""
-        parts, known = (
-            self._parts(weights.to(features)),
-            self._design.residuals(features, targets, weights),
-        )
+        if (both := self._of_few(features, targets, weights, scale)) is not None:
+            return both
+        parts, known = self._parts(weights.to(features)), self._design.residuals(features, targets, weights)
         if known is None:
             residual = self._design.outputs_of(features.detach(), parts["weight"], parts.get("bias"))
             residual.sub_(target_values(residual, targets))
@@ -134,6 +134,16 @@ class LastLayer:
             residual, square = known
             residual, loss = residual.to(features.dtype), torch.tensor(square / 2, dtype=torch.float64)
         return loss, self._design.pulled_back(residual.mul_(scale), parts["weight"], features)
+
+    def _of_few(
+        self, features: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, scale: float
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """The same of a few rows of a linear layer in float64 on the processor, where that is compiled."""
+        linear = isinstance(self._layer, torch.nn.Linear) and features.is_contiguous() and targets.is_contiguous()
+        wide = features.dtype == targets.dtype == torch.float64 and not features.is_cuda
+        if not (linear and wide) or features.numel() > MOST_ROWS * self._design.width:
+            return None
+        return None if (compiled := compiled_residuals()) is None else compiled(features, targets, weights, scale)
 
     def few(self, features: torch.Tensor, targets: torch.Tensor, scale: float) -> Few | None:
         """Features and targets as rows of a linear layer on the processor."""
