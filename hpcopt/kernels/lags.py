@@ -9,12 +9,22 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from functools import cache
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 
 from hpcopt.kernels.compiled import compiled_library
 from hpcopt.kernels.launch import check_arguments
+
+Table: TypeAlias = "ctypes.Array[ctypes.c_int64]"
+
+
+def table_of(numbers: Sequence[int]) -> Table:
+    """Numbers as C takes them: to make that of hundreds takes longer than many a call."""
+    return (ctypes.c_int64 * len(numbers))(*numbers)
+
+
+NOTHING = table_of([])
 
 
 class Residuals(NamedTuple):
@@ -57,7 +67,7 @@ class CompiledLags:
         shape = samples, down[0] + height + down[1], across[0] + width + across[1], channels
         inputs = torch.empty(shape, dtype=torch.float64)
         given = [None, features] if features.dtype == torch.float64 else [features, None]
-        _call(self._inputs, [*given, inputs], [samples, height, width, *down, *across, channels], [])
+        _call(self._inputs, [*given, inputs], [samples, height, width, *down, *across, channels], NOTHING)
         return inputs
 
     def sums(
@@ -79,14 +89,14 @@ class CompiledLags:
         pieces = len(down) - 1, len(across) - 1
         sums = inputs.new_zeros(len(lags), pieces[0] * pieces[1], channels, channels)
         single, sizes = inputs.new_zeros(sums.shape[1:3]), [samples, sample, line, len(lags), *pieces, channels]
-        _call(self._sums, [inputs, sums, single], sizes, [*far, *down, *across])
+        _call(self._sums, [inputs, sums, single], sizes, table_of([*far, *down, *across]))
         return sums, single
 
     def grams(
         self,
         sums: tuple[torch.Tensor, torch.Tensor],
         samples: int,
-        table: Sequence[int],
+        table: Table,
         widths: Sequence[int],
         last: int,
     ) -> list[torch.Tensor]:
@@ -110,7 +120,7 @@ class CompiledLags:
         weights: torch.Tensor,
         bias: torch.Tensor,
         targets: torch.Tensor,
-        table: Sequence[int],
+        table: Table,
         blocks: int,
         *,
         products: bool,
@@ -150,13 +160,10 @@ def _call(
     function: ctypes._NamedFuncPointer,
     arrays: Sequence[torch.Tensor | None],
     sizes: Sequence[int],
-    table: Sequence[int],
+    table: Table,
 ) -> None:
     addresses = [None if each is None else each.data_ptr() for each in arrays]
-    function(
-        (ctypes.c_void_p * len(arrays))(*addresses), (ctypes.c_int64 * len(sizes))(*sizes),
-        (ctypes.c_int64 * len(table))(*table),
-    )  # fmt: skip
+    function((ctypes.c_void_p * len(arrays))(*addresses), table_of(sizes), table)
 
 
 @cache

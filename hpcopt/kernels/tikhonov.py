@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
+from typing import TypeAlias
 
 import torch
 
@@ -20,9 +21,11 @@ MOST_ROWS = 16
 MOST_COLUMNS = 512
 """Above it a matrix does not fit in a nearby cache, and LAPACK's eigenvectors by blocks take less time."""
 
-
 TOGETHER = 8
 """Trials of one operation; LANES of ``arrow.c``."""
+
+Columns: TypeAlias = tuple[tuple[int, ...], ...]
+"""Columns of W of each block."""
 
 
 class CompiledStep:
@@ -113,7 +116,7 @@ class CompiledBlocks:
         self,
         states: Sequence[tuple[torch.Tensor, torch.Tensor]],
         weights: torch.Tensor,
-        columns: Sequence[Sequence[int]],
+        columns: Columns,
         trials: torch.Tensor,
         numbers: Sequence[float],
     ) -> torch.Tensor:
@@ -127,22 +130,26 @@ class CompiledBlocks:
             numbers: |R|^2; Lambda before; N t; the least part of it that counts as free; and the part by which criteria
                 must differ.
         """
-        (t, m), widths = weights.shape, [len(own) for own in columns]
-        most, every = max(widths), -(-trials.shape[0] // TOGETHER) * TOGETHER
-        held = (5 + TOGETHER) * len(widths) + TOGETHER + 2 * t + every * (5 + 6 * t)
-        held += sum(n * (n + 3 + 2 * t) for n in widths) + max(every, 56) * (1 + 3 * most)
+        t, m = weights.shape
+        sizes, held = _sizes(columns, t, m, trials.shape[0])
         found = torch.empty(t * m + 4 + held, dtype=torch.float64)
         given = [weights, trials, *(each.contiguous() for state in states for each in state)]
         check_arguments(torch.float64, found.device, *given)
         out = found.data_ptr()
         first, second, *others = (each.data_ptr() for each in given)
         addresses = first, second, out, out + 8 * (t * m + 4), *others
-        sizes = len(widths), t, m, trials.shape[0] - 1, *widths, *(number for own in columns for number in own)
-        self._function(
-            (ctypes.c_void_p * len(addresses))(*addresses), (ctypes.c_int64 * len(sizes))(*sizes),
-            (ctypes.c_double * 5)(*numbers),
-        )  # fmt: skip
+        self._function((ctypes.c_void_p * len(addresses))(*addresses), sizes, (ctypes.c_double * 5)(*numbers))
         return found[: t * m + 4]
+
+
+@lru_cache(maxsize=16)
+def _sizes(columns: Columns, t: int, m: int, trials: int) -> tuple[ctypes.Array[ctypes.c_int64], int]:
+    """What ``CompiledBlocks`` tells of sizes and columns, and the room that it needs, the same in many steps."""
+    widths, every = [len(own) for own in columns], -(-trials // TOGETHER) * TOGETHER
+    held = (5 + TOGETHER) * len(widths) + TOGETHER + 2 * t + every * (5 + 6 * t)
+    held += sum(n * (n + 3 + 2 * t) for n in widths) + max(every, 56) * (1 + 3 * max(widths))
+    sizes = len(widths), t, m, trials - 1, *widths, *(number for own in columns for number in own)
+    return (ctypes.c_int64 * len(sizes))(*sizes), held
 
 
 @cache

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -191,9 +191,14 @@ def plan(form: str, separable: Separable, rows: int, loses: bool) -> Plan:
     """
     if form != "auto":
         return Plan(form == "gather", form != "gram")
-    widths, outputs = [columns.shape[0] for columns in separable.blocks], separable.outputs
-    gather = rows * (max(widths) + outputs) < sum(tsqr.packed_size(width, outputs) for width in widths)
+    gather = _gathers(separable.widths, separable.outputs, rows)
     return Plan(gather, gather or loses)
+
+
+@lru_cache(maxsize=64)
+def _gathers(widths: tuple[int, ...], outputs: int, rows: int) -> bool:
+    """Whether rows are fewer numbers than what is made of them, in blocks of so many columns."""
+    return rows * (max(widths) + outputs) < sum(tsqr.packed_size(width, outputs) for width in widths)
 
 
 def loses(least: float, smallest: float, largest: float, width: int) -> bool:
@@ -296,7 +301,7 @@ def _pack(states: Iterable[tsqr.Triangle]) -> torch.Tensor:
 
 def _unpack(packed: torch.Tensor, separable: Separable) -> list[tsqr.Triangle]:
     """What ``_pack`` made one vector of."""
-    widths, outputs = [len(columns) for columns in separable.blocks], separable.outputs
+    widths, outputs = separable.widths, separable.outputs
     parts = packed.split([tsqr.packed_size(width, outputs) for width in widths])
     return [tsqr.unpack(part, width, outputs) for part, width in zip(parts, widths, strict=True)]
 

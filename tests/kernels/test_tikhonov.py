@@ -136,7 +136,8 @@ class Blocks:
         trials = torch.from_numpy(np.append(BOUNDS.candidates(before), BOUNDS.unmoved(before)))
         numbers = self.square, before, self.count, LEAST_FREEDOM, FLAT
         states = list(zip(self.grams, self.cross, strict=True))
-        return step(states, self.weights, [own[:-1].tolist() for own in self.columns], trials, numbers)
+        columns = tuple(tuple(own[:-1].tolist()) for own in self.columns)
+        return step(states, self.weights, columns, trials, numbers)
 
     def sampled(self) -> SampledBlocks:
         grams, cross = [gram.numpy() for gram in self.grams], [right.numpy().T for right in self.cross]

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from hpcopt.kernels.lags import CompiledLags
+from hpcopt.kernels.lags import CompiledLags, table_of
 from hpcopt.objective.separable.protocol import Normal
 from hpcopt.objective.separable.taps import Axis, Strip
 
@@ -60,10 +60,12 @@ class LagProducts:
         self._cuts = [_cuts(own, n) for own, n in zip(ranges, size, strict=True)]
         self._margins = [_margins(own, n) for own, n in zip(strips, size, strict=True)]
         self._edges = [[cut + margin[0] for cut in own] for own, margin in zip(self._cuts, self._margins, strict=True)]
-        self._table = self._outputs(axes)
+        self._table = table_of(self._outputs(axes))
         self._pieces = (len(self._cuts[0]) - 1) * (len(self._cuts[1]) - 1)
         self._added = sum(len(self._inside(pair)) for pair in every)
-        self._grams = [number for both in zip(self._blocks, by_block, strict=True) for number in self._taken(*both)]
+        self._grams = table_of(
+            [number for both in zip(self._blocks, by_block, strict=True) for number in self._taken(*both)]
+        )
 
     def pays(self, samples: float) -> bool:
         """Whether a pair of taps is put together of fewer sums than there are positions."""

@@ -52,7 +52,8 @@ class SeparableModel:
                 self._try(shard)
         self.width, self.outputs, self.alone = self.layer.width, self.layer.outputs, self._comm.size == 1
         self.blocks, self.bias, self._positions = self.layer.blocks, self.layer.bias, 0
-        self.columns = [own[: len(own) - self.bias].tolist() for own in self.blocks]
+        self.columns = tuple(tuple(own[: len(own) - self.bias].tolist()) for own in self.blocks)
+        self.widths = tuple(map(len, self.blocks))
         self._agree_on_positions()
 
     def weights(self, w: Vector) -> torch.Tensor:

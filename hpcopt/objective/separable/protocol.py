@@ -96,6 +96,7 @@ class Separable(Protocol):
         width: m.
         outputs: t.
         blocks: the columns of each block, int64; where there is a bias, its column is the last of each.
+        widths: how many these are.
         columns: the same as numbers, without that of the bias.
         bias: whether there is one.
         alone: whether there is one rank only.
@@ -104,7 +105,8 @@ class Separable(Protocol):
     width: int
     outputs: int
     blocks: Sequence[torch.Tensor]
-    columns: Sequence[Sequence[int]]
+    widths: tuple[int, ...]
+    columns: tuple[tuple[int, ...], ...]
     bias: bool
     alone: bool
 
