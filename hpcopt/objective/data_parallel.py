@@ -19,7 +19,7 @@ from hpcopt.objective.augmentation import Augment
 from hpcopt.objective.buckets import BucketedGradient
 from hpcopt.objective.curvature.kronecker import KroneckerCurvature
 from hpcopt.objective.curvature.signs import signs
-from hpcopt.objective.figures import squares_from_mean, sums
+from hpcopt.objective.figures import chunk_of, squares_from_mean, sums
 from hpcopt.objective.fit import check_fit, check_options, on
 from hpcopt.objective.linearization import FORWARD_MODES, ImplicitLinearization
 from hpcopt.objective.local import LocalObjective
@@ -293,6 +293,16 @@ class DataParallelObjective(WholeVectors):
             shard.module.train()
         reduced = self.comm.reduce_scalars([figure for part in both for figure in part], label="evaluation")
         return Sums(*reduced[:3]), Sums(*reduced[3:])
+
+    def estimate_statistics(self, w: Vector) -> None:
+        """Let running statistics of normalisations be those of this rank's samples at w (n,). Local."""
+        shard = self.shard
+        samples, _ = shard.evaluated()
+        if not shard.stochastic.runs or len(samples) < 2:  # one alone has no variance
+            return
+        shard.prepare(w)
+        pieces = samples.tensor_split(-(-len(samples) // chunk_of(samples, shard.micro_batch)))
+        shard.guarded(lambda: shard.stochastic.estimate(shard.module, pieces), lambda: None)
 
     def moments(self, targets: torch.Tensor) -> tuple[float, float]:
         """Number of a set's samples, and the sum of squared distances of targets from their mean. *Collective*."""

@@ -137,6 +137,13 @@ class Problem(Objective, Protocol):
         """Over the training set and over the test set (zeros without one). *Collective*, one reduction of scalars."""
         ...
 
+    def estimate_statistics(self, w: Vector) -> None:
+        """Let running statistics of normalisations be those of this rank's samples at w (n,), a mean of iterates.
+
+        These leave others behind. Evaluating and saving average over the ranks. *Collective* as ``Model.bind``.
+        """
+        ...
+
     def moments(self, targets: torch.Tensor) -> tuple[float, float]:
         """Number of a set's samples, and the sum of squared distances of its targets from their mean. *Collective*."""
         ...

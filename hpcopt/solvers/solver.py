@@ -12,11 +12,18 @@ from typing import Protocol, TypeAlias
 
 import torch
 
-from hpcopt.objective.protocol import Batch, Objective
+from hpcopt.objective.protocol import Batch, Objective, Vector
 
 State: TypeAlias = dict[str, torch.Tensor | float | int | bool]
 """Flat and complete: restoring it restores the method. ``state["parameters"]`` is w. Where there is a
 ``state["average"]``, it is the point that is evaluated and delivered instead of w."""
+
+
+def delivered(state: State) -> Vector:
+    """The point that is evaluated and delivered (n,): a mean of iterates where the method keeps one, else w."""
+    point = state.get("average", state["parameters"])
+    assert not isinstance(point, (float, int))
+    return point
 
 
 OTHER_TENSORS = (

@@ -88,6 +88,8 @@ class CheckpointKeeper:
         if snapshot.delivers_best:
             model.restore_buffers(snapshot.best_buffers)
         else:
+            if "average" in snapshot.state:
+                objective.estimate_statistics(snapshot.point)
             model.synchronize_buffers()
         try:
             contents = replicated_contents(objective, self._solver, self._sampler, snapshot)

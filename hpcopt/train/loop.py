@@ -16,7 +16,7 @@ import torch
 from hpcopt.comm.ledger import LedgerTotals
 from hpcopt.objective.problem import Problem
 from hpcopt.objective.protocol import Vector
-from hpcopt.solvers.solver import Solver, State, StepReport, StopReason
+from hpcopt.solvers.solver import Solver, State, StepReport, StopReason, delivered
 from hpcopt.train.agreement import check_agreement
 from hpcopt.train.evaluation import Metrics
 from hpcopt.train.protocol import LEAVE, OUT_OF_TIME, SAVE, Criteria, Keeper, Listener, Result
@@ -205,7 +205,7 @@ class TrainingLoop:
         standing.calls, standing.bytes_moved, standing.seconds_waited = spent[:3]
         standing.work = replace(self.objective.work)
         standing.wall_seconds = time.perf_counter() - self._started
-        point = self._best_parameters if diverged else _point(state)
+        point = self._best_parameters if diverged else delivered(state)
         return Snapshot(
             state,
             point,
@@ -235,7 +235,9 @@ class TrainingLoop:
         started, told = time.perf_counter(), self._seconds_recording
         self._tell_watchdog(f"evaluation after step {self._standing.iterations}")
         times_here = tuple(map(sub, self._times(), self._looked))
-        metrics = self._standing.latest = self._evaluate(_point(state))
+        if "average" in state:
+            self.objective.estimate_statistics(delivered(state))
+        metrics = self._standing.latest = self._evaluate(delivered(state))
         done, times = self._standing.iterations, self.objective.comm.gather_objects(times_here)
         row = self._evaluation_row(metrics, report)
         self._history.append(row)
@@ -309,12 +311,12 @@ class TrainingLoop:
         if standing.iterations == 0 or metrics.score() > standing.best.score():
             standing.best, standing.best_epoch = metrics, self._batches.epochs
             standing.best_iteration = standing.iterations
-            self._best_parameters = _point(state).clone()
+            self._best_parameters = delivered(state).clone()
             self._best_buffers = self.objective.model.copy_buffers()
 
     def _result(self, stop: StopReason, state: State) -> Result:
         diverged, standing = stop is StopReason.NOT_FINITE, self._standing
-        final = self._best_parameters.clone() if diverged else _point(state)
+        final = self._best_parameters.clone() if diverged else delivered(state)
         if diverged:
             self.objective.model.restore_buffers(self._best_buffers)
         self.objective.model.bind(final)
@@ -340,10 +342,3 @@ class TrainingLoop:
             seconds_evaluating=self._seconds_evaluating,
             seconds_recording=self._seconds_recording,
         )
-
-
-def _point(state: State) -> Vector:
-    """What is evaluated and delivered: a mean of iterates where the method keeps one, else w."""
-    point = state.get("average", state["parameters"])
-    assert not isinstance(point, (float, int))
-    return point

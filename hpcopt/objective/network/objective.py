@@ -225,6 +225,9 @@ class NetworkObjective(CutVariables):
         reduced = self.comm.reduce_scalars([figure for part in sums for figure in part], label="evaluation")
         return Sums(*reduced[:3]), Sums(*reduced[3:])
 
+    def estimate_statistics(self, w: Vector) -> None:
+        """Nothing: no layer normalises over samples."""
+
     def moments(self, targets: torch.Tensor) -> tuple[float, float]:
         """Number of a set's samples, and the sum of squared distances of targets from their mean. *Collective*."""
         centred = 0.0

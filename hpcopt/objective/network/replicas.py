@@ -184,6 +184,9 @@ class NetworkReplicas(CutVariables):
         figures = self.sums([*train, *tested], "evaluation")
         return Sums(*figures[:3]), Sums(*figures[3:])
 
+    def estimate_statistics(self, w: Vector) -> None:
+        """Nothing: no layer normalises over samples."""
+
     def moments(self, targets: torch.Tensor) -> tuple[float, float]:
         """Number of a set's samples, and the sum of squared distances of targets from their mean. *Collective*."""
         count, own = squares_from_mean(targets, self.across)

@@ -74,9 +74,9 @@ class SeparableModel:
 
     def everything(self, w: Vector) -> BatchFeatures:
         """The features of all training samples at w (n,), as they are evaluated; residuals are -C. *Collective*."""
-        objective, shard = self._objective, self._objective.shard
-        if shard.stochastic.runs:
-            shard.guarded(lambda: self._estimate(shard, w), lambda: None)
+        objective = self._objective
+        if objective.shard.stochastic.runs:
+            objective.estimate_statistics(w)
             objective.work.values += 1.0
         objective.model.synchronize_buffers()
         objective.work.values += 1.0
@@ -124,14 +124,6 @@ class SeparableModel:
     def _agree_on_positions(self) -> None:
         """How many the outputs of a sample have, from a rank that has seen one; 0 as long as none has. *Collective*."""
         self._positions = int(self._comm.reduce_scalars([self.layer.positions], op="max", label="samples")[0])
-
-    def _estimate(self, shard: Shard, w: Vector) -> None:
-        """Let the running statistics be those of this rank's samples at w (n,)."""
-        samples, _ = shard.evaluated()
-        if len(samples) > 1:  # one alone has no variance
-            shard.prepare(w)
-            pieces = samples.tensor_split(-(-len(samples) // chunk_of(samples, shard.micro_batch)))
-            shard.stochastic.estimate(shard.module, pieces)
 
     @torch.no_grad()
     def _try(self, shard: Shard) -> None:

@@ -163,6 +163,13 @@ class ShardedStateObjective(CutVariables):
         self.model.hold(w, gathered)
         return self.whole.evaluate(gathered, test)
 
+    def estimate_statistics(self, w: Vector) -> None:
+        """Let running statistics of normalisations be those of this rank's samples at w. *Collective*, if any."""
+        if self.whole.shard.stochastic.runs:
+            gathered = self.gather(w)
+            self.model.hold(w, gathered)
+            self.whole.estimate_statistics(gathered)
+
     def moments(self, targets: torch.Tensor) -> tuple[float, float]:
         """Number of a set's samples, and the sum of squared distances of targets from their mean. *Collective*."""
         return self.whole.moments(targets)
